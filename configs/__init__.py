@@ -1,0 +1,1 @@
+"""One file, one runnable claim: `--config=configs/pretrain_cellplm.py:tiny`."""

@@ -1,0 +1,42 @@
+"""The way every command starts and fails: one line for a user's mistake, a traceback only for ours."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+
+def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
+    """Run `main(argv)` under absl (`positional`: it takes plain arguments too); ValueError and OSError end as one line on stderr and exit status 2.
+
+    Set SCFM_TRACEBACK=1 to see the whole traceback of such an error.
+    """
+
+    def guarded(argv: list[str]) -> int | None:
+        try:
+            if len(argv) > 1 and not positional:
+                raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value (see --helpshort)")
+            return main(argv)
+        except (ValueError, OSError) as error:
+            if os.environ.get("SCFM_TRACEBACK"):
+                raise
+            return fail(error)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def fail(error: BaseException) -> int:
+    """Print `error` as one line on stderr and return exit status 2."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        if os.environ.get("SCFM_TRACEBACK"):
+            raise
+        sys.exit(fail(error))

@@ -1,0 +1,1 @@
+"""Downstream tasks, one file each: predict, score, and the simple baselines every score is shown beside."""

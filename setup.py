@@ -1,0 +1,50 @@
+"""Install scfm_jax: five single-cell foundation models, one JAX training stack."""
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "jax>=0.10.2",
+    "flax>=0.12",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.28",
+    "jraph>=0.0.6.dev0",
+    "numpy>=2.0",
+    "scipy>=1.14",
+    "pandas>=2.2",
+    "anndata>=0.12",
+    "zarr>=3.0",
+    "tensorstore>=0.1.70",
+    "ml-collections>=1.0",
+    "absl-py>=2.1",
+    "grain>=0.2.12",
+    "dask[distributed]>=2025.1",
+    "scanpy>=1.11",
+    "scikit-learn>=1.5",
+    "igraph>=0.11",
+    "matplotlib>=3.9",
+    "google-crc32c>=1.5",
+    "safetensors>=0.5",
+    "tensorboard>=2.17",
+    "tqdm>=4.66",
+    "psutil>=5.9",
+]
+
+EXTRAS = {
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+    "convert": ["torch>=2.2"],
+    "census": ["cellxgene-census>=1.17", "tiledbsoma>=1.15"],
+    "wandb": ["wandb>=0.18"],
+    "cuda12": ["jax[cuda12]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+}
+
+setup(
+    name="scfm_jax",
+    version="0.1.0",
+    description="Single-cell foundation models in one JAX/Flax training stack",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["scfm_jax*", "data_pipeline*", "configs*", "experiments*"]),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
