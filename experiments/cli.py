@@ -8,8 +8,9 @@ from absl import app, flags
 
 
 def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
-    """Run `main(argv)` under absl (`positional`: it takes plain arguments too); ValueError and OSError end as one line on stderr and exit status 2.
+    """Run `main(argv)` under absl; ValueError and OSError end as one line on stderr and exit status 2.
 
+    `positional` says that the command takes plain arguments too.
     Set SCFM_TRACEBACK=1 to see the whole traceback of such an error.
     """
 

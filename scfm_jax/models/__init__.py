@@ -3,8 +3,8 @@
 The contract of a model file, held by `tests/test_house.py`:
 
   Model(nn.Module)   fields are exactly the keys of `config.model`; `__call__(inputs, train=False) -> types.Outputs`.
-                     rngs: "params", "dropout", "latent". Collections: "params", "constants" (frozen arrays such as random
-                     features), "buffers" (updated by a forward pass).
+                     rngs: "params", "dropout", "latent". Collections: "params", "constants" (frozen arrays such as
+                     random features), "buffers" (updated by a forward pass).
   SIZES              {model field: name in the run's metadata whose length fills it}, e.g. {"n_genes": "genes"}.
   VARIANTS           {"tiny": {"model": {...}, "inputs": {...}, "loss": {...}}, "paper": ..., "published": ...}.
   prepare(batch, constants, rng, *, step, train, **config.inputs) -> inputs     pure; jitted with the step.
