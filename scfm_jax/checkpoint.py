@@ -13,12 +13,14 @@ numbers of devices and processes.
 Multi-process: all processes call `save` and `restore` with the same arguments; process 0 writes the JSON and renames.
 """
 
+import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -66,9 +68,10 @@ def save(
     leaves = _leaves(state)
     content = {"step": int(step), "leaves": _table(leaves), "meta": dict(meta), "best": best and dict(best)}
     _on_first(lambda: _prepare(directory), f"checkpoint of step {step} in {directory}")
+    error = None
     try:
-        _checkpointer().save(partial / "state", args=ocp.args.PyTreeSave(_nest(_nonempty(leaves))), force=True)
-        error = None
+        with _orbax() as orbax:
+            orbax.save(partial / "state", args=ocp.args.PyTreeSave(_nest(_nonempty(leaves))), force=True)
     except Exception as e:  # Orbax and TensorStore raise many types for a full disk
         error = e
     _on_first(lambda: _commit(partial, final, content, error), f"checkpoint of step {step} in {directory}")
@@ -211,9 +214,8 @@ def _read_state(path: pathlib.Path, content: dict, like: Tree | None) -> Tree:
             else ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
         )
     try:
-        restored = _checkpointer().restore(
-            path, args=ocp.args.PyTreeRestore(item=_nest(items), restore_args=_nest(args))
-        )
+        with _orbax() as orbax:
+            restored = orbax.restore(path, args=ocp.args.PyTreeRestore(item=_nest(items), restore_args=_nest(args)))
         leaves |= _leaves(restored)
         damage = _difference(leaves, table)
     except Exception as error:  # Orbax and TensorStore raise many types for damaged files
@@ -290,8 +292,15 @@ def _table(leaves: dict[str, Any]) -> dict[str, dict]:
     return {n: {"shape": list(a.shape), "dtype": str(a.dtype), "checksum": sums[n]} for n, a in leaves.items()}
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+@contextlib.contextmanager
+def _orbax() -> Iterator[ocp.Checkpointer]:
+    """Yield an Orbax checkpointer whose background threads keep their tracebacks to themselves: we report the error."""
+    logger, silent = logging.getLogger("absl"), lambda record: "orbax" not in record.pathname
+    logger.addFilter(silent)
+    try:
+        yield ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    finally:
+        logger.removeFilter(silent)
 
 
 def _prepare(directory: pathlib.Path) -> None:
@@ -306,7 +315,8 @@ def _commit(partial: pathlib.Path, final: pathlib.Path, content: dict, error: Ex
     """Write meta.json, push everything to disk and name the step; if anything fails remove the partial step."""
     try:
         if error is not None:
-            raise OSError(one_line(error)) from error
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            raise OSError(os.strerror(int(code[1])) if code else one_line(error)) from error
         (partial / "meta.json").write_text(seal(content | {"files": digests(partial / "state")}))
         for root, _, files in os.walk(partial):
             for name in [*files, "."]:

@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
                 print(type(error).__name__, str(error).count("\\n"), "step 2" in str(error))
         print(checkpoint.steps(sys.argv[1]), checkpoint.latest_valid(sys.argv[1]))
     """
-    process = run(code, str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = run(code, str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.communicate()[0].splitlines() == ["OSError 0 True", "OSError 0 True", "[1] 1"]
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
 

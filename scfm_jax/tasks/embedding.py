@@ -1,0 +1,138 @@
+"""How good an embedding is: cell types among the nearest neighbours, and clusters against labels.
+
+`score` is arrays in, floats out. Every score of a model belongs beside its two baselines: `pca`, fifty principal
+components of the log-normalised highly variable genes, and the same scores of a randomly initialised twin of the model.
+
+Leiden's resolution is a choice: `nmi` and `ari` are at resolution 1, chosen without labels; `nmi_best` and `ari_best`
+take, each for itself, the best of 0.1, 0.2, ..., 1.4 *by the labels*, as papers of the field report it (CellPLM, ICLR
+2024), and are therefore optimistic.
+"""
+
+import random
+from collections.abc import Sequence
+
+import igraph
+import numpy as np
+import scipy.sparse as sp
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 15))
+UNLABELLED = {"", "nan", "na", "none", "unknown", "unassigned"}
+METRICS = {
+    "accuracy": "5-NN accuracy",
+    "f1": "5-NN macro-F1",
+    "nmi": "NMI (Leiden, resolution 1)",
+    "ari": "ARI (Leiden, resolution 1)",
+    "nmi_best": "NMI (best resolution by labels)",
+    "ari_best": "ARI (best resolution by labels)",
+    "batch_accuracy": "5-NN accuracy of the batch (lower: better mixed)",
+}
+
+
+def score(
+    embedding: np.ndarray, labels: Sequence, batch: Sequence | None = None, *, seed: int = 0, folds: int = 5
+) -> dict[str, float]:
+    """Score an embedding [n, D] against labels [n]; cells without a label (see `encode`) do not count.
+
+    Args:
+      batch: if given, also `batch_accuracy`: how well the neighbours tell the batch. [n]
+      seed: of the folds and of Leiden.
+      folds: of the cross-validation; types with fewer cells than that do not count.
+
+    Returns:
+      The METRICS, and `cells` and `types`: how many counted.
+
+    Raises:
+      ValueError: the lengths differ, the embedding is not finite, or fewer than two types have enough cells.
+    """
+    embedding = np.asarray(embedding, np.float32)
+    if embedding.ndim != 2 or len(embedding) != len(labels):
+        raise ValueError(f"embedding of shape {embedding.shape} and {len(labels)} labels: one row per label is needed")
+    if not np.isfinite(embedding).all():
+        raise ValueError("the embedding has values that are not finite: it cannot be scored")
+    codes = encode(labels)
+    counted = np.isin(codes, np.flatnonzero(np.bincount(codes[codes >= 0], minlength=1) >= folds))
+    x, y = embedding[counted], codes[counted]
+    if len(np.unique(y)) < 2:
+        raise ValueError(f"labels: fewer than two cell types have {folds} cells or more, so there is nothing to score")
+    scores = {"cells": len(y), "types": len(np.unique(y)), **knn_scores(x, y, seed=seed, folds=folds)}
+    clusterings = {r: leiden(x, resolution=r, seed=seed) for r in RESOLUTIONS}
+    for name, metric in (("nmi", normalized_mutual_info_score), ("ari", adjusted_rand_score)):
+        scores[name] = float(metric(y, clusterings[1.0]))
+        scores[f"{name}_best"] = max(float(metric(y, found)) for found in clusterings.values())
+    if batch is not None:
+        b = encode(batch)[counted]
+        frequent = np.isin(b, np.flatnonzero(np.bincount(b[b >= 0], minlength=1) >= folds))
+        if len(np.unique(b[frequent])) > 1:
+            scores["batch_accuracy"] = knn_scores(x[frequent], b[frequent], seed=seed, folds=folds)["accuracy"]
+    return scores
+
+
+def encode(labels: Sequence) -> np.ndarray:
+    """Return labels as int codes in sorted order, -1 where there is none: None, NaN, or a word of UNLABELLED. [n]"""
+    text = ["" if x is None or x != x else str(x) for x in labels]
+    names = sorted({x for x in text if x.lower() not in UNLABELLED})
+    code = {name: i for i, name in enumerate(names)}
+    return np.array([code.get(x, -1) for x in text], np.int64)
+
+
+def knn_scores(x: np.ndarray, y: np.ndarray, *, seed: int = 0, folds: int = 5, k: int = 5) -> dict[str, float]:
+    """Return accuracy and macro-F1 of a k-nearest-neighbour vote, cross-validated in stratified, seeded folds."""
+    predicted = np.empty_like(y)
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
+        predicted[test] = KNeighborsClassifier(k).fit(x[train], y[train]).predict(x[test])
+    return {"accuracy": float((predicted == y).mean()), "f1": float(f1_score(y, predicted, average="macro"))}
+
+
+def leiden(x: np.ndarray, *, resolution: float = 1.0, seed: int = 0, k: int = 15) -> np.ndarray:
+    """Return Leiden clusters (modularity, igraph) of the k-nearest-neighbour graph of x [n, D], as int [n].
+
+    Edges are weighted by the Jaccard index of the two cells' neighbourhoods (PhenoGraph; Levine et al., Cell 2015).
+    """
+    n = len(x)
+    k = min(k, n - 1)
+    near = sp.csr_matrix(NearestNeighbors(n_neighbors=k).fit(x).kneighbors_graph()) + sp.identity(n, format="csr")
+    shared = (near @ near.T).multiply((near + near.T) > 0).tocoo()
+    upper = shared.row < shared.col
+    weights = shared.data[upper] / (2 * (k + 1) - shared.data[upper])
+    graph = igraph.Graph(n, np.column_stack([shared.row[upper], shared.col[upper]]))
+    igraph.set_random_number_generator(random.Random(seed))
+    found = graph.community_leiden("modularity", weights=weights.tolist(), resolution=resolution, n_iterations=2)
+    return np.asarray(found.membership)
+
+
+def pca(counts: sp.csr_matrix, *, components: int = 50, genes: int = 2000, seed: int = 0) -> np.ndarray:
+    """Return the first principal components [n, components] of the log-normalised variable genes of raw counts."""
+    total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
+    normal = sp.csr_matrix(sp.diags(1e4 / total) @ counts, dtype=np.float32).log1p()
+    x = normal[:, variable_genes(normal, genes)].toarray()
+    components = min(components, *(n - 1 for n in x.shape))
+    return PCA(components, random_state=seed, svd_solver="randomized").fit_transform(x).astype(np.float32)
+
+
+def variable_genes(normal: sp.csr_matrix, n: int, bins: int = 20) -> np.ndarray:
+    """Return the columns, ascending, of the n most variable genes of log1p-normalised values [cells, genes].
+
+    Dispersion (variance over mean of the values before the logarithm) standardised among genes of like mean: the
+    "seurat" flavour of scanpy and of Satija et al., Nature Biotechnology 2015.
+    """
+    raw = normal.expm1()
+    mean = np.asarray(raw.mean(0)).ravel()
+    variance = (np.asarray(raw.multiply(raw).mean(0)).ravel() - mean**2) * normal.shape[0] / max(normal.shape[0] - 1, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dispersion = np.where((mean > 0) & (variance > 0), np.log(variance / mean), np.nan)
+    level = np.log1p(mean)
+    edges = np.linspace(level.min(), level.max(), bins + 1)
+    place = np.clip(np.searchsorted(edges, level, side="left") - 1, 0, bins - 1)
+    standard = np.full(len(mean), -np.inf)
+    for b in range(bins):
+        inside = np.flatnonzero((place == b) & np.isfinite(dispersion))
+        if len(inside) == 1:
+            standard[inside] = 1.0
+        elif len(inside):
+            d = dispersion[inside]
+            standard[inside] = (d - d.mean()) / (d.std(ddof=1) or 1.0)
+    return np.sort(np.argsort(-standard, kind="stable")[:n])
