@@ -20,7 +20,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -78,13 +78,19 @@ def save(
     _on_first(lambda: _prune(directory, step, keep), f"removing old checkpoints in {directory}")
 
 
-def restore(directory: PathLike, like: Tree | None = None, step: int | None = None) -> Restored | None:
+def restore(
+    directory: PathLike, like: Tree | None = None, step: int | None = None, *, only: Collection[str] = ()
+) -> Restored | None:
     """Restore the newest valid step of `directory` (or exactly `step`); None if there is no checkpoint.
 
-    `like`: a tree of arrays or `jax.ShapeDtypeStruct`s of the wanted state. Leaves with a sharding come back as jax
-    arrays laid out by it, on whatever mesh that is; leaves without one, and everything when there is no `like`, as
-    numpy arrays. ValueError in one line if the checkpoint is of another model than `like`, if the step asked for is
-    damaged, or if every step is; FileNotFoundError if the step asked for is not there.
+    Args:
+      like: a tree of arrays or `jax.ShapeDtypeStruct`s of the wanted state. Leaves with a sharding come back as jax arrays
+        laid out by it, on whatever mesh that is; leaves without one, and all when there is no `like`, as numpy arrays.
+      only: without `like`, the top-level entries to read; by default all.
+
+    Raises:
+      ValueError: the checkpoint is of another model than `like`; the step asked for is damaged, or every step is.
+      FileNotFoundError: the step asked for is not there.
     """
     directory = pathlib.Path(directory).absolute()
     found = steps(directory)
@@ -94,7 +100,7 @@ def restore(directory: PathLike, like: Tree | None = None, step: int | None = No
     for candidate in reversed(found) if step is None else [step]:
         try:
             content = _read_content(directory / str(candidate))
-            state = _read_state(directory / str(candidate) / "state", content, like)
+            state = _read_state(directory / str(candidate) / "state", content, like, only)
         except Damaged as damage:
             skipped.append(f"step {candidate}: {damage}")
         else:
@@ -191,9 +197,9 @@ def _read_content(path: pathlib.Path) -> dict[str, Any]:
         raise Damaged(f"meta.json {damage}") from None
 
 
-def _read_state(path: pathlib.Path, content: dict, like: Tree | None) -> Tree:
+def _read_state(path: pathlib.Path, content: dict, like: Tree | None, only: Collection[str]) -> Tree:
     """Restore the arrays of one step onto `like`, checking the files before and every leaf after."""
-    table = content["leaves"]
+    table = {n: row for n, row in content["leaves"].items() if not only or n.split("/")[0] in only}
     wanted = dict.fromkeys(table) if like is None else _leaves(like)
     if like is not None:
         _check_same_model(path.parent, table, wanted)
@@ -215,7 +221,8 @@ def _read_state(path: pathlib.Path, content: dict, like: Tree | None) -> Tree:
         )
     try:
         with _orbax() as orbax:
-            restored = orbax.restore(path, args=ocp.args.PyTreeRestore(item=_nest(items), restore_args=_nest(args)))
+            request = ocp.args.PyTreeRestore(item=_nest(items), restore_args=_nest(args), partial_restore=bool(only))
+            restored = orbax.restore(path, args=request)
         leaves |= _leaves(restored)
         damage = _difference(leaves, table)
     except Exception as error:  # Orbax and TensorStore raise many types for damaged files

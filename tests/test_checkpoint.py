@@ -80,6 +80,7 @@ def test_without_like_a_checkpoint_describes_itself(tmp_path):
     restored = checkpoint.restore(tmp_path).state
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restored))
     assert same(restored["params"], state.params) and same(restored["constants"], state.constants)
+    assert checkpoint.restore(tmp_path, only=("params",)).state.keys() == {"params"}
 
 
 def test_checksum_changes_with_every_single_bit_and_every_exchange():
@@ -270,7 +271,10 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
 
 
 def test_weights_file_round_trip_and_flipped_bits(tmp_path):
-    path, variables = tmp_path / "weights.safetensors", {"params": make_state().params, "constants": make_state().constants}
+    path, variables = (
+        tmp_path / "weights.safetensors",
+        {"params": make_state().params, "constants": make_state().constants},
+    )
     checkpoint.export_weights(path, variables, META)
     back, meta = checkpoint.import_weights(path)
     assert same(back, variables) and meta == META and [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
