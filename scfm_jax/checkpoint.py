@@ -84,8 +84,8 @@ def restore(
     """Restore the newest valid step of `directory` (or exactly `step`); None if there is no checkpoint.
 
     Args:
-      like: a tree of arrays or `jax.ShapeDtypeStruct`s of the wanted state. Leaves with a sharding come back as jax arrays
-        laid out by it, on whatever mesh that is; leaves without one, and all when there is no `like`, as numpy arrays.
+      like: a tree of arrays or `jax.ShapeDtypeStruct`s of the wanted state. Leaves with a sharding come back as jax
+        arrays laid out by it, on whatever mesh; leaves without one, and all when there is no `like`, as numpy arrays.
       only: without `like`, the top-level entries to read; by default all.
 
     Raises:
