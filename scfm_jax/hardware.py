@@ -1,0 +1,73 @@
+"""What the machine can do at most and what a run takes of it: peak FLOP/s, memory."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+PEAK_TFLOPS = {
+    "V100": 125,
+    "T4": 65,
+    "A10G": 70,
+    "A100": 312,
+    "L4": 121,
+    "L40S": 362,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "H200": 989,
+    "GH200": 989,
+    "B200": 2250,
+    "MI250X": 383,
+    "MI300X": 1307,
+    "TPU v2": 45,
+    "TPU v3": 123,
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5p": 459,
+    "TPU v5": 459,
+    "TPU v6 lite": 918,
+    "TPU v6e": 918,
+    "TPU7x": 2307,
+}
+"""Dense bf16 (V100, T4: fp16) matrix TFLOP/s of one device, from the vendors' data sheets, by part of JAX's
+`device_kind`.
+"""
+
+
+@functools.cache
+def peak_flops() -> float | None:
+    """Return the peak FLOP/s of all devices together, None for an accelerator that is not in the table.
+
+    A CPU's peak is measured: the fastest of a few float32 matrix products on this process's cores, however many devices
+    they pose as.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return _measured_matmul() * jax.process_count()
+    names = [name for name in PEAK_TFLOPS if name in device.device_kind]
+    return PEAK_TFLOPS[max(names, key=len)] * 1e12 * jax.device_count() if names else None
+
+
+def memory_bytes() -> int:
+    """Return the largest memory in use so far on this process's first device; on a CPU the resident size of the
+    process.
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return stats.get("peak_bytes_in_use", stats.get("bytes_in_use", 0))
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _measured_matmul(n: int = 1024, repeats: int = 5) -> float:
+    x = jax.device_put(jnp.ones((n, n), jnp.float32), jax.local_devices()[0])
+    product = jax.jit(jnp.matmul).lower(x, x).compile()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)

@@ -1,0 +1,170 @@
+"""What a run writes down: JSON lines always, a progress bar on a terminal, TensorBoard and Weights & Biases.
+
+metrics.jsonl holds what (config, seed, step) determine and nothing else, so two runs of one config are equal byte by
+byte; timing.jsonl holds speeds and memory; tensorboard/ has both, written without TensorFlow.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+Values = Mapping[str, float | None]
+
+
+class Log:
+    """The files of one run. Only the first process of a run has one.
+
+    Args:
+      workdir: where the files are.
+      start: the step the run goes on from; `length`: the length of metrics.jsonl at that step in bytes. What is beyond
+        it was written by steps that are about to be done again.
+      total: steps of the whole run, for the bar.
+      wandb: name of a Weights & Biases project, None for none; it is told the "config" of `metadata`.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        start: int,
+        length: int,
+        total: int,
+        tensorboard: bool = True,
+        wandb: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        workdir = pathlib.Path(workdir)
+        self._metrics = open(workdir / "metrics.jsonl", "ab")  # noqa: SIM115
+        if self._metrics.tell() < length:
+            print(f"warning: {self._metrics.name} is shorter than at step {start}: lines are missing", file=sys.stderr)
+        else:
+            self._metrics.truncate(length)
+        self._timing = open(workdir / "timing.jsonl", "ab")  # noqa: SIM115
+        self._board = EventFileWriter(str(workdir / "tensorboard")) if tensorboard else None
+        if self._board and start:  # TensorBoard forgets the steps that are about to be done again
+            status = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._board.add_event(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=status))
+        self._wandb = _wandb_run(wandb, workdir, metadata or {}) if wandb else None
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._total = total
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step`."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def write(self, step: int, values: Values, timing: Values | None = None) -> None:
+        """Write one line of values, and one of timings where there are any; NaN and infinity become null."""
+        values = {name: _finite(value) for name, value in values.items()}
+        timing = {name: _finite(value) for name, value in (timing or {}).items()}
+        self._metrics.write(f"{json.dumps({'step': step, **values})}\n".encode())
+        if timing:
+            line = json.dumps({"step": step, "time": round(time.time(), 3), **timing})
+            self._timing.write(f"{line}\n".encode())
+        self._metrics.flush()
+        self._timing.flush()
+        known = {name: value for name, value in {**values, **timing}.items() if value is not None}
+        if self._board:
+            self._board.add_event(_event(step, known))
+        if self._wandb:
+            self._wandb.log(known, step=step)
+        self._show(step, known)
+
+    def sync(self) -> int:
+        """Bring everything to disk and return the length of metrics.jsonl in bytes."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        if self._board:
+            self._board.flush()
+        return self._metrics.tell()
+
+    def close(self) -> None:
+        """Finish all files."""
+        self._metrics.close()
+        self._timing.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self, step: int, values: Values) -> None:
+        text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.write(f"step {step}: {text}", file=sys.stderr)
+        else:
+            print(f"step {step}/{self._total} {text}", file=sys.stderr, flush=True)
+
+
+class Clock:
+    """Where the time of a run goes: waiting for data, pauses that are not training (compiling, validating, saving),
+    steps.
+    """
+
+    def __init__(self) -> None:
+        self._restart()
+
+    @contextlib.contextmanager
+    def data(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._data += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Count the time inside not at all."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def count(self, cells: float, tokens: float, flops: float) -> None:
+        """Count what was trained on, and the FLOPs it took, backward passes included."""
+        self._cells, self._tokens, self._flops = self._cells + cells, self._tokens + tokens, self._flops + flops
+
+    def report(self, peak: float | None, memory: int) -> dict[str, float]:
+        """Return the speeds since the last report, and begin anew.
+
+        Args:
+          peak: FLOP/s of all devices at best (None: unknown, so no MFU). memory: bytes in use.
+        """
+        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
+        speeds = {"cells/s": self._cells / seconds, "tokens/s": self._tokens / seconds}
+        if peak:
+            speeds["mfu"] = self._flops / seconds / peak
+        speeds |= {"data_wait": self._data / seconds, "memory_gb": memory / 1e9}
+        self._restart()
+        return speeds
+
+    def _restart(self) -> None:
+        self._start, self._data, self._paused = time.perf_counter(), 0.0, 0.0
+        self._cells = self._tokens = self._flops = 0.0
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _event(step: int, values: Values) -> event_pb2.Event:
+    summary = summary_pb2.Summary(
+        value=[summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    )
+    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+
+
+def _wandb_run(project: str, workdir: pathlib.Path, metadata: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(f"train.wandb={project!r}: wandb is not installed (pip install 'scfm_jax[wandb]')") from None
+    return wandb.init(project=project, dir=workdir, id=workdir.name, resume="allow", config=metadata.get("config"))

@@ -1,0 +1,153 @@
+"""The optimiser of a run: an optax chain, a schedule, and what is frozen, from the keys of `config.optim`."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scfm_jax.sharding import path_name
+from scfm_jax.types import Array
+
+NAMES = ("adamw", "adam", "sgd", "adafactor")
+SCHEDULES = ("constant", "warmup", "warmup_cosine")
+
+
+class Optimizer(NamedTuple):
+    """How gradients change parameters: `params -= schedule(step) * direction`.
+
+    The learning rate is applied outside the optax chain, so that the rate of a step is a function of the step alone and
+    the one that is logged is the one that was used.
+
+    Attributes:
+      transform: gradients -> direction (clipping, moments, weight decay).
+      schedule: step -> learning rate.
+      trained: a bool per parameter, False where it is frozen; None where nothing is.
+      ema: decay of the moving average of the parameters, None for no average.
+    """
+
+    transform: optax.GradientTransformation
+    schedule: optax.Schedule
+    trained: Any = None
+    ema: float | None = None
+
+
+def build(
+    params: Any,
+    *,
+    steps: int,
+    name: str = "adamw",
+    learning_rate: float = 1e-3,
+    schedule: str = "warmup_cosine",
+    warmup_steps: int = 0,
+    decay_steps: int | None = None,
+    final_rate: float = 0.0,
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+    clip_norm: float | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+    ema: float | None = None,
+) -> Optimizer:
+    """Return the optimiser that `config.optim` describes.
+
+    Args:
+      params: the parameters, or their shapes; only paths are looked at.
+      steps: length of the run, the default of `decay_steps`.
+      name: adamw, adam, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by the
+        learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
+      schedule: constant, warmup (linear, then constant) or warmup_cosine (down to `final_rate` times the peak).
+      no_decay: regular expressions of parameter paths that are not decayed.
+      frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
+      clip_norm: largest global gradient norm.
+      momentum: of sgd; `b1`, `b2`, `eps` are Adam's.
+      ema: decay of a moving average of the parameters, which is then what is validated and embedded with.
+    """
+    trained = jax.tree.map(lambda hit: not hit, matches(params, frozen, "optim.frozen")) if frozen else None
+    decayed = jax.tree.map(lambda hit: not hit, matches(params, no_decay, "optim.no_decay"))
+    decay = [optax.add_decayed_weights(weight_decay, mask=_like(decayed))] if weight_decay else []
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    rules = {
+        "adamw": [optax.scale_by_adam(b1, b2, eps), *decay],
+        "adam": [*decay, optax.scale_by_adam(b1, b2, eps)],
+        "sgd": [*decay, optax.trace(momentum)] if momentum else decay,
+        "adafactor": [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decay],
+    }
+    transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")])
+    if trained is not None:
+        transform = optax.masked(transform, trained)
+    return Optimizer(
+        transform, _schedule(schedule, learning_rate, warmup_steps, decay_steps or steps, final_rate), trained, ema
+    )
+
+
+def matches(params: Any, patterns: Sequence[str], option: str) -> Any:
+    """Return a tree of bools: is any of `patterns` found in the leaf's path ("encoder/block_0/query/kernel")?
+
+    Raises:
+      ValueError: a pattern that is found nowhere, or is not a regular expression.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise ValueError(f"{option}: {pattern!r} is not a regular expression ({error})") from None
+        if not found:
+            raise ValueError(f"{option}: {pattern!r} matches no parameter; there are {', '.join(names[:4])}, ...")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.search(pattern, path_name(path)) for pattern in patterns), params
+    )
+
+
+def stop_frozen(optimizer: Optimizer, params: Any) -> Any:
+    """Return `params` with no gradient flowing into the frozen ones."""
+    if optimizer.trained is None:
+        return params
+    return jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, optimizer.trained)
+
+
+def update(optimizer: Optimizer, grads: Any, opt_state: Any, params: Any, step: Array) -> tuple[Any, Any]:
+    """Return (new parameters, new optimiser state) after the update of `step`."""
+    direction, opt_state = optimizer.transform.update(grads, opt_state, params)
+    rate = optimizer.schedule(step)
+    return jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), params, direction), opt_state
+
+
+def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:
+    """Return the moving average one update later; None where there is none."""
+    if optimizer.ema is None:
+        return None
+    return jax.tree.map(lambda a, p: optimizer.ema * a + (1 - optimizer.ema) * p, ema, params)
+
+
+def _schedule(name: str, peak: float, warmup: int, decay: int, final: float) -> optax.Schedule:
+    _known(name, SCHEDULES, "optim.schedule")
+    if name == "constant":
+        return lambda step: jnp.asarray(peak, jnp.float32)
+    if name == "warmup":
+        return optax.warmup_constant_schedule(0.0, peak, max(warmup, 1))
+    if warmup >= decay:
+        raise ValueError(f"optim.warmup_steps={warmup}: must be smaller than the {decay} steps of the schedule")
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, decay, final * peak)
+
+
+def _like(mask: Any) -> Callable[[Any], Any]:
+    """Return `mask` as a function: inside `optax.masked` the tree is larger where parameters are left out."""
+
+    def fit(tree: Any) -> Any:
+        masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+        return jax.tree.map(lambda leaf, hit: leaf if masked(leaf) else hit, tree, mask, is_leaf=masked)
+
+    return fit
+
+
+def _known(name: str, known: Sequence[str], option: str) -> str:
+    if name not in known:
+        raise ValueError(f"{option}={name!r}: must be one of {', '.join(known)}")
+    return name

@@ -1,0 +1,136 @@
+"""Stopping well: SIGTERM or SIGINT at any moment ends in a saved state and exit status 0.
+
+Python runs a signal handler in the main thread only, and only between two bytecodes: a compilation or a read that hangs
+would keep it waiting for minutes. So the work runs in a second thread, and the main thread does nothing but wait for
+the end of the work or for a signal. Between the two lies a `Desk`. The work sits at it while it changes its state (a
+step donates the old state to the new one) and steps away whenever it merely waits: for data, for the compiler, for a
+validation. While it is away the supervisor may take the desk for good and save what lies there.
+
+Several processes must save the same step, so there nobody leaves alone: the work of each votes (`sharding.any_process`)
+and all of them raise `Stopped` at the same step; then the supervisors save together.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESUME = "resume with the same command"
+PATIENCE_S = 1.0
+"""How long stopped work may take to notice before the process ends without it."""
+
+
+class Stopped(Exception):
+    """The work was asked to stop and has reached a point where it can."""
+
+
+class Desk:
+    """Where the work leaves its state in a condition to be saved.
+
+    Attributes:
+      save: saves the state that lies on the desk and returns what to tell the user; None while there is nothing to
+        save.
+      stopping: True once a stop was asked for.
+      shared: True in a run of several processes, which stop together, by vote only.
+    """
+
+    def __init__(self) -> None:
+        self.save: Callable[[], str] | None = None
+        self.stopping = False
+        self.shared = False
+        self._lock = threading.Lock()
+        self._occupied = False
+        self._taken = False
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Sit at the desk: inside, the state changes, except while `away`."""
+        self._sit()
+        try:
+            yield
+        finally:
+            self._rise()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Leave the desk while waiting; the state is not touched meanwhile. Raises Stopped if the desk was taken."""
+        if self.shared:
+            yield
+            return
+        self._rise()
+        yield
+        self._sit()
+
+    def take(self) -> None:
+        """Take the desk for good, as soon as nobody sits at it."""
+        with self._lock:
+            self._taken = True
+
+    def _sit(self) -> None:
+        self._lock.acquire()
+        if self._taken or (self.stopping and not self.shared):
+            self._lock.release()
+            raise Stopped
+        self._occupied = True
+
+    def _rise(self) -> None:
+        if self._occupied:
+            self._occupied = False
+            self._lock.release()
+
+
+def exit_at_once() -> None:
+    """Let SIGTERM and SIGINT end the process with status 0 until `supervise` takes over: nothing is there to save."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: _end(f"nothing to save\n{RESUME}\n"))
+
+
+def supervise(work: Callable[[Desk], None]) -> None:
+    """Run `work(desk)` in a thread and wait for it; on SIGTERM or SIGINT save what lies on the desk.
+
+    Call it from the main thread. What the work raises is raised here. After a signal the function returns if the work
+    ends within PATIENCE_S, else it ends the process with status 0: nothing can interrupt a thread that is inside XLA.
+    """
+    desk, ending = Desk(), []
+
+    def run() -> None:
+        try:
+            work(desk)
+        except BaseException as error:
+            ending.append(error)
+
+    def on_signal(number: int, _frame: object) -> None:
+        if not desk.stopping:
+            _say(f"\n{signal.Signals(number).name}: stopping\n")
+        desk.stopping = True
+
+    previous = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    thread = threading.Thread(target=run, name="work", daemon=True)
+    thread.start()
+    while thread.is_alive() and (desk.shared or not desk.stopping):
+        thread.join(0.1)  # not for ever: handlers run between two waits
+    if ending and not isinstance(ending[0], Stopped):
+        raise ending[0]
+    if ending or thread.is_alive():
+        desk.take()
+        _say(f"{desk.save() if desk.save else 'nothing to save'}\n{RESUME}\n")
+        thread.join(PATIENCE_S)
+        if thread.is_alive():
+            _end()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    os.write(2, text.encode())  # not print: a handler may have interrupted one
+
+
+def _end(text: str = "") -> None:
+    _say(text)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the interrupted code may be inside the stream
+            stream.flush()
+    os._exit(0)
