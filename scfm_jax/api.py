@@ -1,0 +1,272 @@
+"""The door for notebooks: load a trained model, embed cells.
+
+    run = scfm_jax.api.load("runs/cellplm")
+    adata.obsm["X_cellplm"] = run.embed(adata)
+
+Raw counts of any file that `data_pipeline.h5ad` reads are mapped gene by gene onto the genes of the model, and
+`run.mapping.report` says how that went.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipeline import h5ad, vocab
+from scfm_jax import __version__, checkpoint, infer, models
+
+BATCH = 256
+"""Cells that are embedded at a time by models that look at one cell at a time."""
+MAX_CELLS = 16384
+"""Cells of a sample that are embedded at a time by models that look at the whole sample."""
+
+
+@dataclasses.dataclass
+class Run:
+    """A model with its weights, and all that it needs to read any file.
+
+    Attributes:
+      module, model: the model's file (`scfm_jax.models.<name>`) and the network.
+      variables: Flax collections, "params" among them.
+      constants: arrays of the training data that the model may need.
+      meta: metadata of the checkpoint: model, config, genes, classes, step, code version and more.
+      source: where the weights are from, in words.
+      mapping: of the newest `embed`: how the file's genes met the model's.
+      provenance: of the newest `embed`: what was done, JSON-able.
+    """
+
+    module: ModuleType
+    model: nn.Module
+    variables: dict[str, Any]
+    constants: dict[str, Any]
+    meta: dict[str, Any]
+    source: str
+    mapping: vocab.Mapping | None = None
+    provenance: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the model, such as "cellplm"."""
+        return self.meta["model"]
+
+    @property
+    def config(self) -> ConfigDict:
+        """The resolved config of the run."""
+        return ConfigDict(self.meta["config"])
+
+    @property
+    def genes(self) -> list[str]:
+        """The model's genes in the order of its vocabulary. [V]"""
+        return self.meta["genes"]
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Class names of the labels that the model knows: {"batch": [...], ...}."""
+        return self.meta.get("classes", {})
+
+    def embed(
+        self,
+        source: Any,
+        *,
+        layer: str | None = None,
+        raw: bool | None = None,
+        sample_key: str | None = "auto",
+        gene_table: Sequence[str | os.PathLike] = (),
+        min_mapped: float | None = 0.5,
+        max_cells: int = MAX_CELLS,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        say: Callable[[str], None] = print,
+    ) -> np.ndarray:
+        """Return the embedding of every cell of an AnnData or a file, in its order, float32. [n, D]
+
+        Args:
+          layer, raw: where the raw counts are, if not in X.
+          sample_key: obs column that names a cell's tissue sample, for models that look at whole samples; None takes
+            the file as one sample, "auto" takes obs["batch"] if there is one. Models of single cells do not use it.
+          gene_table: files that translate gene names (see `vocab.read_table`).
+          min_mapped: least share of the file's genes that must be genes of the model; None for no limit.
+          max_cells: larger samples are cut into random parts of equal size.
+          seed: of those parts.
+          mesh: devices to spread over, see `sharding.make_mesh`.
+          say: gets the report on the genes.
+
+        Raises:
+          ValueError, OSError: the file has no counts, no known genes or no such column, in one line.
+        """
+        with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+            self.mapping = _map_genes(counts, self.genes, gene_table, min_mapped)
+            say(str(self.mapping.report))
+            bags, how = self._bags(counts.obs, sample_key, max_cells, seed)
+            measured = np.zeros((1, len(self.genes)), bool)
+            measured[0, self.mapping.index[self.mapping.index >= 0]] = True
+            embedding = infer.embed(
+                self.module,
+                self.model,
+                self.variables,
+                {**self.constants, **_constants(measured)},
+                self._batches(counts, bags),
+                counts.n_cells,
+                inputs=self.meta["config"].get("inputs"),
+                mesh=mesh,
+            )
+            self.provenance = self._provenance(counts, how, embedding.shape[1])
+        return embedding
+
+    def twin(self, seed: int = 0) -> "Run":
+        """Return the same model with fresh random weights: the baseline that shows what training has added."""
+        one_gene = sp.csr_matrix((np.ones(8), np.zeros(8, int), np.arange(9)), (8, len(self.genes)))
+        batch = infer.pack(one_gene, np.arange(8)[None], labels=self._labels())
+        batch = infer.Batch(**{field: batch[field] for field in infer.FIELDS})
+        constants = {**self.constants, **_constants(np.ones((1, len(self.genes)), bool))}
+        options = self.meta["config"].get("inputs", {})
+
+        @jax.jit
+        def init(key: jax.Array) -> dict[str, Any]:
+            keys = jax.random.split(key, 4)
+            inputs = self.module.prepare(batch, constants, keys[0], step=0, train=False, **options)
+            return self.model.init(dict(zip(("params", "dropout", "latent"), keys[1:], strict=True)), inputs)
+
+        variables = init(jax.random.key(seed))
+        return dataclasses.replace(
+            self, variables=dict(variables), source=f"random weights of seed {seed}", mapping=None, provenance=None
+        )
+
+    def export(self, path: str | os.PathLike) -> None:
+        """Write weights, constants and metadata as one safetensors file that `load` reads."""
+        checkpoint.export_weights(path, {"variables": self.variables, "constants": self.constants}, self.meta)
+
+    def _labels(self) -> list[str]:
+        return list(self.meta["config"].get("data", {}).get("labels", ()))
+
+    def _bags(
+        self, obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int
+    ) -> tuple[list[np.ndarray], str]:
+        """Return the rows of each batch of the model, and in words what a cell is seen together with."""
+        if getattr(self.module, "SAMPLE", False):
+            return _samples(obs, sample_key, max_cells, seed)
+        return np.split(np.arange(len(obs)), range(BATCH, len(obs), BATCH)), "every cell is embedded by itself"
+
+    def _batches(self, counts: h5ad.Counts, bags: list[np.ndarray]) -> Iterator[dict[str, Any]]:
+        """Yield the batches: one sample of padded size, or BATCH bags of one cell."""
+        coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None
+        for rows in bags:
+            shape = (1, infer.size_up(len(rows), 64)) if getattr(self.module, "SAMPLE", False) else (BATCH, 1)
+            index = np.full(shape, -1, np.int64)
+            index.flat[: len(rows)] = rows
+            where = None if coords is None else coords[rows]
+            yield infer.pack(self.mapping.apply(counts.take(rows)), index, where, self._labels())
+
+    def _provenance(self, counts: h5ad.Counts, how: str, width: int) -> dict[str, Any]:
+        config = json.dumps(self.meta["config"], sort_keys=True)
+        return {
+            "model": self.name,
+            "weights": self.source,
+            "step": self.meta.get("step"),
+            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+            "trained_with": self.meta.get("code_version"),
+            "embedded_with": __version__,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "input": pathlib.Path(str(counts.path)).name,
+            "counts": counts.source,
+            "shape": [counts.n_cells, width],
+            "sample": how,
+            "genes": self.mapping.report.to_dict(),
+        }
+
+
+def load(path: str | os.PathLike, which: int | str | None = None) -> Run:
+    """Return the run of a workdir, a folder of checkpoints, one checkpoint, or a weights file of `Run.export`.
+
+    Args:
+      which: a step, or "best"; by default the newest valid one. Where there is a moving average of the weights, that is
+        what is loaded.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: what there is is damaged, or of a model that this version does not know.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        tree, meta = checkpoint.import_weights(path)
+        return _run(meta, tree["variables"], tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if (folder / "meta.json").is_file() and folder.name.isdecimal():
+        folder, which = folder.parent, int(folder.name)
+    if which == "best":
+        best = checkpoint.read_best(folder)
+        which = best and best[0]
+    entries = ("params", "ema", "buffers", "constants")
+    restored = checkpoint.restore(folder, step=which, only=entries)
+    if restored is None:
+        raise FileNotFoundError(
+            f"{path}: no checkpoint there; give the --workdir of a training run, its checkpoints/ or a weights file"
+        )
+    for line in restored.skipped:
+        print(f"warning: {folder}: passed over {line}", file=sys.stderr)
+    state = restored.state
+    variables = {"params": state.get("ema") or state["params"], **state.get("buffers", {})}
+    meta = restored.meta | {"step": restored.step}
+    return _run(meta, variables, state.get("constants", {}), f"{folder}, step {restored.step}")
+
+
+def _run(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, Any], source: str) -> Run:
+    """Build the network that the metadata describe; sizes that the data decide are the lengths of their lists."""
+    module = models.get(meta["model"])
+    lists = {"genes": meta["genes"], **meta.get("classes", {})}
+    sizes = {field: len(lists.get(name, ())) for field, name in module.SIZES.items()}
+    fields = dict(meta["config"]["model"])
+    model = module.Model(**fields | {field: fields.get(field) or size for field, size in sizes.items()})
+    return Run(module, model, variables, constants, meta, source)
+
+
+def _constants(measured: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the constants of batches that are in the model's own vocabulary already. measured: [S, V]"""
+    return {"slots": np.arange(measured.shape[1] + 1, dtype=np.int32), "measured": measured}
+
+
+def _map_genes(
+    counts: h5ad.Counts, genes: Sequence[str], tables: Sequence[str | os.PathLike], min_mapped: float | None
+) -> vocab.Mapping:
+    """Map the file's genes onto the model's, by name and by the other name that the file may have beside it."""
+    table = vocab.read_table(tables) if tables else None
+    second = vocab.second_names(counts.var)
+    return vocab.map_genes(counts.genes, genes, ensembl=second, table=table, min_mapped=min_mapped)
+
+
+def _samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int) -> tuple[list[np.ndarray], str]:
+    """Return the rows of each sample, large ones cut into random parts, and in words what was done."""
+    if max_cells < 1:
+        raise ValueError(f"max_cells={max_cells}: a sample has at least one cell")
+    if sample_key == "auto":
+        sample_key = "batch" if "batch" in obs else None
+    if sample_key is None:
+        samples, how = [np.arange(len(obs))], "the whole file is one sample"
+    elif sample_key not in obs:
+        raise ValueError(f"sample_key={sample_key}: no such obs column; there are {', '.join(map(str, obs.columns))}")
+    else:
+        codes, names = pd.factorize(obs[sample_key], use_na_sentinel=False)
+        samples = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        how = f'samples are obs["{sample_key}"]: {len(names)}'
+    rng, bags, cut = np.random.default_rng(seed), [], 0
+    for rows in samples:
+        parts = -(-len(rows) // max_cells)
+        cut += parts > 1
+        bags += [np.sort(part) for part in np.array_split(rng.permutation(rows), parts)]
+    if cut:
+        how += f"; {cut} of more than {max_cells} cells cut into random parts of equal size (seed {seed})"
+    return bags, how
