@@ -35,6 +35,7 @@ from scfm_jax.layers.position import Position
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes", "n_batches": "batch", "n_studies": "study"}
+SAMPLE = True  # cells attend to each other: an embedding is defined on a whole tissue sample
 
 
 # ------------------------------------------------------------------------------------------------ inputs and masking
