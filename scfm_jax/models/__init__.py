@@ -11,11 +11,14 @@ The contract of a model file, held by `tests/test_house.py`:
   loss(outputs, inputs, **config.loss) -> (scalar, {name: (weighted sum, weight)})
   flops(model, inputs) -> float                          forward FLOPs of one batch, from shapes alone.
   tokens(inputs) -> int32 scalar                         what "tokens/s" counts.
+  SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample.
 """
 
 import importlib
+import inspect
 import pkgutil
 from types import ModuleType
+from typing import Any
 
 
 def names() -> list[str]:
@@ -28,3 +31,26 @@ def get(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"model {name!r}: no such model; there are {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def options(name: str, variant: str) -> dict[str, dict[str, Any]]:
+    """Return the sections model, inputs and loss of a config: every option, as the variant has it or by default.
+
+    ValueError names the variants there are.
+    """
+    module = get(name)
+    if variant not in module.VARIANTS:
+        raise ValueError(f"{name} variant {variant!r}: no such variant; there are {', '.join(module.VARIANTS)}")
+    return {
+        part: defaults(module, part) | module.VARIANTS[variant].get(part, {}) for part in ("model", "inputs", "loss")
+    }
+
+
+def defaults(module: ModuleType, part: str) -> dict[str, Any]:
+    """Return the options of `part` ("model", "inputs" or "loss") of a model file, and their defaults."""
+    if part == "model":
+        fields = inspect.signature(module.Model).parameters.values()
+        return {field.name: field.default for field in fields if field.name not in ("parent", "name")}
+    function = {"inputs": module.prepare, "loss": module.loss}[part]
+    named = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: p.default for p in named if p.name not in ("step", "train", "draws")}

@@ -1,0 +1,83 @@
+"""Pre-train CellPLM (Wen et al., ICLR 2024) on a store of single-cell and spatial studies.
+
+  python -m experiments.train --config=configs/pretrain_cellplm.py:tiny --workdir=runs/cellplm --config.data.store=STORE
+
+Variants: `tiny` (a smoke test, under a minute), `small` (minutes on 2 CPU cores, for about ten studies), `paper_5m`,
+`paper_10m`, `paper_40m` (the paper's sizes: Performer, mixture latent, sinusoidal positions, masked squared error) and
+`published_20230926`, `published_20231027` (the layout of the released weights: Flowformer, negative binomial).
+
+Expect: paper and published variants are not yet run (the paper: 9M cells and 2M spots, 8 V100, under a day for 10M).
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from scfm_jax import models
+
+SMALL = {"enc_hid": 128, "enc_layers": 2, "enc_head": 4, "latent_dim": 64, "num_clusters": 16, "dec_hid": 128}
+SIZES = {
+    "tiny": {"bag": 64, "batch": 2, "steps": 200, "rate": 2e-3, "every": 50},
+    "small": {"bag": 256, "batch": 2, "steps": 1000, "rate": 1e-3, "every": 200},
+    "paper_5m": {"bag": 1000, "batch": 8, "steps": 100_000, "rate": 2e-4, "every": 2000},
+    "paper_10m": {"bag": 1000, "batch": 8, "steps": 100_000, "rate": 2e-4, "every": 2000},
+    "paper_40m": {"bag": 1000, "batch": 8, "steps": 100_000, "rate": 2e-4, "every": 2000},
+    "published_20230926": {"bag": 4000, "batch": 8, "steps": 100_000, "rate": 2e-4, "every": 2000},
+    "published_20231027": {"bag": 4000, "batch": 8, "steps": 100_000, "rate": 2e-4, "every": 2000},
+}
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """Return the config of a variant; every key can be set on the command line."""
+    if variant not in SIZES:
+        raise ValueError(f"variant {variant!r}: no such variant; there are {', '.join(SIZES)}")
+    size = SIZES[variant]
+    config = ConfigDict(
+        {"model_name": "cellplm", **models.options("cellplm", "tiny" if variant == "small" else variant)}
+    )
+    if variant == "small":
+        config.model.update(SMALL)
+    config.data = {
+        "store": placeholder(str),
+        "genes": "store",
+        "gene_table": (),
+        "min_mapped": 0.5,
+        "bag": size["bag"],
+        "batch": size["batch"],
+        "kind": "run",
+        "run": placeholder(int),
+        "labels": ("batch",),
+        "filter": placeholder(str),
+        "split": {"by": "cell", "val": 0.1, "test": 0.0, "seed": 0},
+        "mixture": placeholder(dict),
+        "threads": 2,
+        "prefetch": 4,
+        "workers": 0,
+    }
+    config.optim = {
+        "name": "adamw",
+        "learning_rate": size["rate"],
+        "schedule": "warmup_cosine",
+        "warmup_steps": size["steps"] // 20,
+        "weight_decay": 1e-8 if variant.startswith("published") else 1e-4,
+        "no_decay": ("bias$", "norm"),
+        "frozen": (),
+        "clip_norm": 2.0,
+        "ema": placeholder(float),
+    }
+    config.train = {
+        "steps": size["steps"],
+        "seed": 0,
+        "log_every": size["every"] // 5,
+        "eval_every": size["every"],
+        "checkpoint_every": size["every"],
+        "keep": 2,
+        "monitor": "loss",
+        "patience": 0,
+        "microbatches": 1,
+        "max_skipped": 10,
+        "mesh": {"data": -1, "fsdp": 1, "seq": 1},
+        "tensorboard": True,
+        "wandb": placeholder(str),
+    }
+    config.init_from = placeholder(str)
+    return config

@@ -1,0 +1,186 @@
+"""Pre-train a model on a store, or go on with a run that was stopped.
+
+  python -m experiments.train --config=configs/pretrain_cellplm.py:tiny --workdir=W --config.data.store=DIR
+
+The same command resumes from the newest valid checkpoint of W. SIGTERM and SIGINT save and end with status 0.
+"""
+
+if __name__ == "__main__":  # before the imports that take long
+    from scfm_jax import signals
+
+    signals.exit_at_once()
+
+import pathlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import scfm_jax
+from data_pipeline.loader import Loader
+from data_pipeline.store import Store, open_store
+from data_pipeline.vocab import map_genes, read_genes, read_table
+from experiments import cli
+from experiments import config as configs
+from scfm_jax import checkpoint, models, optim, sharding, signals, step, train
+from scfm_jax.types import TrainState
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Config file, and its variant after a colon.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, config.")
+flags.DEFINE_bool("distributed", None, "Be one of several processes; found out from the environment, if left out.")
+
+
+def main(_) -> None:
+    if FLAGS.config is None or not FLAGS.workdir:
+        raise ValueError("--config and --workdir say what to train and where to (see --helpshort)")
+    signals.supervise(lambda desk: pretrain(FLAGS.config, FLAGS.workdir, desk, FLAGS.distributed))
+
+
+def pretrain(
+    config: ConfigDict, workdir: str, desk: signals.Desk | None = None, distributed: bool | None = None
+) -> TrainState:
+    """Train the model of `config` in `workdir` and return its last state; see `configs/` for what a config is."""
+    module = models.get(config.model_name)
+    check(config, module)
+    sharding.join_processes(distributed)
+    options = config.to_dict()
+    data = options["data"]
+    store = open_store(_given(data.pop("store"), "data.store", "a folder made by experiments.ingest"))
+    genes, slots, mapping = gene_slots(
+        store, data.pop("genes"), data.pop("gene_table", ()), data.pop("min_mapped", 0.5)
+    )
+    share = {"host": jax.process_index(), "n_hosts": jax.process_count()}
+    data = {"seed": options["train"].get("seed", 0), **data}
+    loader = Loader(store, part="train", **data, **share)
+    held_out = loader.split_report["parts"]["val"]["cells"]
+    metadata = {
+        "model": config.model_name,
+        "config": options | {"data": config.data.to_dict()},
+        "genes": genes,
+        "classes": loader.classes,
+        "code_version": scfm_jax.__version__,
+        "split": loader.split_report,
+        "mapping": mapping,
+        "store": store.manifest["crc32c"],
+    }
+    metadata["config"]["model"] = sized(module, options["model"], metadata)
+    model = module.Model(**metadata["config"]["model"])
+    folder = configs.prepare_workdir(workdir, metadata)
+    return train.fit(
+        step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {})),
+        loader,
+        {"slots": slots, "measured": measured(store, slots, len(genes))},
+        metadata,
+        folder,
+        optimizer=options.get("optim", {}),
+        **options["train"],
+        validation=Loader(store, part="val", **data, **share) if held_out else None,
+        initial=warm_start(options["init_from"], genes) if options.get("init_from") else None,
+        desk=desk,
+    )
+
+
+def check(config: ConfigDict, module: ModuleType) -> None:
+    """Raise ValueError for a key of `config` that nothing takes."""
+    ours = ("store", "genes", "gene_table", "min_mapped")
+    accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
+        "data": [*ours, *configs.keywords(Loader, without=("part", "host", "n_hosts"))],
+        "optim": configs.keywords(optim.build, without=("steps",)),
+        "train": configs.keywords(train.fit, without=("optimizer", "validation", "initial", "desk")),
+    }
+    configs.check(config.to_dict(), accepted)
+    mesh = [*configs.parameters(sharding.make_mesh), "rules", "min_size"]
+    configs.check_names("config.train.mesh", config.train.get("mesh", {}), mesh)
+
+
+def gene_slots(
+    store: Store, source: str, tables: tuple[str, ...] = (), min_mapped: float = 0.5
+) -> tuple[list[str], np.ndarray, dict[str, Any]]:
+    """Return the model's genes, the model slot of each store id [G + 1] (V: none), and the mapping report.
+
+    Args:
+      source: "store" for the store's own vocabulary, or a gene list file; then the report is printed.
+      tables: gene tables that know aliases and second names.
+    """
+    n = len(store.genes)
+    if source == "store":
+        return store.genes, np.arange(n + 1, dtype=np.int32), {"n": n, "mapped": n}
+    genes = read_genes(source)
+    table = read_table(tables) if tables else None
+    found = map_genes(store.genes, genes, ensembl=store.second_names, table=table, min_mapped=min_mapped)
+    print(found.report, flush=True)
+    index = found.index.copy()
+    first = np.unique(index, return_index=True)[1]
+    again = np.setdiff1d(np.flatnonzero(index >= 0), first)  # a slot takes the counts of one store gene
+    if len(again):
+        print(f"  left out, since another store gene means the same: {', '.join(store.genes[i] for i in again[:5])}")
+        index[again] = -1
+    slots = np.append(np.where(index < 0, len(genes), index), len(genes))
+    return genes, slots.astype(np.int32), found.report.to_dict()
+
+
+def measured(store: Store, slots: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return which model genes each study measured, bool. [S, V]"""
+    table = np.zeros((len(store.studies), n_genes + 1), bool)
+    for study in map(store.study, store.studies):
+        table[study.index, slots[:-1][study.measured]] = True
+    return table[:, :n_genes]
+
+
+def sized(module: ModuleType, options: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's options with the sizes that the data decide, where they are left at 0."""
+    known = {"genes": metadata["genes"], **metadata["classes"]}
+    sizes = {field: len(known.get(name, ())) for field, name in module.SIZES.items()}
+    return dict(options) | {field: size for field, size in sizes.items() if not options.get(field)}
+
+
+def warm_start(source: str, genes: list[str]):
+    """Return a function that puts the weights of another run into a state, where name and shape are the same.
+
+    Raises ValueError where that run has other genes, or nothing fits.
+    """
+    folder = pathlib.Path(source)
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    restored = checkpoint.restore(folder)
+    if restored is None:
+        raise FileNotFoundError(f"config.init_from={source}: no checkpoint there")
+    if restored.meta["genes"] != genes:
+        raise ValueError(f"config.init_from={source}: it has another gene list; give data.genes the list that it has")
+    weights = {
+        sharding.path_name(path): value
+        for path, value in jax.tree_util.tree_leaves_with_path(restored.state["ema"] or restored.state["params"])
+    }
+
+    def start(state: TrainState) -> TrainState:
+        kept, new = [], []
+
+        def pick(path: tuple, leaf: jax.Array) -> jax.Array:
+            name = sharding.path_name(path)
+            if name not in weights or weights[name].shape != leaf.shape:
+                new.append(name)
+                return leaf
+            kept.append(name)
+            return jax.device_put(weights[name].astype(leaf.dtype), leaf.sharding)
+
+        params = jax.tree_util.tree_map_with_path(pick, state.params)
+        if not kept:
+            raise ValueError(f"config.init_from={source}: no parameter has the name and shape of one of this model")
+        print(f"init_from: {len(kept)} parameters taken; new: {', '.join(new) or 'none'}", flush=True)
+        return state.replace(params=params, ema=state.ema and jax.tree.map(jax.numpy.copy, params))
+
+    return start
+
+
+def _given(value: Any, key: str, what: str) -> Any:
+    if not value:
+        raise ValueError(f"--config.{key} is missing: give {what}")
+    return value
+
+
+if __name__ == "__main__":
+    cli.run(main)
