@@ -1,13 +1,16 @@
-"""Single-cell files in, raw counts out, and embeddings back in: the only place that knows file formats.
+"""Single-cell files in, raw counts out, and embeddings back in.
 
 Reads .h5ad (X, a layer or raw; CSR, CSC or dense), AnnData .zarr folders and 10x .h5 from disk, a run of cells at a
 time; 10x mtx folders (text) and AnnData objects from memory. What is not raw counts is refused, at the door by a sample
 and deep in the file by every run of cells that is read.
 """
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,24 +19,15 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
-from data_pipeline import matrix
 from data_pipeline.matrix import open_rows
+from data_pipeline.sources import Source, open_source
 
 LARGEST = 2**31 - 1
+CHUNK = 4096  # cells read at a time
 GAP = 32  # rows between two wanted ones that are read rather than skipped
-
-
-@dataclass
-class _Source:
-    """An opened file: matrices by name ("X", "layers/counts", "raw"), tables ("obs", "var", "raw/var") and obsm."""
-
-    path: str
-    matrices: dict[str, Any]
-    table: Callable[[str], pd.DataFrame]
-    obsm: Mapping[str, np.ndarray]
-    close: Callable[[], None] = lambda: None
 
 
 def read_counts(
@@ -51,7 +45,7 @@ def read_counts(
     """
     if layer and raw:
         raise ValueError(f"--layer={layer} and --raw exclude each other: counts come from one place")
-    opened = _from_anndata(source) if isinstance(source, anndata.AnnData) else _from_path(Path(source))
+    opened = open_source(source)
     try:
         return Counts(opened, f"layers/{layer}" if layer else "raw" if raw else "X", check)
     except BaseException:
@@ -68,7 +62,7 @@ class Counts:
       var, obs: tables of the genes and of the cells. obsm: arrays by name, read when asked for. {name: [n_cells, ...]}
     """
 
-    def __init__(self, opened: _Source, source: str, check: bool):
+    def __init__(self, opened: Source, source: str, check: bool):
         self._opened, self.path, self.source, self.check = opened, opened.path, source, check
         self.obsm = opened.obsm
         self._rows = self._open(source)
@@ -125,7 +119,7 @@ class Counts:
         parts = [self.rows(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
         return (sparse.vstack(parts, "csr") if parts else self.rows(0, 0))[inverse]
 
-    def chunks(self, size: int = 4096) -> Iterator[tuple[int, sparse.csr_matrix]]:
+    def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Yield (first cell, counts of the next `size` cells) over all cells."""
         for start in range(0, self.n_cells, size):
             yield start, self.rows(start, min(start + size, self.n_cells))
@@ -188,123 +182,103 @@ def why_not_counts(values: np.ndarray) -> str | None:
     return f"not an integer: {bad[0]:.6g}" + (f", looks {looks}" if len(values) > 1 else "")
 
 
-def _from_path(path: Path) -> _Source:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.is_dir():
-        if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-            return _from_zarr(path)
-        if any((path / name).exists() for name in ("matrix.mtx", "matrix.mtx.gz")):
-            return _from_mtx(path)
-        raise ValueError(f"{path}: a folder that is neither an AnnData .zarr nor a 10x folder with matrix.mtx")
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: an empty file")
+def write_embedding(
+    source: str | os.PathLike | anndata.AnnData,
+    output: str | os.PathLike,
+    key: str,
+    embedding: np.ndarray,
+    provenance: Mapping[str, Any],
+    *,
+    replace: bool = False,
+) -> None:
+    """Write `source` as the .h5ad file `output` with `embedding` [n_cells, D] in `obsm[key]` and `provenance` in `uns[key]`.
+
+    An .h5ad is copied as it is; of other files the matrices are streamed (dense ones become sparse). Values of
+    `provenance` that are not plain (text, number, bool) are written as JSON text. Refuses, with a ValueError or an
+    OSError of one line, to overwrite `output`, to overwrite `key` without `replace`, and an embedding of another number
+    of cells; whatever fails leaves nothing behind.
+    """
+    output, embedding = Path(output), np.asarray(embedding, np.float32)
+    if output.exists():
+        raise FileExistsError(f"{output}: exists already and is not overwritten: give another --output or remove it")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output}: there is no folder {output.parent}: make it first")
+    with closing(open_source(source)) as cells:
+        n_cells = len(cells.table("obs"))
+        if embedding.ndim != 2 or len(embedding) != n_cells:
+            raise ValueError(f"{cells.path}: an embedding of shape {embedding.shape} does not fit its {n_cells} cells")
+        if key in cells.obsm and not replace:
+            raise ValueError(f"{cells.path}: obsm[{key!r}] is there already: choose another key, or --replace it")
+        with _whole(output) as partial:
+            if isinstance(source, anndata.AnnData):
+                source.write_h5ad(partial)
+            elif isinstance(cells.root, h5py.File):
+                shutil.copyfile(cells.path, partial)
+            else:
+                _stream(cells, partial)
+            with h5py.File(partial, "r+") as file:
+                for group in ("obsm", "uns"):
+                    if group not in file:
+                        write_elem(file, group, {})
+                write_elem(file["obsm"], key, embedding)
+                write_elem(file["uns"], key, {name: _plain(value) for name, value in provenance.items()})
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """Give a temporary file in the folder of `output` that takes its name when all went well, and else is removed."""
     try:
-        file = h5py.File(path, "r", rdcc_nbytes=1 << 24)
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
     except OSError as error:
-        if not os.access(path, os.R_OK):
-            raise PermissionError(f"{path}: no permission to read it") from error
-        if "truncated" in str(error):
-            raise ValueError(f"{path}: a truncated file, its end is missing: copy it again") from error
-        text = "not an HDF5 file: .h5ad, 10x .h5, an AnnData .zarr folder or a 10x mtx folder are read"
-        raise ValueError(f"{path}: {text}") from error
+        raise type(error)(f"{output}: cannot be written: {error.strerror}") from error
+    os.close(handle)
+    partial = Path(name)
     try:
-        tenx = [name for name in file if isinstance(file[name], h5py.Group) and "barcodes" in file[name]]
-        return _from_10x(path, file, tenx) if tenx else _from_groups(path, file, file.close)
-    except BaseException:
-        file.close()
-        raise
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())
+        os.replace(partial, output)
+    except (OSError, RuntimeError) as error:  # HDF5 has a RuntimeError for a full disk too
+        text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise OSError(f"{output}: cannot be written: {text}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _from_groups(path: Path, root: Any, close: Callable[[], None] = lambda: None) -> _Source:
-    """Open AnnData's layout in an HDF5 file or a zarr group."""
-    missing = [name for name in ("obs", "var") if name not in root]
-    if missing:
-        raise ValueError(
-            f"{path}: not an AnnData file: no {' and no '.join(missing)} in it, but {', '.join(root) or '-'}"
-        )
-    if not hasattr(root["obs"], "keys"):
-        raise ValueError(f"{path}: written by anndata before 0.7: read it with anndata and write it again")
-    found = {"X": "X"} | {f"layers/{name}": f"layers/{name}" for name in _keys(root, "layers")} | {"raw": "raw/X"}
-    matrices = {name: root[place] for name, place in found.items() if place in root}
-    matrices = {name: part for name, part in matrices.items() if part.attrs.get("encoding-type") != "null"}
-
-    def table(name: str) -> pd.DataFrame:
-        try:
-            return anndata.io.read_elem(root[name])
-        except Exception as error:  # anndata raises many kinds for a damaged table
-            text = " ".join(str(error).split())
-            raise ValueError(f"{path}: the table {name} cannot be read: {text}") from error
-
-    obsm = _Lazy({name: lambda name=name: root[f"obsm/{name}"] for name in _keys(root, "obsm")}, anndata.io.read_elem)
-    return _Source(str(path), matrices, table, obsm, close)
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
-def _keys(root: Any, group: str) -> list[str]:
-    return sorted(root[group]) if group in root else []
+def _stream(cells: Source, path: Path) -> None:
+    """Write tables and what else is small, then every matrix a run of cells at a time."""
+    frame = anndata.AnnData(obs=cells.table("obs"), var=cells.table("var"), obsm=dict(cells.obsm))
+    frame.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        for name in ("uns", "varm", "varp", "obsp"):
+            if cells.root is not None and name in cells.root:
+                write_elem(file, name, read_elem(cells.root[name]))
+        for name, element in cells.matrices.items():
+            rows = open_rows(element)
+            if name == "raw":
+                write_elem(file, "raw", {})
+                file["raw"].attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
+                write_elem(file["raw"], "var", cells.table("raw/var"))
+            place = "raw/X" if name == "raw" else name
+            if place in file:
+                del file[place]
+            for start in range(0, rows.shape[0], CHUNK):
+                block = rows.read(start, min(start + CHUNK, rows.shape[0]))
+                block.indptr = block.indptr.astype(np.int64)
+                if start:
+                    sparse_dataset(file[place]).append(block)
+                else:
+                    write_elem(file, place, block)
+            rows.close()
 
 
-class _Lazy(Mapping):
-    """Arrays by name, read when asked for."""
-
-    def __init__(self, places: dict[str, Callable[[], Any]], read: Callable[[Any], Any]):
-        self._places, self._read = places, read
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.asarray(self._read(self._places[name]()))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-def _from_zarr(path: Path) -> _Source:
-    import zarr
-
-    try:
-        root = zarr.open_group(path, mode="r")
-    except Exception as error:  # zarr raises many kinds for a damaged folder
-        raise ValueError(f"{path}: not a zarr group: {' '.join(str(error).split())}") from error
-    return _from_groups(path, root)
-
-
-def _from_anndata(adata: anndata.AnnData) -> _Source:
-    matrices = {"X": adata.X} | {f"layers/{name}": adata.layers[name] for name in adata.layers}
-    tables = {"obs": adata.obs, "var": adata.var}
-    if adata.raw is not None:
-        matrices["raw"], tables["raw/var"] = adata.raw.X, adata.raw.var
-    matrices = {name: value for name, value in matrices.items() if value is not None}
-    return _Source("AnnData", matrices, tables.__getitem__, {name: np.asarray(adata.obsm[name]) for name in adata.obsm})
-
-
-def _from_mtx(path: Path) -> _Source:
-    import scanpy
-
-    try:
-        adata = scanpy.read_10x_mtx(path)
-    except Exception as error:  # a folder with missing or damaged parts
-        raise ValueError(f"{path}: not a whole 10x folder: {' '.join(str(error).split())}") from error
-    opened = _from_anndata(adata)
-    opened.path = str(path)
-    return opened
-
-
-def _from_10x(path: Path, file: h5py.File, genomes: list[str]) -> _Source:
-    """Open CellRanger's .h5, of version 3 (`matrix`) or 2 (a group per genome); only gene expression is kept."""
-    if len(genomes) > 1:
-        raise ValueError(f"{path}: counts of several genomes ({', '.join(genomes)}): give a file of one")
-    group = file[genomes[0]]
-    features = group.get("features", group)
-    ids, names = ("id", "name") if "features" in group else ("genes", "gene_names")
-    var = pd.DataFrame({"gene_ids": features[ids].asstr()[:]}, index=pd.Index(features[names].asstr()[:].astype(str)))
-    if "feature_type" in features:
-        var["feature_types"] = features["feature_type"].asstr()[:]
-    n_genes, n_cells = (int(n) for n in group["shape"][:])
-    rows: Any = matrix.Csr(group["data"], group["indices"], group["indptr"][:], (n_cells, n_genes))
-    if "feature_types" in var and (var["feature_types"] != "Gene Expression").any():
-        keep = np.flatnonzero(var["feature_types"] == "Gene Expression")
-        rows, var = matrix.Columns(rows, keep), var.iloc[keep]
-    tables = {"obs": pd.DataFrame(index=pd.Index(group["barcodes"].asstr()[:].astype(str))), "var": var}
-    return _Source(str(path), {"X": rows}, tables.__getitem__, {}, file.close)
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, str | int | float | bool) else json.dumps(value)
