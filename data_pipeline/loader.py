@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from data_pipeline import obs
 from data_pipeline.reader import BUCKETS, Reader
@@ -116,6 +117,8 @@ class Loader:
         """Return Grain's iterator, which reads ahead in threads and processes."""
         batches = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(**self._reading))
         if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads flags here, which only absl's app parses by itself
+                flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(batches)
 
@@ -216,7 +219,7 @@ def _weights(store, eligible: Eligible, mixture: Mapping[str, float]) -> list[fl
 def _nearest(store, eligible: Eligible, bag: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from centres [n] to their bags, nearest eligible cell first, -1 padded. [n, bag]"""
     studies = obs.studies(store)
-    offsets = np.cumsum([0] + [s.n_cells for s in studies])
+    offsets = store.offsets
     for study, n in zip(studies, np.diff(eligible.studies), strict=True):
         if n and study.neighbours is None:
             raise ValueError(

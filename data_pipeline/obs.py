@@ -129,6 +129,8 @@ class Filter:
         """Return the function study -> bool [n] of one comparison of a column with a literal."""
         if not isinstance(left, ast.Name | ast.Attribute) and op in _MIRROR:
             left, op, right = right, _MIRROR[op], left
+        if not isinstance(left, ast.Name | ast.Attribute):
+            raise self._wrong(f"{ast.unparse(left)!r} is not a column")
         try:
             value = ast.literal_eval(right)
         except ValueError as error:

@@ -1,7 +1,7 @@
-"""From rows of a store to a batch: ranges read at once through TensorStore, counts laid into padded [cells, P] arrays.
+"""From rows of a store to a batch: ranges read through TensorStore, ragged counts laid into padded arrays.
 
-P is the smallest bucket that holds the longest cell of the *global* batch, found from index pointers in memory, so every
-host ships the same shapes to the device without asking the others.
+P is the smallest bucket that holds the longest cell of the *global* batch, found from index pointers in memory, so
+every host ships the same shapes to the device without asking the others.
 """
 
 import sys
@@ -15,6 +15,8 @@ from data_pipeline import obs
 BUCKETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 ROUND = 128  # the last bucket is the longest cell of the store, rounded up to a multiple of this
 GAP = 1 << 14  # ranges that lie closer than this many counts are read as one: half a chunk of the store
+_LONE = [object()]
+UNUSED = sys.getrefcount(_LONE[0])  # how many references are counted of what only a list refers to
 
 
 class Reader:
@@ -36,7 +38,7 @@ class Reader:
     ):
         self._studies = obs.studies(store)
         self._padding = len(store.genes)
-        self.offsets = np.cumsum([0] + [s.n_cells for s in self._studies])
+        self.offsets: np.ndarray = store.offsets
         nnz = np.concatenate([np.diff(s.indptr) for s in self._studies])
         self._first = np.concatenate([[0], np.cumsum(nnz)])  # where each cell's counts begin, all studies in turn
         longest = -(-int(nnz.max()) // ROUND) * ROUND
@@ -50,8 +52,10 @@ class Reader:
         }
         self._coords = None
         if any(s.coords is not None for s in self._studies):
-            nowhere = [s.coords if s.coords is not None else np.full((s.n_cells, 2), np.nan) for s in self._studies]
-            self._coords = np.concatenate(nowhere).astype(np.float32)
+            self._coords = np.full((int(self.offsets[-1]), 2), np.nan, np.float32)
+            for start, study in zip(self.offsets, self._studies, strict=False):
+                if study.coords is not None:
+                    self._coords[start : start + study.n_cells] = study.coords
 
     def batch(self, rows: np.ndarray, share: slice = slice(None)) -> dict:
         """Read a share of the global batch of these rows, -1 in the padding; sizes are those of the whole. [B, C]
@@ -122,9 +126,6 @@ class Reader:
 class _Memory:
     """Arrays in memory that is used again once nobody refers to it: new pages cost far more than filling old ones."""
 
-    _lone = [object()]
-    _UNUSED = sys.getrefcount(_lone[0])  # the count of references where only a list has one
-
     def __init__(self):
         self._buffers: list[np.ndarray] = []
         self._lock = threading.Lock()
@@ -133,16 +134,14 @@ class _Memory:
         """Return an array full of `value`, unlike any that is still in use."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         with self._lock:
-            free = [i for i in range(len(self._buffers)) if sys.getrefcount(self._buffers[i]) == self._UNUSED]
+            free = [i for i in range(len(self._buffers)) if sys.getrefcount(self._buffers[i]) == UNUSED]
             fits = [i for i in free if self._buffers[i].nbytes >= size]
             if fits:
                 buffer = self._buffers[fits[0]]
             else:
                 self._buffers = [b for i, b in enumerate(self._buffers) if i not in free]
                 self._buffers.append(buffer := np.empty(size, np.uint8))
-        array = (
-            buffer[:size].view(dtype).reshape(shape)
-        )  # its base is the buffer: what is made of it keeps the buffer in use
+        array = buffer[:size].view(dtype).reshape(shape)  # refers to the buffer, and so does all that is made of it
         array.fill(value)
         return array
 
