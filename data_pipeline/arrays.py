@@ -1,10 +1,10 @@
 """The arrays of the store: zarr v3, sharded, Blosc-shuffled zstd with a crc32c per chunk, through TensorStore.
 
 A run of 256 cells is a few hundred thousand elements, read as one range: chunks of 32,768 elements keep what is
-decoded in vain at its two ends near a tenth, shards of 4 million elements keep the number of files small. Byte shuffling
-before zstd takes 40 % off the size and reads a fifth faster than zstd alone, since the upper bytes of counts and gene ids
-are nearly all zero. Every chunk and every shard index carries a crc32c that TensorStore checks on reading, so a flipped
-bit is an error and never a count; the fill value is one that never occurs, so a missing chunk is noticed too.
+decoded in vain at its two ends near a tenth, shards of 4 million elements keep the number of files small. Byte
+shuffling before zstd takes 40 % off the size and reads a fifth faster than zstd alone, since the upper bytes of counts
+and gene ids are nearly all zero. Every chunk and every shard index carries a crc32c that TensorStore checks on reading,
+so a flipped bit is an error and never a count; the fill value never occurs, so a missing chunk is noticed too.
 """
 
 import functools

@@ -144,6 +144,16 @@ def extend_genes(path: pathlib.Path, manifest: dict, genes: list[tuple[str, str]
         write(path, manifest)
 
 
+def trim_genes(path: pathlib.Path, manifest: dict) -> None:
+    """Drop the genes at the end of a union that no study came with: those of studies that failed."""
+    used = max((record["shape"][1] for record in manifest["studies"].values()), default=0)
+    if manifest["vocabulary"]["kind"] == "union" and used < manifest["vocabulary"]["n_genes"]:
+        data = _lines(read_genes(path, manifest)[:used])
+        manifest["vocabulary"] |= {"n_genes": used, "crc32c": crc32c(data)}
+        write(path, manifest)
+        write_file(path / "genes.tsv", data)
+
+
 def read_genes(path: str | os.PathLike, manifest: dict) -> list[tuple[str, str]]:
     """Return the vocabulary that the manifest speaks of, pairs of (gene, second name); OSError where it is damaged.
 
@@ -166,8 +176,9 @@ def _lines(genes: list[tuple[str, str]]) -> bytes:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[dict]:
-    """Make or open the store at `path` for writing, alone, and yield its manifest; a dead ingest's leftovers are removed.
+    """Make or open the store at `path` for writing, alone, and yield its manifest.
 
+    What a dead ingest left is removed first; a store that holds no study in the end is removed again.
     Raises ValueError where another process writes to it or `path` is a folder of something else.
     """
     if path.exists() and not path.is_dir():
@@ -176,6 +187,7 @@ def writing(path: pathlib.Path) -> Iterator[dict]:
         raise ValueError(
             f"{path}: a folder of other things ({sorted(found)[0]}, …), not a store; choose another --store"
         )
+    made = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     with open(path / ".lock", "a") as lock:
         try:
@@ -187,8 +199,12 @@ def writing(path: pathlib.Path) -> Iterator[dict]:
         manifest = read(path)
         _clean(path, manifest)
         (path / "studies").mkdir(exist_ok=True)
-        yield manifest
-        shutil.rmtree(path / PARTIAL, ignore_errors=True)
+        try:
+            yield manifest
+        finally:
+            shutil.rmtree(path / PARTIAL, ignore_errors=True)
+            if not manifest["studies"]:
+                _discard(path, made)
 
 
 def _clean(path: pathlib.Path, manifest: dict) -> None:
@@ -199,6 +215,15 @@ def _clean(path: pathlib.Path, manifest: dict) -> None:
     for found in (path / "studies").glob("*.zarr"):
         if found.name not in listed:
             shutil.rmtree(found)
+
+
+def _discard(path: pathlib.Path, made: bool) -> None:
+    """Remove a store without studies, and its folder too where this process made it."""
+    shutil.rmtree(path / "studies", ignore_errors=True)
+    for name in ("genes.tsv", "manifest.json", ".lock"):
+        (path / name).unlink(missing_ok=True)
+    if made:
+        path.rmdir()
 
 
 def commit(path: pathlib.Path, manifest: dict, partial: pathlib.Path, record: dict) -> None:
@@ -225,7 +250,7 @@ def damage(path: pathlib.Path, record: dict, under: str = "") -> list[str]:
 
 
 def verify(path: str | os.PathLike) -> list[str]:
-    """Check every file of the store against its checksum; return a line per file that is damaged, missing or unknown."""
+    """Check every file of a store against its checksum; return a line per file that is damaged, missing or unknown."""
     path = pathlib.Path(path)
     try:
         manifest = read(path)

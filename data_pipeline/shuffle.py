@@ -20,10 +20,9 @@ class Shuffle:
     Positions that no row is sent to are left out, so a filter needs no second pass over the source.
     """
 
-    def __init__(self, folder: pathlib.Path, n_rows: int, n_columns: int):
+    def __init__(self, folder: pathlib.Path, n_columns: int):
         folder.mkdir(parents=True)
         self._folder = folder
-        self._n_rows = n_rows
         self._n_columns = n_columns
         self._rows_per_bucket = 0
 
@@ -42,7 +41,7 @@ class Shuffle:
                     np.save(file, values)
 
     def sorted(self) -> Iterator[sp.csr_matrix]:
-        """Yield the rows in the order of their targets, a bucket at a time; a bucket's file is removed once it is read."""
+        """Yield the rows in the order of their targets, a bucket at a time; its file is removed once it is read."""
         for path in sorted(self._folder.iterdir(), key=lambda path: int(path.name)):
             parts = []
             with open(path, "rb") as file:

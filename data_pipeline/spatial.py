@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 
 
 def neighbours(coords: np.ndarray, starts: np.ndarray, k: int = 50) -> np.ndarray:
-    """Return the `k` nearest rows of every row, itself first, then nearest first, int32, -1 where there are fewer. [n, k]
+    """Return the `k` nearest rows of each row, itself first, then nearest first, int32, -1 in the padding. [n, k]
 
     Args:
       coords: positions; rows with a NaN have no neighbour but themselves. [n, 2]

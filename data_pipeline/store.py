@@ -1,7 +1,7 @@
 """A store of many studies: open it, read runs of cells, write a study into it.
 
 A study's cells lie permuted within their group, the groups one after the other, so a contiguous run of rows is a random
-bag of its group and is read as one range of each array (see `manifest` for what is on disk, `arrays` for how). Any study
+bag of its group and is read as one range of each array (see `manifest` for what is on disk, `arrays` for how). A study
 is also an ordinary AnnData group: `anndata.read_zarr(store / "studies" / "pbmc3k.zarr")`.
 """
 

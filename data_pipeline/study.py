@@ -7,6 +7,7 @@ The permutation depends on (seed, study name, group sizes) alone, never on how m
 
 import dataclasses
 import datetime
+import importlib.metadata
 import pathlib
 import zlib
 
@@ -66,7 +67,7 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
     group, groups = _groups(counts.obs, settings.group_by)
     place = _places(group, len(groups), settings.seed, name)
     folder.mkdir(parents=True)
-    shuffle = Shuffle(folder.with_name(f"{folder.name}.rows"), counts.n_cells, len(genes))
+    shuffle = Shuffle(folder.with_name(f"{folder.name}.rows"), len(genes))
     seen = _scan(counts, mapping, settings, place, shuffle, len(genes))
     kept = np.flatnonzero(seen["broken"] < 0)
     if not len(kept):
@@ -98,7 +99,10 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
         "group_starts": starts.tolist(),
         "settings": dataclasses.asdict(settings),
         "removed": {"cells": _removed(seen), "genes": int(zeroed.sum())},
+        "measured": len(np.unique(mapping.index[mapping.index >= 0])),
         "mapping": mapping.report.to_dict(),
+        "source": {"file": pathlib.Path(counts.path).name, "matrix": counts.source},
+        "code_version": importlib.metadata.version("scfm_jax"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "files": checksums(folder),
     }
@@ -190,7 +194,7 @@ def _write_counts(
 
 
 def _var(counts, mapping, genes: list[str], zeroed: np.ndarray) -> pd.DataFrame:
-    """Return the study's var: which genes it measured (also per batch, from `measured_<batch>`), and which were zeroed."""
+    """Return the study's var: which genes it measured (per batch too, from `measured_<batch>`), which were zeroed."""
     sources = {"measured": np.ones(len(mapping.index), bool)}
     sources |= {c: counts.var[c].to_numpy().astype(bool) for c in counts.var if str(c).startswith("measured_")}
     known = mapping.index >= 0

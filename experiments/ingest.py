@@ -1,0 +1,133 @@
+"""Take files into a store of studies, or check a store.
+
+  python -m experiments.ingest --input=a.h5ad,b.h5ad --store=DIR [--group_by=batch] [--vocab=GENES] [--gene_table=TABLE]
+  python -m experiments.ingest --census_query='tissue_general == "lung"' --store=DIR
+  python -m experiments.ingest --verify=DIR
+
+Prints the gene mapping report of every study and a table of what the store holds. Exit status 0 if all is well, 1 if a
+study failed (the others are in the store) or a file of the store is damaged, 2 for a mistake in the command. The same
+command again takes up an ingest that was interrupted.
+"""
+
+import sys
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("input", [], "Files or folders with raw counts: .h5ad, .zarr, 10x .h5, mtx folders.")
+flags.DEFINE_string("store", None, "Folder of the store; made where there is none.")
+flags.DEFINE_string("verify", None, "Check every checksum of this store and name what is damaged.")
+flags.DEFINE_list(
+    "names", [], "Names of the studies, in the order of --input; the file names without ending, if left out."
+)
+flags.DEFINE_string("vocab", None, "Gene list that the store is to hold; all genes that are ingested, if left out.")
+flags.DEFINE_list("gene_table", [], "HGNC or GENCODE-style tables that tell aliases, previous symbols and Ensembl ids.")
+flags.DEFINE_string(
+    "group_by", None, "obs column of the tissue sample or field of view; each study is one, if left out."
+)
+flags.DEFINE_string("layer", None, "Layer that has the counts; looked for, if left out.")
+flags.DEFINE_bool("raw", None, "Take the counts from `raw`.")
+flags.DEFINE_integer("min_genes", 1, "Leave out cells with fewer expressed genes.", lower_bound=0)
+flags.DEFINE_integer("min_counts", 1, "Leave out cells with fewer counts.", lower_bound=0)
+flags.DEFINE_float("max_mito", None, "Leave out cells with a larger fraction of mitochondrial counts.", 0.0, 1.0)
+flags.DEFINE_float(
+    "min_gene_fraction", None, "Zero genes with fewer counts than this times the cells (sCT: 0.003).", 0.0
+)
+flags.DEFINE_float("min_mapped", 0.5, "Least fraction of a file's genes to be found in the vocabulary.", 0.0, 1.0)
+flags.DEFINE_integer("seed", 0, "Seed of the order of cells within their group.", lower_bound=0)
+flags.DEFINE_string("scheduler", None, "Dask cluster to use (tcp://…); this machine's cores, if left out.")
+flags.DEFINE_integer("workers", None, "Processes on this machine; 0 for none but this one.", lower_bound=0)
+flags.DEFINE_string(
+    "census_query", None, "Condition on obs: take the answer from the CELLxGENE Census, a study per data set."
+)
+flags.DEFINE_string("census_uri", None, "Census release or SOMA experiment to query; the stable release, if left out.")
+flags.DEFINE_string("census_organism", "homo_sapiens", "Organism of the Census.")
+
+SETTINGS = (
+    "group_by",
+    "seed",
+    "layer",
+    "raw",
+    "min_genes",
+    "min_counts",
+    "max_mito",
+    "min_gene_fraction",
+    "min_mapped",
+)
+
+
+def main(_) -> int:
+    if FLAGS.verify:
+        return verify(FLAGS.verify)
+    if not FLAGS.store or not (FLAGS.input or FLAGS.census_query or FLAGS.census_uri):
+        raise ValueError("--input and --store say what to take in and where to (or --verify which store to check)")
+    from data_pipeline import census
+    from data_pipeline.ingest import census_sources, file_sources, ingest
+    from data_pipeline.store import open_store
+    from data_pipeline.study import Settings
+
+    sources = file_sources(FLAGS.input, FLAGS.names)
+    if FLAGS.census_query or FLAGS.census_uri:
+        uri = FLAGS.census_uri or census.release()
+        sources += census_sources(census.Query(uri, FLAGS.census_query or "", FLAGS.census_organism))
+    failed = ingest(
+        sources,
+        FLAGS.store,
+        settings=Settings(**{key: FLAGS[key].value for key in SETTINGS}),
+        vocabulary=FLAGS.vocab,
+        tables=FLAGS.gene_table,
+        scheduler=FLAGS.scheduler,
+        workers=FLAGS.workers,
+    )
+    for name, reason in failed.items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    if len(failed) < len(sources):
+        print(table(open_store(FLAGS.store)))
+    return 1 if failed else 0
+
+
+def verify(path: str) -> int:
+    """Print what is damaged in the store at `path`; return 1 if anything is."""
+    from data_pipeline.store import open_store
+    from data_pipeline.store import verify as damaged
+
+    wrong = damaged(path)
+    for line in wrong:
+        print(f"damaged: {line}", file=sys.stderr)
+    if not wrong:
+        store = open_store(path)
+        files = sum(len(record["files"]) for record in store.manifest["studies"].values())
+        print(f"{path}: whole: {len(store.studies)} studies, {store.offsets[-1]:,} cells, {files} files")
+    return 1 if wrong else 0
+
+
+def table(store) -> str:
+    """Return the store's studies as a text table."""
+    head = ("study", "cells", "groups", "genes", "counts", "left out", "spatial")
+    rows = []
+    for record in (store.manifest["studies"][name] for name in store.studies):
+        cells, out = record["shape"][0], sum(record["removed"]["cells"].values())
+        genes = record["measured"]
+        spatial = "yes" if record["spatial"] else ""
+        row = (
+            record["name"],
+            f"{cells:,}",
+            len(record["groups"]),
+            f"{genes:,}",
+            f"{record['nnz']:,}",
+            f"{out:,}",
+            spatial,
+        )
+        rows.append([str(value) for value in row])
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [
+        "  ".join(f"{value:{'<' if i == 0 else '>'}{widths[i]}}" for i, value in enumerate(row))
+        for row in (head, *rows)
+    ]
+    return "\n".join([*(line.rstrip() for line in lines), repr(store)])
+
+
+if __name__ == "__main__":
+    cli.run(main)
