@@ -24,6 +24,7 @@ _SAMPLE_KEY = flags.DEFINE_string(
 _GENE_TABLE = flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
 _MIN_MAPPED = flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
 _MAX_CELLS = flags.DEFINE_integer("max_cells", None, "Cut larger samples into random parts.", 1)
+_REPLACE = flags.DEFINE_bool("replace", False, "Replace an embedding of the same name that the input has.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of those parts.")
 
 
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--{flag.name} is missing (see --helpshort)")
     if os.path.exists(_OUTPUT.value):
         raise FileExistsError(f"--output={_OUTPUT.value}: exists already and is not overwritten; choose another name")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(_OUTPUT.value))):
+        raise FileNotFoundError(f"--output={_OUTPUT.value}: its folder is not there; make it first")
     if _STEP.value and _STEP.value != "best" and not _STEP.value.isdecimal():
         raise ValueError(f'--step={_STEP.value}: a number or "best"')
 
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> None:
         seed=_SEED.value,
     )
     key = f"X_{run.name}"
-    h5ad.write_embedding(_INPUT.value, _OUTPUT.value, key, embedding, run.provenance)
+    h5ad.write_embedding(_INPUT.value, _OUTPUT.value, key, embedding, run.provenance, replace=_REPLACE.value)
     print(f"{_OUTPUT.value}: obsm[{key!r}], {len(embedding)} cells x {embedding.shape[1]}; {run.provenance['sample']}")
 
 

@@ -18,10 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -129,21 +127,11 @@ class Run:
 
     def twin(self, seed: int = 0) -> "Run":
         """Return the same model with fresh random weights: the baseline that shows what training has added."""
-        one_gene = sp.csr_matrix((np.ones(8), np.zeros(8, int), np.arange(9)), (8, len(self.genes)))
-        batch = infer.pack(one_gene, np.arange(8)[None], labels=self._labels())
-        batch = infer.Batch(**{field: batch[field] for field in infer.FIELDS})
         constants = {**self.constants, **_constants(np.ones((1, len(self.genes)), bool))}
         options = self.meta["config"].get("inputs", {})
-
-        @jax.jit
-        def init(key: jax.Array) -> dict[str, Any]:
-            keys = jax.random.split(key, 4)
-            inputs = self.module.prepare(batch, constants, keys[0], step=0, train=False, **options)
-            return self.model.init(dict(zip(("params", "dropout", "latent"), keys[1:], strict=True)), inputs)
-
-        variables = init(jax.random.key(seed))
+        variables = infer.initial(self.module, self.model, constants, seed, self._labels(), **options)
         return dataclasses.replace(
-            self, variables=dict(variables), source=f"random weights of seed {seed}", mapping=None, provenance=None
+            self, variables=variables, source=f"random weights of seed {seed}", mapping=None, provenance=None
         )
 
     def export(self, path: str | os.PathLike) -> None:

@@ -49,7 +49,7 @@ def embed(
     Raises:
       ValueError: a row of the result is in no batch, or an embedding is not finite.
     """
-    options = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted((inputs or {}).items()))
+    options = _hashable(inputs or {})
     place = functools.partial(_place, mesh=mesh)
     state = {"variables": dict(variables), "constants": dict(constants)}
     state = jax.device_put(state, sharding.state_shardings(state, mesh) if mesh else None)
@@ -69,6 +69,23 @@ def embed(
     if not seen.all():
         raise ValueError(f"{int((~seen).sum())} of {n} cells are in no batch, so they have no embedding")
     return result
+
+
+def initial(
+    module: ModuleType,
+    model: nn.Module,
+    constants: Mapping[str, Any],
+    seed: int,
+    labels: Sequence[str] = (),
+    **inputs: Any,
+) -> dict[str, Any]:
+    """Return fresh random variables of a model; the other arguments are as for `embed` and `pack`."""
+    width = np.shape(constants["measured"])[1]
+    batch = pack(
+        sp.csr_matrix((np.ones(8), np.zeros(8, int), np.arange(9)), (8, width)), np.arange(8)[None], labels=labels
+    )
+    arrays = Batch(**{field: batch[field] for field in FIELDS})
+    return dict(_init(module, model, _hashable(inputs), constants, arrays, jax.random.key(seed)))
 
 
 def pack(
@@ -127,6 +144,25 @@ def _forward(
     keys = jax.random.split(key, 2)
     inputs = module.prepare(batch, constants, keys[0], step=0, train=False, **dict(options))
     return model.apply(variables, inputs, train=False, rngs={"latent": keys[1]}).cells
+
+
+@functools.partial(jax.jit, static_argnames=("module", "model", "options"))
+def _init(
+    module: ModuleType,
+    model: nn.Module,
+    options: tuple[tuple[str, Any], ...],
+    constants: Mapping[str, Array],
+    batch: Batch,
+    key: Array,
+) -> Mapping[str, Any]:
+    """Return the variables of a model that has seen a batch."""
+    keys = jax.random.split(key, 4)
+    inputs = module.prepare(batch, constants, keys[0], step=0, train=False, **dict(options))
+    return model.init(dict(zip(("params", "dropout", "latent"), keys[1:], strict=True)), inputs)
+
+
+def _hashable(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(options.items()))
 
 
 def _place(array: np.ndarray, mesh: Mesh | None) -> Array:

@@ -53,22 +53,29 @@ def score(
         raise ValueError(f"embedding of shape {embedding.shape} and {len(labels)} labels: one row per label is needed")
     if not np.isfinite(embedding).all():
         raise ValueError("the embedding has values that are not finite: it cannot be scored")
-    codes = encode(labels)
-    counted = np.isin(codes, np.flatnonzero(np.bincount(codes[codes >= 0], minlength=1) >= folds))
-    x, y = embedding[counted], codes[counted]
-    if len(np.unique(y)) < 2:
-        raise ValueError(f"labels: fewer than two cell types have {folds} cells or more, so there is nothing to score")
+    counted, y = countable(labels, folds)
+    x = embedding[counted]
     scores = {"cells": len(y), "types": len(np.unique(y)), **knn_scores(x, y, seed=seed, folds=folds)}
     clusterings = {r: leiden(x, resolution=r, seed=seed) for r in RESOLUTIONS}
     for name, metric in (("nmi", normalized_mutual_info_score), ("ari", adjusted_rand_score)):
         scores[name] = float(metric(y, clusterings[1.0]))
         scores[f"{name}_best"] = max(float(metric(y, found)) for found in clusterings.values())
     if batch is not None:
-        b = encode(batch)[counted]
-        frequent = np.isin(b, np.flatnonzero(np.bincount(b[b >= 0], minlength=1) >= folds))
-        if len(np.unique(b[frequent])) > 1:
-            scores["batch_accuracy"] = knn_scores(x[frequent], b[frequent], seed=seed, folds=folds)["accuracy"]
+        frequent, b = countable(np.asarray(batch, object)[counted], folds)
+        scores["batch_accuracy"] = knn_scores(x[frequent], b, seed=seed, folds=folds)["accuracy"]
     return scores
+
+
+def countable(labels: Sequence, folds: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Return which cells count, bool [n], and their label codes; ValueError if fewer than two labels are left.
+
+    A label counts with at least `folds` cells.
+    """
+    codes = encode(labels)
+    counted = np.isin(codes, np.flatnonzero(np.bincount(codes[codes >= 0], minlength=1) >= folds))
+    if len(np.unique(codes[counted])) < 2:
+        raise ValueError(f"labels: fewer than two of them have {folds} cells or more, so there is nothing to score by")
+    return counted, codes[counted]
 
 
 def encode(labels: Sequence) -> np.ndarray:

@@ -1,0 +1,131 @@
+"""Pictures of a report, as bytes: training curves (SVG), cells in two dimensions (PNG).
+
+Colours are those of Okabe and Ito, told apart by people with every kind of colour vision; beyond eight categories the
+marker's shape changes too, and the categories are written onto the picture.
+"""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#4D4D4D", "#B8A900")
+SHAPES = {"o": "●", "^": "▲", "s": "■", "D": "◆"}
+MOST_CATEGORIES = len(COLOURS) * len(SHAPES)
+UNKNOWN = "#C8C8C8"
+MAP = "cividis"
+INK, FAINT = "#1b2430", "#dfe3e8"
+
+matplotlib.rcParams.update(
+    {
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "scfm_jax",
+        "axes.edgecolor": "#9aa4b2",
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of a legend: a mark, its colour, what it means, and how many cells that are."""
+
+    mark: str
+    colour: str
+    name: str
+    cells: int
+
+
+def curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "") -> bytes:
+    """Draw {name: (steps, values)} over the steps as SVG; a logarithmic axis if the values are positive and wide."""
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, (steps, values)), colour, dash in zip(series.items(), COLOURS, ("-", "--", ":", "-.") * 2, strict=False):
+        few = len(steps) < 30
+        axes.plot(steps, values, dash, color=colour, lw=1.8, label=name, marker="." if few else None)
+    values = np.concatenate([v for _, v in series.values()])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 50 * values.min():
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    axes.grid(color=FAINT, lw=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return _save(figure, "svg")
+
+
+def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[Entry]]:
+    """Draw cells [n, 2] coloured by a column of obs as PNG, and return the legend (empty for numbers: a colour bar)."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    size = float(np.clip(12_000 / len(xy), 2, 26))
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 12:
+        known = values.notna().to_numpy()
+        axes.scatter(*xy[~known].T, s=size, c=UNKNOWN, lw=0)
+        drawn = axes.scatter(*xy[known].T, s=size, c=values[known], cmap=MAP, lw=0)
+        figure.colorbar(drawn, ax=axes, shrink=0.7, label=title)
+        legend = []
+    else:
+        legend = _categories(axes, xy, values, size)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("UMAP 1", loc="left", color="#5b6675")
+    axes.set_ylabel("UMAP 2", loc="bottom", color="#5b6675")
+    axes.spines[:].set_visible(False)
+    return _save(figure, "png"), legend
+
+
+def umap(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return the UMAP of an embedding. [n, D] -> [n, 2]"""
+    import umap as library  # imports numba and compiles
+
+    neighbours = min(15, len(embedding) - 1)
+    return library.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(embedding)
+
+
+def _categories(axes, xy: np.ndarray, values: pd.Series, size: float) -> list[Entry]:
+    """Draw every category in its colour and shape, the cells in random order, and write its name at its median."""
+    text = values.astype(object).where(values.notna(), None)
+    counts = text.value_counts()
+    shown = sorted(counts.index[:MOST_CATEGORIES], key=str)
+    looks = {name: (COLOURS[i % len(COLOURS)], list(SHAPES)[i // len(COLOURS)]) for i, name in enumerate(shown)}
+    legend = [Entry(SHAPES[looks[n][1]], looks[n][0], str(n), int(counts[n])) for n in shown]
+    rest = ~text.isin(shown).to_numpy()
+    if rest.any():
+        axes.scatter(*xy[rest].T, s=size, c=UNKNOWN, lw=0)
+        name = "no value" if len(counts) <= MOST_CATEGORIES else f"no value or one of {len(counts) - len(shown)} more"
+        legend.append(Entry("●", UNKNOWN, name, int(rest.sum())))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(~rest))
+    for part in np.array_split(order, min(8, max(1, len(order)))):  # so that no category lies on top of all others
+        for name in shown:
+            rows = part[(text.iloc[part] == name).to_numpy()]
+            axes.scatter(*xy[rows].T, s=size, c=looks[name][0], marker=looks[name][1], lw=0)
+    if len(shown) <= 2 * len(COLOURS):
+        for name in shown:
+            x, y = np.median(xy[(text == name).to_numpy()], axis=0)
+            halo = [withStroke(linewidth=3, foreground="white", alpha=0.85)]
+            axes.text(x, y, _short(str(name)), ha="center", va="center", fontsize=9, weight="bold", path_effects=halo)
+    return legend
+
+
+def _short(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _save(figure: Figure, kind: str) -> bytes:
+    file = io.BytesIO()
+    metadata: dict[str, None] | Sequence = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+    return file.getvalue()

@@ -1,0 +1,283 @@
+"""One HTML page about a run: how it scores, what the embedding looks like, how training went, what it was made from.
+
+The page is a single file: pictures are inside, nothing is loaded from anywhere. What a workdir does not have (no
+embedding yet, no scores) is listed on the page with the command that makes it.
+"""
+
+import base64
+import html
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from experiments import figures, scoring
+from experiments.style import STYLE
+from scfm_jax import checkpoint
+from scfm_jax.tasks.embedding import METRICS
+
+MOST_CELLS = 20_000
+"""Cells of the pictures; of larger files a random sample."""
+COLUMNS = ("cell_type", "batch", "donor", "study", "tissue", "assay", "perturbation", "condition")
+"""obs columns to colour by, those that are there and vary, if nobody asks for others."""
+PANELS = {
+    "Loss": ("loss", "val/loss"),
+    "Learning rate": ("learning_rate",),
+    "Gradient norm": ("grad_norm",),
+    "Cells per second": ("cells/s",),
+    "Share of time waiting for data": ("data_wait",),
+    "Memory, GB": ("memory_gb",),
+}
+"""Curves that have a place of their own; every other metric is drawn with its validation."""
+UNDRAWN = ("step", "time", "cells", "tokens", "skipped", "tokens/s", "mfu")
+
+
+def write(
+    workdir: str | os.PathLike, source: str | os.PathLike | None = None, columns: Sequence[str] = ()
+) -> pathlib.Path:
+    """Write workdir/report.html and return its path.
+
+    Args:
+      source: the .h5ad with the embedding; by default workdir/embedding.h5ad, if it is there.
+      columns: obs columns to colour the cells by.
+
+    Raises:
+      ValueError, OSError: the workdir or `source` is not there, or has no embedding or no such column; in one line.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"--workdir={workdir}: no such folder; give the workdir of a training run")
+    missing: list[str] = []
+    meta = _meta(workdir, missing)
+    if source is None and (workdir / "embedding.h5ad").exists():
+        source = workdir / "embedding.h5ad"
+    provenance, pictures = _embedding(pathlib.Path(source), columns) if source else ({}, "")
+    if not source:
+        missing.append(
+            "no embedding: python -m experiments.evaluate --workdir=… --input=x.h5ad (or embed, and --input)"
+        )
+    parts = [_scores(workdir, missing), pictures, _curves(workdir, missing), _genes(meta, provenance)]
+    parts += [_missing(missing), _provenance(meta, provenance)]
+    path, title = workdir / "report.html", f"{meta.get('model', 'run')} · {workdir.resolve().name}"
+    partial = path.with_suffix(".partial")
+    partial.write_text(_document(title, _facts(workdir, meta), parts), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _meta(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any]:
+    """Return the metadata of the newest checkpoint; the config alone before there is one."""
+    try:
+        return checkpoint.read_meta(workdir / "checkpoints")
+    except (FileNotFoundError, ValueError) as error:
+        missing.append(f"no checkpoint: {error}")
+    config = workdir / "config.json"
+    return {"config": json.loads(config.read_text())} if config.exists() else {}
+
+
+def _facts(workdir: pathlib.Path, meta: Mapping[str, Any]) -> dict[str, str]:
+    """Return the few numbers at the top of the page."""
+    facts = {"steps": f"{meta['step']:,}"} if "step" in meta else {}
+    if meta.get("genes"):
+        facts["genes"] = f"{len(meta['genes']):,}"
+    train = meta.get("split", {}).get("parts", {}).get("train", {})
+    if "cells" in train:
+        facts["training cells"] = f"{train['cells']:,}"
+    if studies := meta.get("classes", {}).get("study"):
+        facts["studies"] = f"{len(studies):,}"
+    if best := checkpoint.read_best(workdir / "checkpoints"):
+        facts[f"best {best[1]['metric']}"] = f"{best[1]['value']:.4g}"
+    return facts
+
+
+def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
+    """Return the table of scores, the best of each metric marked."""
+    path = workdir / "scores.json"
+    if not path.exists():
+        missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
+        return ""
+    scores = json.loads(path.read_text())
+    means = scoring.summary(scores)
+    metrics = [m for m in METRICS if m in means]
+    head = "".join(f"<th>{_text(METRICS[m])}</th>" for m in metrics)
+    rows = []
+    for name, row in means.iterrows():
+        cells = []
+        for m in metrics:
+            best = means[m].min() if m == "batch_accuracy" else means[m].max()
+            mark = ' class="best"' if row[m] == best else ""
+            cells.append(f"<td{mark}>{row[m]:.3f} <small>± {row[f'{m} ±']:.3f}</small></td>")
+        rows.append(f"<tr><th>{_text(name)}</th>{''.join(cells)}</tr>")
+    seeds = len({row["seed"] for row in scores["rows"]})
+    note = (
+        f"{scores['cells']:,} of {scores['of']:,} cells of {scores['input']}, {scores['types']} values of "
+        f"obs[{scores['label']!r}]. Mean ± half the range over {seeds} seeds of folds, Leiden, PCA and twins. PCA-50: "
+        "fifty components of log-normalised highly variable genes. Random twin: the same network, untrained. The "
+        "columns of the best resolution choose it by the labels and are optimistic."
+    )
+    table = (
+        f'<div class="wide"><table class="scores"><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table></div>'
+    )
+    return _section("Scores", f"{table}<p class='note'>{_text(note)}</p>")
+
+
+def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Return (provenance, section of pictures) of the newest embedding in an .h5ad file."""
+    obs, embedding, provenance = _read_embedding(path)
+    for column in columns:
+        if column not in obs:
+            raise ValueError(f"--color={column}: {path} has no such obs column; there are {', '.join(map(str, obs))}")
+    shown = columns or [c for c in COLUMNS if c in obs and obs[c].nunique() > 1]
+    n = len(obs)
+    if n > MOST_CELLS:
+        rows = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
+        obs, embedding = obs.iloc[rows], embedding[rows]
+    xy = figures.umap(embedding) if len(obs) > 3 else embedding[:, :2]
+    if not shown:
+        obs, shown = obs.assign(cells="all cells"), ["cells"]
+    cards = []
+    for column in shown:
+        picture, legend = figures.cells(xy, obs[column], column)
+        alt = f"UMAP of {len(obs)} cells coloured by {column}: {', '.join(f'{e.name} ({e.cells})' for e in legend)}"
+        entries = "".join(map(_entry, legend))
+        image = _image(picture, "png", alt)
+        cards.append(
+            f'<figure><figcaption>{_text(column)}</figcaption>{image}<ul class="legend">{entries}</ul></figure>'
+        )
+    of = f"a random sample of {len(obs):,} of its {n:,} cells" if len(obs) < n else f"its {n:,} cells"
+    how = f"UMAP (15 neighbours, seed 0) of the embedding of {path.name}, {of}; {provenance.get('sample', '')}."
+    return provenance, _section(
+        "Embedding", f"<p class='note'>{_text(how)}</p><div class='maps'>{''.join(cards)}</div>"
+    )
+
+
+def _entry(entry: figures.Entry) -> str:
+    mark = f'<span style="color:{entry.colour}" aria-hidden="true">{entry.mark}</span>'
+    return f"<li>{mark} {_text(entry.name)} <small>{entry.cells:,}</small></li>"
+
+
+def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
+    """Return (obs, embedding [n, D], provenance) of the last X_<model> that `embed` wrote into the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--input={path}: no such file; give an .h5ad written by experiments.embed")
+    try:
+        with h5py.File(path) as file:
+            ours = [
+                k for k in file.get("obsm", {}) if k.startswith("X_") and "embedded_with" in file.get(f"uns/{k}", {})
+            ]
+            if not ours:
+                raise ValueError(
+                    f"--input={path}: no embedding of ours in it; give an .h5ad written by experiments.embed"
+                )
+            key = max(ours, key=lambda k: str(anndata.io.read_elem(file[f"uns/{k}/date"])))
+            read = [anndata.io.read_elem(file[name]) for name in ("obs", f"obsm/{key}", f"uns/{key}")]
+    except OSError as error:
+        raise ValueError(f"--input={path}: not a readable .h5ad: {' '.join(str(error).split())}") from error
+    return read[0], np.asarray(read[1]), {name: _plain(value) for name, value in read[2].items()}
+
+
+def _curves(workdir: pathlib.Path, missing: list[str]) -> str:
+    """Return the section of training curves."""
+    series: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        lines = (workdir / name).read_text().splitlines() if (workdir / name).exists() else []
+        frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        for column in frame.columns.difference(["step"], sort=False):
+            known = frame[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
+            series[column] = known["step"].to_numpy(), known[column].to_numpy(float)
+    series = {name: points for name, points in series.items() if len(points[0])}
+    if not series:
+        missing.append("no metrics: the run has not logged a step yet")
+        return ""
+    placed = {name for names in PANELS.values() for name in names}
+    others = sorted({name.removeprefix("val/") for name in series} - placed - set(UNDRAWN))
+    panels = {title: names for title, names in PANELS.items() if title in ("Loss", "Learning rate", "Gradient norm")}
+    panels |= {name.replace("_", " "): (name, f"val/{name}") for name in others} | PANELS
+    cards = []
+    for title, names in panels.items():
+        drawn = {n.replace("val/", "validation "): series[n] for n in names if n in series}
+        if drawn:
+            last = ", ".join(f"{name} {values[-1]:.4g} at step {steps[-1]}" for name, (steps, values) in drawn.items())
+            image = _image(figures.curves(drawn), "svg+xml", f"{title} over the steps; at the end: {last}")
+            cards.append(f"<figure><figcaption>{_text(title)}</figcaption>{image}</figure>")
+    return _section("Training", f"<div class='curves'>{''.join(cards)}</div>")
+
+
+def _genes(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """Return how the genes of the training store and of the embedded file met the genes of the model."""
+    reports = {"training store": meta.get("mapping"), provenance.get("input", "embedded file"): provenance.get("genes")}
+    rows = []
+    for name, report in reports.items():
+        if report:
+            numbers = ("n", "mapped", "renamed", "merged", "unknown")
+            cells = "".join(f"<td>{report[k]:,}</td>" if k in report else "<td>–</td>" for k in numbers)
+            examples = ", ".join(map(str, report.get("examples", {}).get("unknown", [])))
+            rows.append(f"<tr><th>{_text(name)}</th>{cells}<td>{_text(examples)}</td></tr>")
+    if not rows:
+        return ""
+    head = "".join(f"<th>{t}</th>" for t in ("names", "mapped", "renamed", "merged", "unknown", "unknown, for example"))
+    return _section(
+        "Genes", f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table></div>'
+    )
+
+
+def _provenance(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """Return where everything comes from, and the config, folded."""
+    listed = {k: v for k, v in provenance.items() if not isinstance(v, dict)}
+    listed |= {"code of the training run": meta.get("code_version")} if meta.get("code_version") else {}
+    rows = "".join(
+        f"<tr><th>{_text(k.replace('_', ' '))}</th><td>{_text(_compact(v))}</td></tr>" for k, v in listed.items()
+    )
+    body = f'<div class="wide"><table class="facts">{rows}</table></div>' if rows else ""
+    for title, key in (("Config", "config"), ("Split of the cells", "split"), ("Position of the data", "loader")):
+        if meta.get(key):
+            text = json.dumps(meta[key], indent=2, ensure_ascii=False)
+            body += f"<details><summary>{title}</summary><pre>{_text(text)}</pre></details>"
+    return _section("Where it comes from", body) if body else ""
+
+
+def _missing(missing: Sequence[str]) -> str:
+    lines = "".join(f"<li>{_text(line)}</li>" for line in missing)
+    return _section("Not here", f"<ul>{lines}</ul>") if missing else ""
+
+
+def _document(title: str, facts: Mapping[str, str], parts: Sequence[str]) -> str:
+    """Return the whole page."""
+    cards = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items())
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
+        f"<header><p>scfm_jax report</p><h1>{_text(title)}</h1><dl>{cards}</dl></header>"
+        f"<main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{_text(title)}</h2>{body}</section>"
+
+
+def _image(picture: bytes, kind: str, alt: str) -> str:
+    return f'<img alt="{_text(alt)}" src="data:image/{kind};base64,{base64.b64encode(picture).decode()}">'
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _compact(value: Any) -> str:
+    return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of uns as Python's own, JSON text decoded."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and value[:1] in "[{":
+        return json.loads(value)
+    return value.tolist() if isinstance(value, np.ndarray) else value

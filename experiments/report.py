@@ -1,0 +1,29 @@
+"""Write one self-contained HTML page about a run: W/report.html.
+
+    python -m experiments.report --workdir=W [--input=y.h5ad] [--color=cell_type,batch]
+
+Shows what W has: config, training curves, the embedding of W/embedding.h5ad (or of --input, a file written by
+`experiments.embed`) coloured by obs columns, the scores of `experiments.evaluate`, gene mapping, provenance.
+"""
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "Folder of a training run.")
+flags.DEFINE_string("input", None, "File with the embedding; W/embedding.h5ad, if left out.")
+flags.DEFINE_list("color", [], "obs columns to colour the cells by; the usual ones that are there, if left out.")
+
+
+def main(_) -> None:
+    if not FLAGS.workdir:
+        raise ValueError("--workdir is missing: give the folder of a training run (see --helpshort)")
+    from experiments import page
+
+    path = page.write(FLAGS.workdir, FLAGS.input, FLAGS.color)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without network")
+
+
+if __name__ == "__main__":
+    cli.run(main)
