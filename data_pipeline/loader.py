@@ -26,7 +26,7 @@ class Loader:
     Args:
       store: an open store.
       batch, bag: bags of a global batch (B), cells of a bag (C).
-      run, kind: cells of a run and how bags are made of them, see `sampler.Sampler`.
+      run, mix, kind: cells of a run and how bags and batches are made of runs, see `sampler.Sampler`.
       split, part, filter: which cells, see `split.select`; part is train, val, test or all.
       labels: obs columns to ship as class indices.
       mixture: {study: weight} for every study that has cells here; by default each cell once per epoch.
@@ -53,6 +53,7 @@ class Loader:
         batch: int,
         bag: int,
         run: int | None = None,
+        mix: int | None = None,
         kind: str = "run",
         split: Mapping | None = None,
         part: str = "train",
@@ -73,7 +74,7 @@ class Loader:
         masks, self.split_report = select(store, split, filter)
         eligible = _part(store, masks, part)
         self.n_cells = int(eligible.places[-1])
-        order = {"kind": kind, "batch": batch, "bag": bag, "run": run, "seed": seed}
+        order = {"kind": kind, "batch": batch, "bag": bag, "run": run, "mix": mix, "seed": seed}
         if kind == "neighbours":
             order["nearest"] = _nearest(store, eligible, bag)
         self._whole = self._sampler = Sampler(eligible, **order)

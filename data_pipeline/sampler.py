@@ -4,8 +4,9 @@ Cells lie in the store permuted within their group, so a *run* of consecutive el
 Every pass over a study cuts each of its units (its groups; the whole study where a bag is one cell) into runs whose
 borders are shifted by a seeded offset, wrapping around inside the unit: each cell once per pass, the number of runs
 constant. The random order of the runs spreads every unit evenly over the pass and every study evenly over the epoch, so
-that a batch of few runs has the mixture of the whole (stratified sampling). Epochs follow each other without end or
-padding; the state of all this is one integer, the step.
+that a batch of few runs has the mixture of the whole (stratified sampling). Where a bag is one cell, runs are also
+dealt over `mix` batches in turn, which costs little: the chunks they lie in stay in TensorStore's cache. Epochs follow
+each other without end or padding; the state of all this is one integer, the step.
 """
 
 import dataclasses
@@ -71,6 +72,7 @@ class Sampler:
         nearest eligible neighbours, and the `run` cells of a run are the centres of `run` bags.
       batch, bag: bags of a batch, cells of a bag.
       run: cells of a run; by default the bag, at most 64 where bags are cut from runs or runs from bags, 1 centre.
+      mix: with bag=1, how many batches share their runs, taking run/mix cells of each; 4 by default, or 1.
       seed: of the order.
       weights: of each study; by default each cell is drawn once per epoch.
       nearest: rows [n] -> their bags of rows, -1 padded [n, bag]; for kind "neighbours".
@@ -89,11 +91,13 @@ class Sampler:
         batch: int,
         bag: int,
         run: int | None = None,
+        mix: int | None = None,
         seed: int = 0,
         weights: Sequence[float] | None = None,
         nearest: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         run = _checked_run(kind, batch, bag, run)
+        self._mix = _checked_mix(mix, run, dealt=bag == 1 and kind == "run")
         single = bag == 1 or kind == "neighbours"
         self._eligible, self._seed, self._run = eligible, seed, run
         self._shape = (batch, bag)
@@ -113,15 +117,17 @@ class Sampler:
 
         parts = [eligible.starts, eligible.places, eligible.groups, eligible.studies, self._quotas]
         crc = zlib.crc32(b"".join(np.ascontiguousarray(a, "<i8").tobytes() for a in parts))
-        self.signature = f"{kind}-{batch}x{bag}-run{run}-seed{seed}-{crc:08x}"
+        self.signature = f"{kind}-{batch}x{bag}-run{run}-mix{self._mix}-seed{seed}-{crc:08x}"
         self._epochs: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def rows(self, step: int) -> np.ndarray:
         """Return the store rows of the endless order's batch `step`, -1 in the padding. [B, C]"""
-        records = np.arange(step * self._per_batch, (step + 1) * self._per_batch)
-        epochs, places = np.divmod(records, self.epoch_records)
-        return self._cells(np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs).tolist()]))
+        window, turn = divmod(step, self._mix)
+        runs = self._per_batch * self._mix
+        epochs, places = np.divmod(np.arange(window * runs, (window + 1) * runs), self.epoch_records)
+        records = np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs).tolist()])
+        return self._cells(records, turn, self._mix)
 
     def pass_rows(self, step: int) -> np.ndarray:
         """Return the store rows of batch `step` of the first epoch alone, whose last batch is padded. [B, C]"""
@@ -129,10 +135,11 @@ class Sampler:
         missing = self._per_batch - len(records)
         return self._cells(np.pad(records, [(0, missing), (0, 0), (0, 0)]))
 
-    def _cells(self, records: np.ndarray) -> np.ndarray:
-        """Return the rows of the bags of these records [n, runs, 3]. [B, C]"""
+    def _cells(self, records: np.ndarray, turn: int = 0, turns: int = 1) -> np.ndarray:
+        """Return the rows of the bags of these records [n, runs, 3], or of one turn of dealing them. [B, C]"""
         unit, first, count = np.moveaxis(records, -1, 0)[..., None]
-        nth = np.arange(self._run)
+        dealt = self._run // turns
+        nth = np.arange(turn * dealt, (turn + 1) * dealt)
         places = self._unit_start[unit] + (first + nth) % self._unit_size[unit]
         rows = np.where(nth < count, self._eligible.rows(places), -1)  # [n, runs, run]
         if self._nearest:
@@ -148,7 +155,7 @@ class Sampler:
             if epoch not in self._epochs:
                 drawn = [self._draws(s, epoch * q, q) for s, q in enumerate(self._quotas.tolist()) if q]
                 order = _evenly(self._quotas, np.random.default_rng((self._seed, 0, epoch)))
-                last = {e: records for e, records in self._epochs.items() if e == epoch - 1}
+                last = {e: records for e, records in self._epochs.items() if abs(e - epoch) == 1}
                 self._epochs = last | {epoch: np.concatenate(drawn)[order]}
             return self._epochs[epoch]
 
@@ -177,7 +184,7 @@ def _evenly(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return an order of sum(sizes) things, laid out stratum by stratum, that spreads each stratum over the whole."""
     size = np.repeat(sizes, sizes)
     nth = np.arange(len(size)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.argsort((nth + rng.random(len(size))) / size, kind="stable")
+    return np.argsort((nth + np.repeat(rng.random(len(sizes)), sizes)) / size, kind="stable")
 
 
 def _quotas(weights: np.ndarray, records: np.ndarray) -> np.ndarray:
@@ -209,6 +216,17 @@ def _checked_run(kind: str, batch: int, bag: int, run: int | None) -> int:
     if whole % run:
         raise ValueError(f"run={run}: must divide {name}={whole}")
     return run
+
+
+def _checked_mix(mix: int | None, run: int, dealt: bool) -> int:
+    """Return the batches that share their runs; ValueError where it does not fit."""
+    if mix is None:
+        return 4 if dealt and run % 4 == 0 else 1
+    if not isinstance(mix, int) or mix < 1 or run % mix:
+        raise ValueError(f"mix={mix}: must be a whole number that divides run={run}")
+    if mix > 1 and not dealt:
+        raise ValueError(f"mix={mix}: only bags of one cell can share their runs; leave mix out")
+    return mix
 
 
 def _divisor(n: int) -> int:

@@ -102,7 +102,7 @@ def eligible(seed=0) -> Eligible:
 
 KINDS = [
     {"kind": "run", "bag": 16, "batch": 1},
-    {"kind": "run", "bag": 1, "batch": 12, "run": 12},
+    {"kind": "run", "bag": 1, "batch": 12, "run": 12, "mix": 1},
     {"kind": "run", "bag": 1000, "batch": 1},
     {"kind": "study", "bag": 24, "batch": 1, "run": 8},
 ]
@@ -132,6 +132,18 @@ def test_every_cell_comes_exactly_once_in_every_epoch_in_another_order(options):
     assert not np.array_equal(
         epochs[2], np.concatenate([Sampler(cells, **options, seed=1).rows(s).ravel() for s in steps])
     )
+
+
+def test_runs_that_are_dealt_over_batches_bring_the_same_cells_from_more_runs():
+    cells = eligible()
+    dealt, plain = (Sampler(cells, kind="run", bag=1, batch=24, run=12, mix=mix) for mix in (3, 1))
+    for window in range(dealt.epoch_records):
+        ours, theirs = (np.concatenate([s.rows(3 * window + i) for i in range(3)]) for s in (dealt, plain))
+        assert np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None))
+    line = Eligible.of([np.ones(480, bool)], [np.array([0, 480])])
+    for mix, runs in ((3, 6), (1, 2)):
+        drawn = Sampler(line, kind="run", bag=1, batch=24, run=12, mix=mix).rows(1)[:, 0]
+        assert len(set((drawn - np.arange(24)).tolist())) == runs
 
 
 def test_borders_of_runs_differ_between_epochs():
@@ -485,8 +497,8 @@ MISTAKES = [
     ({"filter": "tissue == 'moon'"}, "keeps none of the 507 cells"),
     ({"filter": "tissue = 'lung'"}, "cannot be read"),
     ({"filter": "tissue"}, "is not a comparison"),
-    ({"filter": "__import__('os').getcwd() == '/'"}, "is not a value"),
-    ({"filter": "'a' in 'abc'"}, "'a' is not a column"),
+    ({"filter": "__import__('os').getcwd() == '/'"}, "is not a column"),
+    ({"filter": "'a' in 'abc'"}, "is not a column"),
     ({"filter": "tissue == lung"}, "'lung' is not a value; text is written in quotes"),
     ({"filter": "batch == 1"}, "column 'batch' of study 'blood' holds text"),
     ({"filter": "depth > '5'"}, "column 'depth' of study 'blood' holds numbers"),
