@@ -191,7 +191,7 @@ def write_embedding(
     *,
     replace: bool = False,
 ) -> None:
-    """Write `source` as the .h5ad file `output` with `embedding` [n_cells, D] in `obsm[key]` and `provenance` in `uns[key]`.
+    """Write `source` as the .h5ad file `output` with `embedding` [n_cells, D] in obsm and `provenance` in uns.
 
     An .h5ad is copied as it is; of other files the matrices are streamed (dense ones become sparse). Values of
     `provenance` that are not plain (text, number, bool) are written as JSON text. Refuses, with a ValueError or an

@@ -48,7 +48,7 @@ class Csr:
     def __init__(self, data: Any, indices: Any, indptr: np.ndarray, shape: tuple[int, int]):
         self.data, self.indices, self.shape = data, indices, shape
         self.indptr = np.asarray(indptr, np.int64)
-        _check_indptr(self.indptr, shape[0], len(indices), len(data))
+        _check_indptr(self.indptr, shape[0], indices.shape[0], data.shape[0])
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Return rows `start` to `stop`, sorted, without duplicates and stored zeros, in the dtype of the source."""
@@ -58,7 +58,7 @@ class Csr:
 
     def sample(self) -> np.ndarray:
         """Return some of the stored values, from places spread over the matrix."""
-        return np.concatenate([self.data[low:high] for low, high in _spread(len(self.data), SAMPLE)])
+        return np.concatenate([self.data[low:high] for low, high in _spread(self.data.shape[0], SAMPLE)])
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -91,7 +91,7 @@ class Csc(Csr):
     def _turned(self) -> tuple[Any, np.ndarray]:
         """The open temporary file of records sorted by cell then gene, and where each cell begins in it."""
         per_cell = np.zeros(self.shape[0], np.int64)
-        for low, high in _blocks(len(self.indices), BLOCK):
+        for low, high in _blocks(self.indices.shape[0], BLOCK):
             per_cell += np.bincount(_inside(self.indices[low:high], self.shape[0]), minlength=self.shape[0])
         indptr = np.concatenate([[0], np.cumsum(per_cell)])
         firsts = np.unique(np.searchsorted(indptr[:-1], np.arange(0, max(indptr[-1], 1), BUCKET)))  # cells of a bucket
@@ -109,7 +109,7 @@ class Csc(Csr):
 
     def _scatter(self, file: Any, firsts: np.ndarray, ends: np.ndarray) -> None:
         """Append every entry to its bucket of cells; `ends`: where each bucket is to be written next, moved along."""
-        for low, high in _blocks(len(self.data), BLOCK):
+        for low, high in _blocks(self.data.shape[0], BLOCK):
             records = np.empty(high - low, self._record)
             records["cell"], records["value"] = self.indices[low:high], self.data[low:high]
             first = np.searchsorted(self.indptr, low, "right") - 1

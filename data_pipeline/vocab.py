@@ -38,6 +38,7 @@ __all__ = [
     "GeneTable",
     "Mapping",
     "MappingReport",
+    "is_id",
     "learn",
     "map_genes",
     "read_genes",
@@ -172,7 +173,7 @@ class _Finder:
     def _of_row(self) -> dict[int, int]:
         """Return the vocabulary gene of each row of the table: by current names, then former ones, then aliases."""
         of_row: dict[int, int] = {}
-        left = dict(self.stripped)
+        left = dict(sorted(self.stripped.items(), key=lambda item: not is_id(item[0])))  # an id is one row only
         for level in (CURRENT, PREVIOUS, ALIAS):
             for name, i in list(left.items()):
                 rows = self.table.find(name, level)
@@ -264,9 +265,11 @@ def union(studies: Iterable[Study], table: GeneTable | None = None, start: Seque
     table, here and to `map_genes`, so that the ids of one study serve the symbols of another.
     """
     table, vocab = table or GeneTable(), list(start)
-    for names, second in studies:
-        names, missing = _clean(names), range(len(names))
-        second = _clean(second) if second is not None else [""] * len(names)
+    studies = [
+        (_clean(names), _clean(second) if second is not None else [""] * len(names)) for names, second in studies
+    ]
+    for names, second in studies * 2:  # again, for a name that the genes of later studies made ambiguous
+        missing = range(len(names))
         if vocab and names:
             missing = np.flatnonzero(map_genes(names, vocab, ensembl=second, table=table, min_mapped=None).index < 0)
         vocab = list(dict.fromkeys(vocab + [_canonical(names[i], second[i], table) for i in missing]))
