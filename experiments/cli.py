@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
@@ -15,6 +15,8 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
     """
 
     def guarded(argv: list[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # JAX and Optax tell much at INFO
         try:
             if len(argv) > 1 and not positional:
                 raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value (see --helpshort)")
@@ -29,7 +31,11 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
 
 def fail(error: BaseException) -> int:
     """Print `error` as one line on stderr and return exit status 2."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+    text = text.split("Traceback (most recent call last)")[-1].split("\nValueError: ")[-1]  # of a config file
+    if "earlier failure to load:" in text:
+        text = "--config: " + text[text.index("[Errno") :]
+    text = " ".join(text.split())
     print(f"error: {text}", file=sys.stderr, flush=True)
     return 2
 
