@@ -31,7 +31,9 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
 
 def fail(error: BaseException) -> int:
     """Print `error` as one line on stderr and return exit status 2."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    if isinstance(error, KeyError | AttributeError) and error.args:  # ml_collections: a key that is not there
+        text = " ".join(str(arg) for arg in getattr(error.args[0], "args", error.args))
     text = text.split("Traceback (most recent call last)")[-1].split("\nValueError: ")[-1]  # of a config file
     if "earlier failure to load:" in text:
         text = "--config: " + text[text.index("[Errno") :]
