@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from data_pipeline.store import open_store, write_study
 from data_pipeline.study import Settings
 from data_pipeline.vocab import map_genes
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 GENES = [f"GENE{i}" for i in range(400)]
 STUDIES = {"blood": {"1": 90, "2": 41}, "lung": {"1": 170, "2": 64, "3": 7}, "slide": {"left": 60, "right": 75}}
 
@@ -518,3 +520,23 @@ def test_a_mistake_in_the_options_is_one_line_that_names_it(store, options, mess
     with pytest.raises(ValueError, match=message) as error:
         Loader(store, **{"batch": 4, "bag": 8} | options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_bench_prints_a_table_and_the_same_as_json(tmp_path):
+    study("lung", 0).write_h5ad(tmp_path / "lung.h5ad")
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench",
+        "loader",
+        f"--input={tmp_path / 'lung.h5ad'}",
+        "--seconds=0.2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    *text, line = done.stdout.splitlines()
+    measured = json.loads(line)["rows"]
+    assert len(text) == 1 + len(measured) and all(row["cells/s"] > 0 for row in measured)
+    bad = subprocess.run([*command[:3], "brew"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert bad.returncode == 2 and bad.stderr == "error: bench brew: say what to measure: loader or step\n"

@@ -1,0 +1,77 @@
+"""Measure the loader or a train step beside what one could compare it with: a table and one line of JSON.
+
+  python -m experiments.bench loader --input=a.h5ad,b.h5ad [--copies=4]     (or --store=DIR, a store that is there)
+  python -m experiments.bench step --model=cellplm
+
+Speeds are of this machine under its load of the moment, so cpu seconds are printed too.
+"""
+
+import json
+import pathlib
+import tempfile
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("store", None, "loader: the store to read.")
+flags.DEFINE_list("input", [], "loader: files with raw counts, made into a store for the occasion.")
+flags.DEFINE_integer("copies", 4, "loader: how often each cell of --input is put into its study.", lower_bound=1)
+flags.DEFINE_float("seconds", 5.0, "Time to measure each row for.", lower_bound=0.1)
+flags.DEFINE_string("model", "cellplm", "step: the model.")
+flags.DEFINE_string("output", None, "File for the JSON, besides standard output.")
+
+WHAT = ("loader", "step")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2 or argv[1] not in WHAT:
+        raise ValueError(f"bench {' '.join(argv[1:]) or '(nothing)'}: say what to measure: {' or '.join(WHAT)}")
+    rows = _loader() if argv[1] == "loader" else _step()
+    print(table(rows))
+    text = json.dumps({"bench": argv[1], "rows": rows})
+    print(text)
+    if FLAGS.output:
+        pathlib.Path(FLAGS.output).write_text(text + "\n")
+
+
+def _loader() -> list[dict]:
+    from data_pipeline.store import open_store
+    from experiments import bench_loader
+
+    if bool(FLAGS.store) == bool(FLAGS.input):
+        raise ValueError("bench loader: give either --store=DIR or --input=a.h5ad,b.h5ad")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = FLAGS.store or bench_loader.make_store(pathlib.Path(scratch) / "store", FLAGS.input, FLAGS.copies)
+        return bench_loader.rows(open_store(path), FLAGS.seconds)
+
+
+def _step() -> list[dict]:
+    from experiments import bench_step
+
+    return bench_step.step_rows(FLAGS.model, seconds=FLAGS.seconds)
+
+
+def table(rows: list[dict]) -> str:
+    """Return the rows as aligned text, a column for each key, empty where a row lacks it."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [keys, *([_text(row.get(key)) for key in keys] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
+    lines = (
+        "  ".join(f"{c:{'<' if i == 0 else '>'}{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _text(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)
