@@ -1,7 +1,8 @@
 """Attention over a masked set as pure functions: softmax, Flowformer, Performer, Cosformer.
 
 All take queries, keys and values [B, C, H, K] and a mask [B, C] (False: padding, which no real element feels), and
-return [B, C, H, K] in float32. Flowformer (arXiv 2202.06258), Performer (2009.14794) and Cosformer (2202.08791) cost O(C).
+return [B, C, H, K] in float32. Flowformer (arXiv 2202.06258), Performer (2009.14794) and Cosformer (2202.08791) are
+linear in C.
 """
 
 import math
@@ -53,7 +54,7 @@ def _features(x: Array, projection: Array, peak: Callable, eps: float) -> Array:
     x = x.astype(jnp.float32) * x.shape[-1] ** -0.25
     raw = jnp.einsum("bchk,mk->bchm", x, projection)
     scale = projection.shape[0] ** -0.5
-    return scale * (jnp.exp(raw - (x * x).sum(-1, keepdims=True) / 2 - jax.lax.stop_gradient(peak(raw))) + eps)
+    return scale * (jnp.exp(raw - (x * x).sum(-1, keepdims=True) / 2 - peak(raw)) + eps)
 
 
 def draw_projection(key: Array, features: int, size: int) -> Array:

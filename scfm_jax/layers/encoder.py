@@ -79,12 +79,14 @@ class Block(nn.Module):
         width = x.shape[-1]
         if self.kind == "mlp":
             y = norms.PReLU(name="prelu")(Dense(width, dtype=self.dtype, name="mlp")(x))
-            x = x + norms.norm(self.norm, name="norm")(drop(y))
+            y = norms.norm(self.norm, name="norm")(drop(y))
+            self.sow("intermediates", "branch", y)
+            x = x + y
         else:
             y = Attention(self.kind, self.heads, self.dropout, self.train, self.dtype, name="attention")(
                 self.block_norm("norm1")(x), mask
             )
-            self.sow("intermediates", "attention", y)
+            self.sow("intermediates", "attended", y)
             x = x + (y if self.kind == "performer" else drop(y))
             y = jax.nn.gelu(self.linear(2 * width, "mlp_in")(self.block_norm("norm2")(x)), approximate=False)
             x = x + drop(self.linear(width, "mlp_out")(drop(y)))

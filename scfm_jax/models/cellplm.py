@@ -170,7 +170,7 @@ class Model(nn.Module):
             self.scan, name="encoder",
         )(x, mask)  # fmt: skip
         x = norms.LayerNorm(name="pre_latent_norm")(x)
-        self.sow("intermediates", "pre_latent_norm", x)
+        self.sow("intermediates", "pre_latent", x)
         z, latent_loss, metrics = self.latent(train)(x, mask, inputs["step"], inputs.get("noise"))
         metrics = {name: (value, jnp.ones(())) for name, value in metrics.items()}
         outputs = Outputs(cells=z, aux_loss=latent_loss, metrics=metrics)
@@ -244,7 +244,8 @@ def loss(
     else:
         masked = dae and objective == "nb" and "mask" in inputs
         parts = negative_binomial(outputs.logits, inputs, masked)
-    total = outputs.aux_loss + sum(value / jnp.maximum(weight, 1) for value, weight in parts.values())
+    aux_loss = 0 if objective == "annotation" else outputs.aux_loss  # a head trains without the latent's loss
+    total = aux_loss + sum(value / jnp.maximum(weight, 1) for value, weight in parts.values())
     latent = (outputs.aux_loss * jnp.ones(()), jnp.ones(()))
     return total, {**outputs.metrics, **parts, "latent_loss": latent}
 
@@ -270,7 +271,11 @@ def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
 
 def negative_binomial(logits: dict[str, Array], inputs: dict[str, Any], masked: bool) -> dict[str, tuple[Array, Array]]:
     """Return the summed negative log-likelihood of all measured entries and, if `masked`, of the masked ones alone."""
-    mean, theta = decode(logits)
+    return likelihoods(*decode(logits), inputs, masked)
+
+
+def likelihoods(mean: Array, theta: Array, inputs: dict[str, Any], masked: bool) -> dict[str, tuple[Array, Array]]:
+    """Return the same of unscaled means [B, R, V] and inverse dispersions [V] or [B, R, V]."""
     slots, weights = inputs["slots"][:, : mean.shape[1]], inputs["weights"]
     measured = inputs["measured"][:, None]
     scored = {"nb": measured} | ({"nb_masked": measured & inputs["mask"]} if masked else {})
