@@ -72,7 +72,8 @@ class Counts:
         for axis, found, wanted in (("var", len(self.var), self.n_genes), ("obs", len(self.obs), self.n_cells)):
             if found != wanted:
                 raise ValueError(f"{self.path}: damaged file: {source} is of {wanted} {axis}, the table lists {found}")
-        fault = why_not_counts(self._rows.sample()) if check else None
+        with self._reading(source):
+            fault = why_not_counts(self._rows.sample()) if check else None
         if fault:
             raise ValueError(f"{self.path}: {source} does not hold raw counts ({fault}); {self._way_out()}")
 
@@ -106,10 +107,8 @@ class Counts:
         """Return counts of cells `start` to `stop`: int32 (unchecked: the file's dtype), sorted, no stored zeros."""
         if not 0 <= start <= stop <= self.n_cells:
             raise ValueError(f"{self.path}: rows {start}..{stop} do not lie within its {self.n_cells} cells")
-        try:
+        with self._reading(f"cells {start}..{stop} of {self.source}"):
             block = self._rows.read(start, stop)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: cells {start}..{stop} of {self.source} cannot be read: {error}") from error
         return self._checked(block, start) if self.check else block
 
     def take(self, rows: np.ndarray) -> sparse.csr_matrix:
@@ -128,10 +127,16 @@ class Counts:
         if source not in self._opened.matrices:
             there = ", ".join(self._opened.matrices) or "no matrix at all"
             raise ValueError(f"{self.path}: no {source} in it; there is {there} (--layer=NAME and --raw choose)")
-        try:
+        with self._reading(source):
             return open_rows(self._opened.matrices[source])
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{self.path}: {source}: {' '.join(str(error).split())}") from error
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Give the file and what is read there to any error of a storage library, in one line."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{self.path}: {what} cannot be read: {' '.join(str(error).split())}") from error
 
     def _checked(self, block: sparse.csr_matrix, start: int) -> sparse.csr_matrix:
         bad = _not_counts(block.data)

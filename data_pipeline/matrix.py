@@ -4,6 +4,7 @@ A matrix stored by gene (CSC) is turned once into a temporary file by a bucket s
 its size, and about `BUCKET` entries in memory.
 """
 
+import errno
 import tempfile
 from functools import cached_property
 from typing import Any
@@ -102,9 +103,13 @@ class Csc(Csr):
                 records = _load(file, self._record, low, high)
                 _store(file, records[np.argsort(records["cell"], kind="stable")], low)
             file.flush()
-        except BaseException:
+        except BaseException as error:
             file.close()
-            raise
+            if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            size = f"{indptr[-1] * self._record.itemsize / 2**30:.1f} GiB in {tempfile.gettempdir()}"
+            text = f"stored by gene (CSC), it needs a temporary file of {size}: set TMPDIR to a folder with more room"
+            raise OSError(text) from error
         return file, indptr
 
     def _scatter(self, file: Any, firsts: np.ndarray, ends: np.ndarray) -> None:

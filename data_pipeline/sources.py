@@ -125,7 +125,8 @@ def _from_anndata(adata: anndata.AnnData) -> Source:
     if adata.raw is not None:
         matrices["raw"], tables["raw/var"] = adata.raw.X, adata.raw.var
     matrices = {name: value for name, value in matrices.items() if value is not None}
-    return Source("AnnData", matrices, tables.__getitem__, {name: np.asarray(adata.obsm[name]) for name in adata.obsm})
+    obsm = _Lazy({name: lambda name=name: adata.obsm[name] for name in adata.obsm}, np.asarray)
+    return Source("AnnData", matrices, tables.__getitem__, obsm)
 
 
 def _from_mtx(path: Path) -> Source:

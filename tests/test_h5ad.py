@@ -359,6 +359,43 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, limit):
     assert [p.name for p in tmp_path.iterdir()] == ["x.h5ad"]
 
 
+def test_no_room_to_turn_a_matrix_stored_by_gene_is_said_with_the_way_out(tmp_path):
+    cells(n=3000, kind=sparse.csc_matrix).write_h5ad(tmp_path / "x.h5ad")
+    code = """
+        import resource, signal, sys
+        from data_pipeline.h5ad import read_counts
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+        try:
+            read_counts(sys.argv[1]).rows(0, 10)
+        except ValueError as error:
+            print("refused:", error)
+    """
+    done = run(code, tmp_path / "x.h5ad")
+    assert "refused:" in done.stdout and "x.h5ad" in done.stdout and "TMPDIR" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("store", ["h5ad", "zarr"])
+def test_a_damaged_chunk_is_one_line_that_names_the_file(tmp_path, store):
+    adata, path = cells(n=3000), tmp_path / f"x.{store}"
+    if store == "h5ad":
+        adata.write_h5ad(path, compression="gzip")
+        with h5py.File(path) as file:
+            place = file["X/data"].id.get_chunk_info(0).byte_offset
+        file = path
+    else:
+        adata.write_zarr(path)
+        file, place = max((path / "X" / "data").rglob("*"), key=lambda part: part.stat().st_size), 0
+    content = bytearray(file.read_bytes())
+    content[place : place + 40] = bytes(40)
+    file.write_bytes(content)
+    with (
+        pytest.raises(ValueError, match=rf"\A[^\n]*x\.{store}: X cannot be read: [^\n]+\Z"),
+        read_counts(path) as counts,
+    ):
+        list(counts.chunks())
+
+
 def generate(path, n_cells, kind, n_genes=2000, per_cell=100):
     """Write a file of `n_cells` in bounded memory, `kind` "csr" or "csc" (by gene: the same entries the other way)."""
     rows, columns, per = (
