@@ -1,4 +1,4 @@
 """The host side: files in, batches of raw sparse counts out. numpy, anndata, tensorstore, grain; never jax.
 
-`h5ad.read_counts` -> `vocab.map_genes` -> `store.write_study` -> `loader.batches`.
+`h5ad.read_counts` -> `vocab.map_genes` -> `store.write_study` -> `loader.Loader`.
 """

@@ -15,6 +15,7 @@ from data_pipeline import obs
 BUCKETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 ROUND = 128  # the last bucket is the longest cell of the store, rounded up to a multiple of this
 GAP = 1 << 14  # ranges that lie closer than this many counts are read as one: half a chunk of the store
+SPARE = 16  # arrays that are kept for later use, more than are ever read ahead as a rule
 _LONE = [object()]
 UNUSED = sys.getrefcount(_LONE[0])  # how many references are counted of what only a list refers to
 
@@ -138,6 +139,8 @@ class _Memory:
             fits = [i for i in free if self._buffers[i].nbytes >= size]
             if fits:
                 buffer = self._buffers[fits[0]]
+                for i in reversed(fits[SPARE:]):
+                    del self._buffers[i]
             else:
                 self._buffers = [b for i, b in enumerate(self._buffers) if i not in free]
                 self._buffers.append(buffer := np.empty(size, np.uint8))

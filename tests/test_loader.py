@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,6 +296,17 @@ def test_memory_of_batches_that_are_gone_is_used_again(store):
     loader = Loader(store, batch=4, bag=16, buckets=())
     places = {loader.batch(step)["genes"].__array_interface__["data"][0] for step in range(30)}
     assert len(places) <= 2
+
+
+def test_a_flipped_bit_is_an_error_that_says_where_and_not_a_count(store, tmp_path):
+    path = shutil.copytree(store.path, tmp_path / "store")
+    shard = max((path / "studies" / "lung.zarr" / "X" / "data").rglob("c/*"), key=lambda f: f.stat().st_size)
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 3] ^= 4
+    shard.write_bytes(raw)
+    loader = Loader(open_store(path), batch=4, bag=16)
+    with pytest.raises(OSError, match=r"study 'lung' .*damaged"):
+        first(loader, loader.epoch_steps)
 
 
 # One order for any number of hosts, threads and restarts -------------------------------------------------------------
