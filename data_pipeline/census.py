@@ -18,7 +18,7 @@ import scipy.sparse as sp
 MEASUREMENT, LAYER = "RNA", "raw"
 PRESENCE = "feature_dataset_presence_matrix"
 # The public bucket of the Census; local paths and other stores do not look at it.
-_CONFIG = {"vfs.s3.region": "us-west-2", "vfs.s3.no_sign_request": "true"}
+_CONFIG = {"vfs.s3.region": "us-west-2", "vfs.s3.no_sign_request": "true", "soma.init_buffer_bytes": 1 << 27}
 
 
 @dataclasses.dataclass(frozen=True)

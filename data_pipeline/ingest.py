@@ -96,7 +96,8 @@ def ingest(
       vocabulary: file with the list of genes that the store is to hold; None for the union of what is ingested.
       tables: gene tables that tell aliases, previous symbols and Ensembl ids.
       scheduler: address of a Dask cluster; None starts one on this machine.
-      workers: processes on this machine, 0 for this process alone; None for what cores and memory allow.
+      workers: processes on this machine, 0 for this process alone; None for what cores and memory allow. A script
+        that lets processes start does its work under `if __name__ == "__main__"`.
       say: takes each line of the report.
 
     A study that the store has already is kept; where its source or settings were others, that is a ValueError before
@@ -105,8 +106,7 @@ def ingest(
     store, settings = pathlib.Path(store).absolute(), settings or Settings()
     with ledger.writing(store) as manifest:
         pending = _pending(sources, manifest, settings, say)
-        failed = {}
-        tables = list(tables or ())
+        failed, tables = {}, list(tables or ())
         if vocabulary:
             genes, is_table = read_vocabulary(vocabulary)
             tables += [vocabulary] * is_table
@@ -243,7 +243,8 @@ def _run(tasks: list[tuple], scheduler: str | None, workers: int | None) -> Iter
     """Do the tasks, in this process or on Dask, and yield (study, result or reason of failure) as each ends."""
     if workers is None:
         fit = psutil.virtual_memory().available // MEMORY_PER_WORKER
-        workers = int(max(1, min(len(tasks), len(os.sched_getaffinity(0)), fit)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = int(max(1, min(len(tasks), cores, fit)))
         workers = 0 if workers == 1 else workers
     if not tasks:
         return

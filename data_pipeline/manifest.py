@@ -183,7 +183,8 @@ def writing(path: pathlib.Path) -> Iterator[dict]:
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: a file, not a folder; choose another --store")
-    if path.is_dir() and not (path / "manifest.json").exists() and (found := set(os.listdir(path)) - {".lock"}):
+    ours = (".lock", *_temporaries(path))
+    if path.is_dir() and not (path / "manifest.json").exists() and (found := set(os.listdir(path)) - set(ours)):
         raise ValueError(
             f"{path}: a folder of other things ({sorted(found)[0]}, …), not a store; choose another --store"
         )
@@ -207,8 +208,15 @@ def writing(path: pathlib.Path) -> Iterator[dict]:
                 _discard(path, made)
 
 
+def _temporaries(path: pathlib.Path) -> list[str]:
+    """Return the names of the files that `write_file` was writing into the store when it was killed."""
+    return [found.name for name in ("manifest.json", "genes.tsv") for found in path.glob(f".{name}.*")]
+
+
 def _clean(path: pathlib.Path, manifest: dict) -> None:
-    """Remove what an interrupted ingest left: partial studies, and studies moved in place but not yet listed."""
+    """Remove what an interrupted ingest left: partial files, and studies moved in place but not yet listed."""
+    for name in _temporaries(path):
+        (path / name).unlink()
     shutil.rmtree(path / PARTIAL, ignore_errors=True)
     (path / PARTIAL).mkdir()
     listed = {f"{name}.zarr" for name in manifest["studies"]}
@@ -219,11 +227,13 @@ def _clean(path: pathlib.Path, manifest: dict) -> None:
 
 def _discard(path: pathlib.Path, made: bool) -> None:
     """Remove a store without studies, and its folder too where this process made it."""
-    shutil.rmtree(path / "studies", ignore_errors=True)
-    for name in ("genes.tsv", "manifest.json", ".lock"):
-        (path / name).unlink(missing_ok=True)
-    if made:
-        path.rmdir()
+    with contextlib.suppress(OSError):
+        write(path, empty())
+        shutil.rmtree(path / "studies", ignore_errors=True)
+        for name in ("genes.tsv", "manifest.json", ".lock"):
+            (path / name).unlink(missing_ok=True)
+        if made:
+            path.rmdir()
 
 
 def commit(path: pathlib.Path, manifest: dict, partial: pathlib.Path, record: dict) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 
 BUCKET_NNZ = 1 << 23
+# A bucket is a row of blocks: (rows, counts), then target and length of each row, gene and value of each count.
+LAYOUT = (np.int64, np.int64, np.int32, np.int32, np.uint32)
 
 
 class Shuffle:
@@ -36,21 +38,34 @@ class Shuffle:
         borders = np.flatnonzero(np.diff(bucket, prepend=-1, append=-1))
         for start, stop in itertools.pairwise(borders):
             part = rows[start:stop]
+            columns = (
+                [len(part.indptr) - 1, part.nnz],
+                target[start:stop],
+                np.diff(part.indptr),
+                part.indices,
+                part.data,
+            )
             with open(self._folder / str(bucket[start]), "ab") as file:
-                for values in (target[start:stop], np.diff(part.indptr), part.indices, part.data.astype(np.uint32)):
-                    np.save(file, values)
+                for values, dtype in zip(columns, LAYOUT, strict=True):
+                    file.write(np.ascontiguousarray(values, dtype).data)
 
     def sorted(self) -> Iterator[sp.csr_matrix]:
         """Yield the rows in the order of their targets, a bucket at a time; its file is removed once it is read."""
         for path in sorted(self._folder.iterdir(), key=lambda path: int(path.name)):
-            parts = []
-            with open(path, "rb") as file:
-                while file.peek(1):
-                    parts.append([np.load(file) for _ in range(4)])
+            target, lengths, indices, data = _load(path)
             path.unlink()
-            target, lengths, indices, data = (np.concatenate(column) for column in zip(*parts, strict=True))
-            del parts
             indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
             rows = sp.csr_matrix((data, indices, indptr), shape=(len(target), self._n_columns))
             yield rows[np.argsort(target)]
         self._folder.rmdir()
+
+
+def _load(path: pathlib.Path) -> list[np.ndarray]:
+    """Return the columns of a bucket, its blocks one after the other."""
+    blocks = []
+    with open(path, "rb") as file:
+        while len(sizes := np.fromfile(file, LAYOUT[0], 2)):
+            rows, nnz = sizes
+            counts = (rows, rows, nnz, nnz)
+            blocks.append([np.fromfile(file, dtype, n) for dtype, n in zip(LAYOUT[1:], counts, strict=True)])
+    return [np.concatenate(column) for column in zip(*blocks, strict=True)]

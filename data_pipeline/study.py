@@ -37,7 +37,7 @@ class Settings:
       min_counts: least number of counts of a cell.
       max_mito: largest fraction of counts in mitochondrial genes.
       min_gene_fraction: genes with fewer counts than this times the study's cells are zeroed (0.003 is sCT's rule).
-      min_mapped: least fraction of the source's genes that must be found in the vocabulary.
+      min_mapped: least fraction of the source's genes, or of the vocabulary's, that must be found in the other.
     """
 
     group_by: str | None = None
@@ -69,42 +69,37 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
     folder.mkdir(parents=True)
     shuffle = Shuffle(folder.with_name(f"{folder.name}.rows"), len(genes))
     seen = _scan(counts, mapping, settings, place, shuffle, len(genes))
-    kept = np.flatnonzero(seen["broken"] < 0)
-    if not len(kept):
-        why = ", ".join(f"{number} by {rule}" for rule, number in _removed(seen).items()) or "it is empty"
-        raise ValueError(f"no cell is left of {counts.n_cells} ({why}); loosen the filters or give a --vocab that fits")
-    order = kept[np.argsort(place[kept])]
-    zeroed = np.zeros(len(genes), bool)
-    if settings.min_gene_fraction is not None:
-        zeroed = (seen["gene_counts"] > 0) & (seen["gene_counts"] < settings.min_gene_fraction * len(order))
-    nnz = int(seen["gene_cells"][~zeroed].sum())
-    if not nnz:
-        raise ValueError(
-            f"no count is left: no gene reaches --min_gene_fraction={settings.min_gene_fraction}; lower it"
-        )
-    root = zarr.open_group(folder, mode="w-", zarr_format=3)
-    dtype = _write_counts(root, folder, shuffle, zeroed, len(order), nnz, seen["largest"])
+    order, zeroed = _kept(seen, place, settings.min_gene_fraction)
+    nnz = int(seen.gene_cells[~zeroed].sum())
     starts = np.searchsorted(group[order], np.arange(len(groups) + 1))
     present = np.flatnonzero(np.diff(starts))
     starts = np.append(starts[present], len(order))
+    root = zarr.open_group(folder, mode="w-", zarr_format=3)
+    dtype = np.min_scalar_type(seen.largest)
+    _write_counts(root, folder, shuffle, zeroed, len(order), nnz, dtype)
     _write_tables(root, counts.obs.iloc[order], _var(counts, mapping, genes, zeroed))
-    is_spatial = _write_spatial(root, folder, counts, order, starts)
-    return {
+    layout = {
         "name": name,
         "shape": [len(order), len(genes)],
         "nnz": nnz,
-        "dtype": dtype,
-        "spatial": is_spatial,
+        "dtype": dtype.name,
+        "spatial": _write_spatial(root, folder, counts, order, starts),
         "groups": [groups[i] for i in present],
         "group_starts": starts.tolist(),
-        "settings": dataclasses.asdict(settings),
-        "removed": {"cells": _removed(seen), "genes": int(zeroed.sum())},
-        "measured": len(np.unique(mapping.index[mapping.index >= 0])),
-        "mapping": mapping.report.to_dict(),
+    }
+    removed = {"cells": seen.removed(), "genes": int(zeroed.sum())}
+    return layout | _provenance(counts, mapping, settings) | {"removed": removed, "files": checksums(folder)}
+
+
+def _provenance(counts, mapping, settings: Settings) -> dict:
+    """Return what the manifest says of where a study comes from and how it was made."""
+    return {
         "source": {"file": pathlib.Path(counts.path).name, "matrix": counts.source},
+        "settings": dataclasses.asdict(settings),
+        "mapping": mapping.report.to_dict(),
+        "measured": len(np.unique(mapping.index[mapping.index >= 0])),
         "code_version": importlib.metadata.version("scfm_jax"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "files": checksums(folder),
     }
 
 
@@ -133,7 +128,28 @@ def _places(group: np.ndarray, n_groups: int, seed: int, name: str) -> np.ndarra
     return place
 
 
-def _scan(counts, mapping, settings: Settings, place: np.ndarray, shuffle: Shuffle, n_genes: int) -> dict:
+@dataclasses.dataclass
+class _Seen:
+    """What one pass over the source tells.
+
+    Attributes:
+      broken: the first filter rule that each cell breaks, -1 where none. [n]
+      gene_counts, gene_cells: counts and cells of every gene, over the cells that are kept. [G]
+      largest: the largest count.
+    """
+
+    broken: np.ndarray
+    gene_counts: np.ndarray
+    gene_cells: np.ndarray
+    largest: int = 0
+
+    def removed(self) -> dict[str, int]:
+        """Return how many cells each filter rule removed."""
+        found = {rule: int((self.broken == i).sum()) for i, rule in enumerate(filters.CELL_RULES)}
+        return {rule: number for rule, number in found.items() if number}
+
+
+def _scan(counts, mapping, settings: Settings, place: np.ndarray, shuffle: Shuffle, n_genes: int) -> _Seen:
     """Send every cell that is kept to its place and count what the filters and the layout need to know."""
     mito = None
     if settings.max_mito is not None:
@@ -141,43 +157,46 @@ def _scan(counts, mapping, settings: Settings, place: np.ndarray, shuffle: Shuff
         if not mito.any():
             raise ValueError("no mitochondrial gene (MT-…) to judge --max_mito by; leave it out")
     limits = {key: getattr(settings, key) for key in ("min_genes", "min_counts", "max_mito")}
-    seen = {
-        "broken": np.empty(counts.n_cells, np.int8),
-        "gene_counts": np.zeros(n_genes),
-        "gene_cells": np.zeros(n_genes, np.int64),
-        "largest": 0,
-    }
+    seen = _Seen(np.empty(counts.n_cells, np.int8), np.zeros(n_genes), np.zeros(n_genes, np.int64))
     for start, rows in counts.chunks():
         mapped = mapping.apply(rows)
         broken = filters.broken_rule(rows, mapped, mito, **limits)
-        seen["broken"][start : start + rows.shape[0]] = broken
+        seen.broken[start : start + rows.shape[0]] = broken
         kept = np.flatnonzero(broken < 0)
         if not len(kept):
             continue
         mapped = mapped[kept]
         shuffle.add(place[start + kept], mapped)
-        seen["gene_counts"] += np.bincount(mapped.indices, mapped.data, n_genes)
-        seen["gene_cells"] += np.bincount(mapped.indices, minlength=n_genes)
-        seen["largest"] = max(seen["largest"], int(mapped.data.max()))
-    if seen["largest"] >= 2**32:
-        raise ValueError(
-            f"a count of {seen['largest']}: the store holds counts below 2**32; are these molecule counts?"
-        )
+        seen.gene_counts += np.bincount(mapped.indices, mapped.data, n_genes)
+        seen.gene_cells += np.bincount(mapped.indices, minlength=n_genes)
+        seen.largest = max(seen.largest, int(mapped.data.max()))
     return seen
 
 
-def _removed(seen: dict) -> dict[str, int]:
-    found = {rule: int((seen["broken"] == i).sum()) for i, rule in enumerate(filters.CELL_RULES)}
-    return {rule: number for rule, number in found.items() if number}
+def _kept(seen: _Seen, place: np.ndarray, min_gene_fraction: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the source rows of the cells that stay, in their new order, and which genes are zeroed. [kept], [G]"""
+    kept = np.flatnonzero(seen.broken < 0)
+    if not len(kept):
+        why = ", ".join(f"{number} by {rule}" for rule, number in seen.removed().items()) or "it is empty"
+        raise ValueError(f"no cell is left of {len(place)} ({why}); loosen the filters or give a --vocab that fits")
+    zeroed = (seen.gene_counts > 0) & (seen.gene_counts < (min_gene_fraction or 0) * len(kept))
+    if not seen.gene_cells[~zeroed].any():
+        raise ValueError(f"no count is left: no gene reaches --min_gene_fraction={min_gene_fraction}; lower it")
+    return kept[np.argsort(place[kept])], zeroed
 
 
 def _write_counts(
-    root: zarr.Group, folder: pathlib.Path, shuffle: Shuffle, zeroed: np.ndarray, n_cells: int, nnz: int, largest: int
-) -> str:
-    """Write X as CSR in the smallest unsigned type that holds the largest count; return that type's name."""
+    root: zarr.Group,
+    folder: pathlib.Path,
+    shuffle: Shuffle,
+    zeroed: np.ndarray,
+    n_cells: int,
+    nnz: int,
+    dtype: np.dtype,
+) -> None:
+    """Write X as CSR, bucket after bucket."""
     group = root.create_group("X")
     group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, len(zeroed)]})
-    dtype = np.min_scalar_type(largest)
     indptr, done = np.zeros(n_cells + 1, np.int64), 0
     x, size = folder / "X", (nnz,)
     with arrays.Appender(x / "indices", size, np.int32) as indices, arrays.Appender(x / "data", size, dtype) as data:
@@ -190,13 +209,13 @@ def _write_counts(
             indptr[done + 1 : done + 1 + rows.shape[0]] = np.diff(rows.indptr)
             done += rows.shape[0]
     arrays.write_array(x / "indptr", np.cumsum(indptr))
-    return dtype.name
 
 
 def _var(counts, mapping, genes: list[str], zeroed: np.ndarray) -> pd.DataFrame:
     """Return the study's var: which genes it measured (per batch too, from `measured_<batch>`), which were zeroed."""
     sources = {"measured": np.ones(len(mapping.index), bool)}
-    sources |= {c: counts.var[c].to_numpy().astype(bool) for c in counts.var if str(c).startswith("measured_")}
+    flags = [c for c in counts.var if str(c).startswith("measured_") and pd.api.types.is_numeric_dtype(counts.var[c])]
+    sources |= {c: counts.var[c].to_numpy(dtype=bool) for c in flags}
     known = mapping.index >= 0
     columns = {}
     for name, measured in sources.items():
@@ -207,26 +226,37 @@ def _var(counts, mapping, genes: list[str], zeroed: np.ndarray) -> pd.DataFrame:
 
 def _write_tables(root: zarr.Group, obs: pd.DataFrame, var: pd.DataFrame) -> None:
     """Write obs and var as AnnData does, with a crc32c behind zstd in every chunk."""
-    obs = obs.copy()
-    for column in obs:
-        if isinstance(obs[column].dtype, pd.CategoricalDtype):
-            obs[column] = obs[column].cat.remove_unused_categories()
-        elif obs[column].dtype == object:
-            obs[column] = obs[column].where(obs[column].isna(), obs[column].astype(str)).astype("category")
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     codecs = {"compressors": [ZstdCodec(level=3), Crc32cCodec()]}
     with anndata.settings.override(auto_shard_zarr_v3=False):
-        for key, table in (("obs", obs), ("var", var)):
+        for key, table in (("obs", _plain(obs)), ("var", var)):
             anndata.io.write_elem(root, key, table, dataset_kwargs=codecs)
         for key in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
             anndata.io.write_elem(root, key, {})
+
+
+def _plain(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return obs with columns that zarr can hold: what is neither number nor flag becomes a categorical of strings."""
+    obs = obs.rename(columns=lambda name: str(name).replace("/", "_"))
+    for column in obs:
+        values = obs[column]
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.cat.remove_unused_categories()
+            obs[column] = values.cat.rename_categories(values.cat.categories.astype(str).astype(object))
+        elif not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
+            obs[column] = values.astype(object).where(values.isna(), values.astype(str)).astype("category")
+    obs.index = obs.index.astype(str).rename(None)
+    return obs
 
 
 def _write_spatial(root: zarr.Group, folder: pathlib.Path, counts, order: np.ndarray, starts: np.ndarray) -> bool:
     """Write coordinates and neighbours of a study that has positions (the first two columns); return whether it has."""
     if "spatial" not in counts.obsm:
         return False
-    coords = np.asarray(counts.obsm["spatial"], np.float32)[order, :2]
+    coords = np.asarray(counts.obsm["spatial"], np.float32)
+    if coords.ndim != 2 or coords.shape[1] < 2:
+        raise ValueError(f"obsm['spatial'] is of shape {coords.shape}; two columns are needed, x and y")
+    coords = coords[order, :2]
     for key, values in (("spatial", coords), ("neighbours", spatial.neighbours(coords, starts, NEIGHBOURS))):
         arrays.write_array(folder / "obsm" / key, values)
         root[f"obsm/{key}"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})

