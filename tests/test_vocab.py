@@ -224,6 +224,7 @@ def test_union_names_every_gene_once_and_only_grows_at_its_end():
         assert (vocab.map_genes(names, genes, ensembl=second, table=table).index >= 0).all()
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_studies_map_to_published_vocabularies_and_to_their_union():
     genes = SHARED / "data" / "genes"
