@@ -1,4 +1,4 @@
-"""Configs at the door: a key that nothing takes is refused with a suggestion, a run of another config is not resumed."""
+"""Configs at the door: a key that nothing takes is refused with a suggestion; so is resuming another config's run."""
 
 import difflib
 import inspect

@@ -41,7 +41,7 @@ def build(
     name: str = "adamw",
     learning_rate: float = 1e-3,
     schedule: str = "warmup_cosine",
-    warmup_steps: int = 0,
+    warmup: float = 0,
     decay_steps: int | None = None,
     final_rate: float = 0.0,
     weight_decay: float = 0.0,
@@ -61,7 +61,10 @@ def build(
       steps: length of the run, the default of `decay_steps`.
       name: adamw, adam, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by the
         learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
-      schedule: constant, warmup (linear, then constant) or warmup_cosine (down to `final_rate` times the peak).
+      schedule: constant, warmup (linear, then constant) or warmup_cosine.
+      warmup: steps of the linear warm-up, or where it is below 1 the share of the schedule that they are.
+      decay_steps: length of the schedule, the whole run by default.
+      final_rate: the last learning rate, in units of the peak.
       no_decay: regular expressions of parameter paths that are not decayed.
       frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
       clip_norm: largest global gradient norm.
@@ -75,14 +78,14 @@ def build(
     rules = {
         "adamw": [optax.scale_by_adam(b1, b2, eps), *decay],
         "adam": [*decay, optax.scale_by_adam(b1, b2, eps)],
-        "sgd": [*decay, optax.trace(momentum)] if momentum else decay,
+        "sgd": [*decay, optax.trace(momentum)],
         "adafactor": [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decay],
     }
     transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")])
     if trained is not None:
         transform = optax.masked(transform, trained)
     return Optimizer(
-        transform, _schedule(schedule, learning_rate, warmup_steps, decay_steps or steps, final_rate), trained, ema
+        transform, _schedule(schedule, learning_rate, warmup, decay_steps or steps, final_rate), trained, ema
     )
 
 
@@ -126,15 +129,18 @@ def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:
     return jax.tree.map(lambda a, p: optimizer.ema * a + (1 - optimizer.ema) * p, ema, params)
 
 
-def _schedule(name: str, peak: float, warmup: int, decay: int, final: float) -> optax.Schedule:
+def _schedule(name: str, peak: float, warmup: float, decay: int, final: float) -> optax.Schedule:
     _known(name, SCHEDULES, "optim.schedule")
+    warmup = int(warmup * decay) if warmup < 1 else int(warmup)
     if name == "constant":
         return lambda step: jnp.asarray(peak, jnp.float32)
     if name == "warmup":
         return optax.warmup_constant_schedule(0.0, peak, max(warmup, 1))
+    if not warmup:
+        return optax.cosine_decay_schedule(peak, decay, final)
     if warmup >= decay:
-        raise ValueError(f"optim.warmup_steps={warmup}: must be smaller than the {decay} steps of the schedule")
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, decay, final * peak)
+        raise ValueError(f"optim.warmup={warmup} steps: must be fewer than the {decay} steps of the schedule")
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decay, final * peak)
 
 
 def _like(mask: Any) -> Callable[[Any], Any]:

@@ -108,20 +108,26 @@ def supervise(work: Callable[[Desk], None]) -> None:
         desk.stopping = True
 
     previous = {number: signal.signal(number, on_signal) for number in SIGNALS}
-    thread = threading.Thread(target=run, name="work", daemon=True)
-    thread.start()
-    while thread.is_alive() and (desk.shared or not desk.stopping):
-        thread.join(0.1)  # not for ever: handlers run between two waits
-    if ending and not isinstance(ending[0], Stopped):
-        raise ending[0]
-    if ending or thread.is_alive():
-        desk.take()
-        _say(f"{desk.save() if desk.save else 'nothing to save'}\n{RESUME}\n")
-        thread.join(PATIENCE_S)
-        if thread.is_alive():
-            _end()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
+    try:
+        thread = threading.Thread(target=run, name="work", daemon=True)
+        thread.start()
+        while thread.is_alive() and (desk.shared or not desk.stopping):
+            thread.join(0.1)  # not for ever: handlers run between two waits
+        if ending and not isinstance(ending[0], Stopped):
+            raise ending[0]
+        if ending or thread.is_alive():
+            _close(desk, thread)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _close(desk: Desk, thread: threading.Thread) -> None:
+    desk.take()
+    _say(f"{desk.save() if desk.save else 'nothing to save'}\n{RESUME}\n")
+    thread.join(PATIENCE_S)
+    if thread.is_alive():
+        _end()
 
 
 def _say(text: str) -> None:

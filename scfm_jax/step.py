@@ -112,7 +112,7 @@ def train_step(
         grads, metrics, buffers = gradients(state.buffers, batch, rng)
     else:
         grads, metrics, buffers = _accumulate(gradients, microbatches, state.buffers, batch, rng)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
     params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step)
     new = state.replace(

@@ -96,6 +96,7 @@ def fit(
     shard = {name: layout.pop(name) for name in ("rules", "min_size") if name in layout}
     devices, folder = sharding.make_mesh(**layout), pathlib.Path(workdir) / "checkpoints"
     build = functools.partial(optim.build, steps=steps, **optimizer)
+    hardware.peak_flops()  # measures a CPU, so not during a step
     with jax.set_mesh(devices):
         example = jax.tree.map(np.zeros_like, _to_batch(loader.batch(0)))
         begin = functools.partial(init_state, objective, build, seed)
@@ -113,7 +114,6 @@ def fit(
         attend = _attendance(desk, devices)
         program = _compiler(objective, build(shapes.params), microbatches, devices)
         validate = _validator(objective, validation, devices, attend)
-        hardware.peak_flops()  # measures a CPU: before the first step, not during one
         desk.save = run.save
 
         def due(every: int) -> bool:

@@ -6,7 +6,9 @@ not keywords of `train.fit`: `stall` (sleep for a minute in "build", "compile", 
 """
 
 import json
+import os
 import pathlib
+import subprocess
 import sys
 import time
 from typing import Any
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from scfm_jax import sharding, signals, step, train
+from scfm_jax import checkpoint, sharding, signals, step, train
 from scfm_jax.types import Array, Outputs
 
 GENES, CELLS, BAGS, PADDED, STUDIES = 24, 4, 8, 10, 2
@@ -47,7 +49,7 @@ def prepare(batch, constants, rng, *, step, train, mask_rate: float = 0.3) -> di
 
 
 class Model(nn.Module):
-    """An autoencoder of log counts with dropout and a running mean of its input."""
+    """An autoencoder of log counts with dropout, which keeps a running mean of its input."""
 
     n_genes: int = 0
     width: int = 16
@@ -57,9 +59,9 @@ class Model(nn.Module):
     def __call__(self, inputs: dict[str, Array], train: bool = False) -> Outputs:
         """Return the width-`width` code of each cell, and predicted log counts as logits."""
         mean = self.variable("buffers", "mean", jnp.zeros, (self.n_genes,))
-        if train:
+        if train and not self.is_initializing():
             mean.value = 0.9 * mean.value + 0.1 * inputs["x"].mean((0, 1))
-        x = nn.Dense(self.width, name="encoder")(inputs["seen"] - mean.value)
+        x = nn.Dense(self.width, name="encoder")(inputs["seen"])
         x = sharding.constrain(nn.Dropout(self.dropout, deterministic=not train)(nn.gelu(x)))
         return Outputs(cells=x, logits=nn.Dense(self.n_genes, name="decoder")(x))
 
@@ -194,6 +196,39 @@ def _stalling(task: step.Objective, where: str, stall_at: int) -> dict[str, Any]
         return call
 
     return {"flops": slowly(task.flops)} if where == "compile" else {"init": slowly(task.init)}
+
+
+def start(workdir: str | pathlib.Path, options: dict[str, Any], **environment: str) -> subprocess.Popen:
+    """Start the command of this file in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.tiny", str(workdir), json.dumps(options)],
+        cwd=pathlib.Path(__file__).resolve().parents[1],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    """Wait for the end of a process and return what it said; AssertionError for another exit status."""
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == status, said
+    return said
+
+
+def arrays(workdir: pathlib.Path, number: int) -> dict[str, np.ndarray]:
+    """Return all arrays of a checkpoint by name."""
+    state = checkpoint.restore(workdir / "checkpoints", step=number).state
+    return {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path, number: int) -> None:
+    """Check that two runs have the same state at a step and the same metrics.jsonl, bit by bit."""
+    mine, theirs = arrays(a, number), arrays(b, number)
+    assert mine.keys() == theirs.keys()
+    assert not [name for name in mine if mine[name].tobytes() != theirs[name].tobytes()]
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
 
 
 def main(workdir: str, options: str) -> None:
