@@ -53,7 +53,7 @@ def prepare_workdir(workdir: str | None, metadata: Mapping[str, Any]) -> pathlib
         raise PermissionError(f"--workdir={path}: the folder cannot be written to; name another one")
     if checkpoint.steps(path / "checkpoints"):
         _check_same_run(path, checkpoint.read_meta(path / "checkpoints"), metadata)
-    partial = path / "config.json.partial"
+    partial = path / f"config.json.{os.getpid()}"  # every process of a run is here
     partial.write_text(json.dumps(metadata["config"], indent=2) + "\n")
     partial.replace(path / "config.json")
     return path

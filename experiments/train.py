@@ -11,7 +11,7 @@ if __name__ == "__main__":  # before the imports that take long
     signals.exit_at_once()
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -139,7 +139,7 @@ def sized(module: ModuleType, options: Mapping[str, Any], metadata: Mapping[str,
     return dict(options) | {field: size for field, size in sizes.items() if not options.get(field)}
 
 
-def warm_start(source: str, genes: list[str]):
+def warm_start(source: str, genes: list[str]) -> Callable[[TrainState], TrainState]:
     """Return a function that puts the weights of another run into a state, where name and shape are the same.
 
     Raises ValueError where that run has other genes, or nothing fits.
@@ -153,7 +153,7 @@ def warm_start(source: str, genes: list[str]):
         raise ValueError(f"config.init_from={source}: it has another gene list; give data.genes the list that it has")
     weights = {
         sharding.path_name(path): value
-        for path, value in jax.tree_util.tree_leaves_with_path(restored.state["ema"] or restored.state["params"])
+        for path, value in jax.tree_util.tree_leaves_with_path(restored.state.get("ema", restored.state["params"]))
     }
 
     def start(state: TrainState) -> TrainState:

@@ -61,7 +61,12 @@ class Desk:
             yield
             return
         self._rise()
-        yield
+        try:
+            yield
+        except Exception as error:
+            if self.stopping:  # a reader's process that got the signal, too, may have failed
+                raise Stopped from error
+            raise
         self._sit()
 
     def take(self) -> None:
