@@ -1,7 +1,7 @@
 """Pictures of a report, as bytes: training curves (SVG), cells in two dimensions (PNG).
 
-Colours are those of Okabe and Ito, told apart by people with every kind of colour vision; beyond eight categories the
-marker's shape changes too, and the categories are written onto the picture.
+Colours are those of Okabe and Ito, told apart with any kind of colour vision, and darker ones of the same hues; beyond
+eight categories the marker's shape changes too. The largest categories are named on the picture itself.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#4D4D4D", "#B8A900")
+DARK = ("#003A5C", "#7A5300", "#00503A", "#6E3000", "#7A3D61", "#1F6A94", "#000000", "#5E5600")
 SHAPES = {"o": "●", "^": "▲", "s": "■", "D": "◆"}
 MOST_CATEGORIES = len(COLOURS) * len(SHAPES)
 UNKNOWN = "#C8C8C8"
@@ -99,8 +100,11 @@ def _categories(axes, xy: np.ndarray, values: pd.Series, size: float) -> list[En
     """Draw every category in its colour and shape, the cells in random order, and write its name at its median."""
     text = values.astype(object).where(values.notna(), None)
     counts = text.value_counts()
-    shown = sorted(counts.index[:MOST_CATEGORIES], key=str)
-    looks = {name: (COLOURS[i % len(COLOURS)], list(SHAPES)[i // len(COLOURS)]) for i, name in enumerate(shown)}
+    shown = list(counts.index[:MOST_CATEGORIES])  # largest first: the eight largest differ in colour
+    looks = {}
+    for i, name in enumerate(shown):
+        cycle, colour = divmod(i, len(COLOURS))
+        looks[name] = ((COLOURS, DARK)[cycle % 2][colour], list(SHAPES)[cycle])
     legend = [Entry(SHAPES[looks[n][1]], looks[n][0], str(n), int(counts[n])) for n in shown]
     rest = ~text.isin(shown).to_numpy()
     if rest.any():
@@ -112,12 +116,23 @@ def _categories(axes, xy: np.ndarray, values: pd.Series, size: float) -> list[En
         for name in shown:
             rows = part[(text.iloc[part] == name).to_numpy()]
             axes.scatter(*xy[rows].T, s=size, c=looks[name][0], marker=looks[name][1], lw=0)
-    if len(shown) <= 2 * len(COLOURS):
-        for name in shown:
-            x, y = np.median(xy[(text == name).to_numpy()], axis=0)
-            halo = [withStroke(linewidth=3, foreground="white", alpha=0.85)]
-            axes.text(x, y, _short(str(name)), ha="center", va="center", fontsize=9, weight="bold", path_effects=halo)
+    _name(axes, xy, text, shown)
     return legend
+
+
+def _name(axes, xy: np.ndarray, text: pd.Series, shown: Sequence) -> None:
+    """Write categories at the cell nearest to their median, largest first, where there is room."""
+    halo = [withStroke(linewidth=3, foreground="white", alpha=0.85)]
+    taken: list[np.ndarray] = []
+    for name in shown:
+        members = xy[(text == name).to_numpy()]
+        middle = members[np.abs(members - np.median(members, axis=0)).sum(1).argmin()]
+        place = (middle - xy.min(0)) / np.maximum(np.ptp(xy, axis=0), 1e-9)
+        if all(abs(place - other)[0] > 0.3 or abs(place - other)[1] > 0.05 for other in taken):
+            axes.text(
+                *middle, _short(str(name)), ha="center", va="center", fontsize=9, weight="bold", path_effects=halo
+            )
+            taken.append(place)
 
 
 def _short(name: str, most: int = 22) -> str:

@@ -104,26 +104,23 @@ def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
         return ""
     scores = json.loads(path.read_text())
     means = scoring.summary(scores)
-    metrics = [m for m in METRICS if m in means]
-    head = "".join(f"<th>{_text(METRICS[m])}</th>" for m in metrics)
     rows = []
-    for name, row in means.iterrows():
-        cells = []
-        for m in metrics:
-            best = means[m].min() if m == "batch_accuracy" else means[m].max()
-            mark = ' class="best"' if row[m] == best else ""
-            cells.append(f"<td{mark}>{row[m]:.3f} <small>± {row[f'{m} ±']:.3f}</small></td>")
-        rows.append(f"<tr><th>{_text(name)}</th>{''.join(cells)}</tr>")
+    for m in (m for m in METRICS if m in means):
+        best = means[m].min() if m == "batch_accuracy" else means[m].max()
+        cells = "".join(
+            f"<td{' class=best' if value == best else ''}>{value:.3f} <small>± {spread:.3f}</small></td>"
+            for value, spread in zip(means[m], means[f"{m} ±"], strict=True)
+        )
+        rows.append(f"<tr><th>{_text(METRICS[m])}</th>{cells}</tr>")
+    head = "".join(f"<th>{_text(name)}</th>" for name in means.index)
     seeds = len({row["seed"] for row in scores["rows"]})
     note = (
         f"{scores['cells']:,} of {scores['of']:,} cells of {scores['input']}, {scores['types']} values of "
-        f"obs[{scores['label']!r}]. Mean ± half the range over {seeds} seeds of folds, Leiden, PCA and twins. PCA-50: "
-        "fifty components of log-normalised highly variable genes. Random twin: the same network, untrained. The "
-        "columns of the best resolution choose it by the labels and are optimistic."
+        f"obs[{scores['label']!r}]. Mean ± half the range over {seeds} seeds of folds, Leiden, PCA and twins; the "
+        "best is marked. PCA-50: fifty components of log-normalised highly variable genes. Random twin: the same "
+        "network, untrained. The best resolution is chosen by the labels, which is optimistic."
     )
-    table = (
-        f'<div class="wide"><table class="scores"><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table></div>'
-    )
+    table = f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table></div>'
     return _section("Scores", f"{table}<p class='note'>{_text(note)}</p>")
 
 
@@ -151,7 +148,8 @@ def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, An
             f'<figure><figcaption>{_text(column)}</figcaption>{image}<ul class="legend">{entries}</ul></figure>'
         )
     of = f"a random sample of {len(obs):,} of its {n:,} cells" if len(obs) < n else f"its {n:,} cells"
-    how = f"UMAP (15 neighbours, seed 0) of the embedding of {path.name}, {of}; {provenance.get('sample', '')}."
+    name = provenance.get("input", path.name)
+    how = f"UMAP (15 neighbours, seed 0) of the embedding of {name}, {of}; {provenance.get('sample', '')}."
     return provenance, _section(
         "Embedding", f"<p class='note'>{_text(how)}</p><div class='maps'>{''.join(cards)}</div>"
     )
@@ -229,8 +227,11 @@ def _genes(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
 
 def _provenance(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """Return where everything comes from, and the config, folded."""
-    listed = {k: v for k, v in provenance.items() if not isinstance(v, dict)}
-    listed |= {"code of the training run": meta.get("code_version")} if meta.get("code_version") else {}
+    first = ("model", "weights", "step", "input", "counts", "shape", "sample", "date", "trained_with", "embedded_with")
+    names = sorted(provenance, key=lambda k: first.index(k) if k in first else len(first))
+    listed = {k: provenance[k] for k in names if not isinstance(provenance[k], dict)}
+    if not listed and "code_version" in meta:
+        listed = {"trained_with": meta["code_version"]}
     rows = "".join(
         f"<tr><th>{_text(k.replace('_', ' '))}</th><td>{_text(_compact(v))}</td></tr>" for k, v in listed.items()
     )

@@ -20,9 +20,8 @@ section { margin: 1rem 0; padding: 1.1rem 1.25rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; color: var(--soft); font-weight: 500; font-size: .82rem; }
-tbody th, tr > th:first-child { font-weight: 600; white-space: nowrap; }
-.scores { min-width: 46rem; width: 100%; }
+thead th { vertical-align: bottom; color: var(--soft); font-weight: 500; }
+tbody th { font-weight: 600; }
 .scores td { white-space: nowrap; }
 .best { font-weight: 700; color: var(--accent); }
 small { color: var(--soft); font-weight: 400; }
@@ -39,6 +38,12 @@ details { margin-top: .75rem; }
 summary { cursor: pointer; font-weight: 600; color: var(--accent); }
 pre { overflow-x: auto; background: var(--ground); border-radius: .35rem; padding: .8rem; font-size: .8rem;
   line-height: 1.4; }
+@media (min-width: 60rem) {
+  .maps figure:only-child { display: grid; grid-template-columns: minmax(0, 38rem) 1fr; grid-column: 1 / -1;
+    column-gap: 1.5rem; }
+  .maps figure:only-child figcaption { grid-column: 1 / -1; }
+  .maps figure:only-child .legend { flex-direction: column; }
+}
 @media (max-width: 40rem) {
   header, main { padding-left: .8rem; padding-right: .8rem; }
   section { padding: .9rem; }

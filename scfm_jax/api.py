@@ -10,6 +10,7 @@ Raw counts of any file that `data_pipeline.h5ad` reads are mapped gene by gene o
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -146,7 +147,7 @@ class Run:
     ) -> tuple[list[np.ndarray], str]:
         """Return the rows of each batch of the model, and in words what a cell is seen together with."""
         if getattr(self.module, "SAMPLE", False):
-            return _samples(obs, sample_key, max_cells, seed)
+            return samples(obs, sample_key, max_cells, seed)
         return np.split(np.arange(len(obs)), range(BATCH, len(obs), BATCH)), "every cell is embedded by itself"
 
     def _batches(self, counts: h5ad.Counts, bags: list[np.ndarray]) -> Iterator[dict[str, Any]]:
@@ -191,7 +192,7 @@ def load(path: str | os.PathLike, which: int | str | None = None) -> Run:
     path = pathlib.Path(path)
     if path.is_file():
         tree, meta = checkpoint.import_weights(path)
-        return _run(meta, tree["variables"], tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
+        return build(meta, tree["variables"], tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if (folder / "meta.json").is_file() and folder.name.isdecimal():
         folder, which = folder.parent, int(folder.name)
@@ -209,10 +210,22 @@ def load(path: str | os.PathLike, which: int | str | None = None) -> Run:
     state = restored.state
     variables = {"params": state.get("ema") or state["params"], **state.get("buffers", {})}
     meta = restored.meta | {"step": restored.step}
-    return _run(meta, variables, state.get("constants", {}), f"{folder}, step {restored.step}")
+    return build(meta, variables, state.get("constants", {}), f"{folder}, step {restored.step}")
 
 
-def _run(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, Any], source: str) -> Run:
+def from_published(model: str, weights: str | os.PathLike, config: str | os.PathLike) -> Run:
+    """Return the run of published weights and the config file that was published with them.
+
+    Raises:
+      ValueError, OSError: no such model, or a file that is not what it should be; names, shapes and keys are listed.
+    """
+    models.get(model)
+    sections, variables, genes = importlib.import_module(f"scfm_jax.convert.{model}").load(weights, config)
+    meta = {"model": model, "config": sections, "genes": genes, "code_version": "published weights"}
+    return build(meta, variables, {}, pathlib.Path(weights).name)
+
+
+def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, Any], source: str) -> Run:
     """Build the network that the metadata describe; sizes that the data decide are the lengths of their lists."""
     module = models.get(meta["model"])
     lists = {"genes": meta["genes"], **meta.get("classes", {})}
@@ -236,7 +249,7 @@ def _map_genes(
     return vocab.map_genes(counts.genes, genes, ensembl=second, table=table, min_mapped=min_mapped)
 
 
-def _samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int) -> tuple[list[np.ndarray], str]:
+def samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int) -> tuple[list[np.ndarray], str]:
     """Return the rows of each sample, large ones cut into random parts, and in words what was done."""
     if max_cells < 1:
         raise ValueError(f"max_cells={max_cells}: a sample has at least one cell")
