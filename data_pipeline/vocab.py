@@ -272,7 +272,9 @@ def union(studies: Iterable[Study], table: GeneTable | None = None, start: Seque
         missing = range(len(names))
         if vocab and names:
             missing = np.flatnonzero(map_genes(names, vocab, ensembl=second, table=table, min_mapped=None).index < 0)
-        vocab = list(dict.fromkeys(vocab + [_canonical(names[i], second[i], table) for i in missing]))
+        vocab = list(
+            dict.fromkeys(vocab + [_canonical(names[i], second[i], table) for i in missing if names[i] or second[i]])
+        )
     return vocab
 
 
