@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -143,11 +144,7 @@ def read_vocabulary(path: str) -> tuple[list[tuple[str, str]], bool]:
 
 def gene_table(genes: list[tuple[str, str]], tables: list[str]) -> vocab.GeneTable:
     """Return what `tables` and the store's own second names tell of genes."""
-    table = vocab.read_table(tables) if tables else vocab.GeneTable()
-    for gene, other in genes:
-        if other:
-            table.add(*((gene, other) if vocab.is_id(gene) else (other, gene)))
-    return table
+    return vocab.learn([tuple(zip(*genes, strict=True))] if genes else [], vocab.read_table(tables) if tables else None)
 
 
 def _add_genes(
@@ -163,8 +160,8 @@ def _add_genes(
             failed[source.name] = _line(error)
     if not names:
         return failed
-    old, table = [gene for gene, _ in known], gene_table(known, tables)
-    genes = vocab.union(names, table, old)
+    table = vocab.learn(names, gene_table(known, tables))
+    genes = vocab.union(names, table, [gene for gene, _ in known])
     second = dict.fromkeys(genes, "") | dict(known)
     for own, other in names:
         index = vocab.map_genes(own, genes, ensembl=other, table=table, min_mapped=None).index
@@ -257,8 +254,11 @@ def _run(tasks: list[tuple], scheduler: str | None, workers: int | None) -> Iter
     with _cluster(scheduler, workers) as client:
         futures = {client.submit(write_source, *task, pure=False): task[1].name for task in tasks}
         for future in as_completed(futures):
-            died = None if future.status == "finished" else f"its worker died: {_line(future.exception())}"
-            yield futures[future], died or future.result()
+            if future.status == "finished":
+                yield futures[future], future.result()
+            else:
+                why = "its worker died again and again, out of memory perhaps; use fewer --workers"
+                yield futures[future], f"{why} ({type(future.exception()).__name__})"
 
 
 @contextlib.contextmanager
@@ -277,7 +277,13 @@ def _cluster(scheduler: str | None, workers: int) -> Iterator:
         return
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": logging.ERROR}
     with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
+        client.run(_leave_interrupts)
         yield client
+
+
+def _leave_interrupts() -> None:
+    """Leave Ctrl-C, which every process of a terminal gets, to the process that will end this worker in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _line(error: BaseException) -> str:

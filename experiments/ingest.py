@@ -64,15 +64,31 @@ def main(_) -> int:
     if not FLAGS.store or not (FLAGS.input or FLAGS.census_query or FLAGS.census_uri):
         raise ValueError("--input and --store say what to take in and where to (or --verify which store to check)")
     from data_pipeline import census
-    from data_pipeline.ingest import census_sources, file_sources, ingest
+    from data_pipeline.ingest import census_sources, file_sources
     from data_pipeline.store import open_store
-    from data_pipeline.study import Settings
 
     sources = file_sources(FLAGS.input, FLAGS.names)
     if FLAGS.census_query or FLAGS.census_uri:
         uri = FLAGS.census_uri or census.release()
         sources += census_sources(census.Query(uri, FLAGS.census_query or "", FLAGS.census_organism))
-    failed = ingest(
+    try:
+        failed = take(sources)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept, the same command goes on", file=sys.stderr)
+        return 130
+    for name, reason in failed.items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    if len(failed) < len(sources):
+        print(table(open_store(FLAGS.store)))
+    return 1 if failed else 0
+
+
+def take(sources: list) -> dict[str, str]:
+    """Ingest the sources as the flags say; return the reasons of those that failed."""
+    from data_pipeline.ingest import ingest
+    from data_pipeline.study import Settings
+
+    return ingest(
         sources,
         FLAGS.store,
         settings=Settings(**{key: FLAGS[key].value for key in SETTINGS}),
@@ -81,11 +97,6 @@ def main(_) -> int:
         scheduler=FLAGS.scheduler,
         workers=FLAGS.workers,
     )
-    for name, reason in failed.items():
-        print(f"error: {name}: {reason}", file=sys.stderr)
-    if len(failed) < len(sources):
-        print(table(open_store(FLAGS.store)))
-    return 1 if failed else 0
 
 
 def verify(path: str) -> int:

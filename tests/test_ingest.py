@@ -255,6 +255,39 @@ def test_a_vocabulary_is_a_list_or_a_table(inputs, tmp_path):
     assert open_store(tmp_path / "store").genes[-1] == "GENE50"
 
 
+def test_symbols_and_ids_meet_in_one_gene_and_nameless_ones_in_none(inputs, tmp_path):
+    symbols = ad.read_h5ad(inputs[0])
+    del symbols.var["ensembl_id"]
+    symbols.var_names = ["", *symbols.var_names[1:]]
+    symbols.write_h5ad(tmp_path / "symbols.h5ad")
+    for order in ((0, 1), (1, 0)):
+        files = [[inputs[0], str(tmp_path / "symbols.h5ad")][i] for i in order]
+        for file in files:
+            assert take([file], tmp_path / str(order)) == {}
+        store = open_store(tmp_path / str(order))
+        assert len(store.genes) == 50 and "" not in store.genes
+        counts = []
+        for name in ("study0", "symbols"):
+            study = ad.read_zarr(store.study(name).path)
+            gene = store.genes.index("ENSG00000000007" if "ENSG00000000007" in store.genes else "GENE7")
+            counts.append(np.sort(study.X[:, [gene]].toarray().ravel()))
+            assert store.study(name).measured[gene]
+        np.testing.assert_array_equal(*counts)
+        assert store.study("symbols").measured.sum() == 49
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_a_store(inputs, tmp_path):
+    line = [sys.executable, "-m", "experiments.ingest", f"--input={','.join(inputs)}", f"--store={tmp_path / 'store'}"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([*line, "--workers=2"], cwd=ROOT, **options)
+    assert "study" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.startswith("interrupted: ") and errors.count("\n") == 1
+    assert verify(tmp_path / "store") == [] and open_store(tmp_path / "store").studies
+
+
 def test_only_one_ingest_writes_at_a_time(whole, inputs):
     with ledger.writing(whole), pytest.raises(ValueError, match="another ingest is writing"):
         take(inputs, whole)
