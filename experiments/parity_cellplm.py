@@ -11,6 +11,7 @@ from flax.traverse_util import unflatten_dict
 from experiments.parity import Case
 from scfm_jax import metrics
 from scfm_jax.convert import cellplm as convert
+from scfm_jax.layers import likelihood
 from scfm_jax.layers.encoder import Block
 from scfm_jax.layers.latent import VAE, kl_weight
 from scfm_jax.layers.position import Position, sinusoidal
@@ -258,9 +259,14 @@ def objective(case: Case, name: str) -> np.ndarray:
     mean = jnp.asarray(given["obj_mean"])[None]
     if "recon" in name:
         value, weight = cellplm.reconstruction(mean, inputs)
-    else:
-        value, weight = cellplm.likelihoods(mean, jnp.asarray(given["obj_disp"]), inputs, "mask" in name)["nb"]
-    return value / weight
+        return value / weight
+    theta, measured = jnp.asarray(given["obj_disp"]), (inputs["measured"],)
+
+    def cell(mean, theta, slots, counts):  # each cell has dispersions of its own here
+        nested = (mean[None, None], theta, slots[None, None], counts[None, None])
+        return likelihood.scaled_nb_nll(*nested, measured, jnp.ones((1, 1)))[0]
+
+    return jax.vmap(cell)(jnp.log(mean[0]), jnp.log(theta), inputs["slots"][0], y[0]).mean()
 
 
 def vae(case: Case, name: str) -> np.ndarray:

@@ -1,12 +1,15 @@
-"""Negative binomial likelihood of sparse counts under a dense head.
+"""Negative binomial likelihood of sparse counts under a dense head, with its gradient computed by hand.
 
-The negative log-likelihood of a zero count needs no log-gamma: nb(0) = theta log(1 + mu / theta). So the dense
-part over all genes is one logarithm, and all else is computed at the expressed genes, gathered from the dense means.
+The negative log-likelihood of a zero count needs no log-gamma: nb(0) = theta log(1 + mu / theta). So the dense part
+over all genes is one logarithm, and all else is computed at the expressed genes, gathered from the dense means. The
+forward pass computes the gradient too, while the means are at hand: one [B, R, V] array is kept for the backward pass.
+
 Counts have mean `mu` and inverse dispersion `theta`; `mu` is rescaled per cell to the observed total, as CellPLM does.
 """
 
+import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
+from jax.scipy.special import digamma, gammaln
 
 from scfm_jax.types import Array
 
@@ -16,10 +19,15 @@ THETA_RANGE = (1e-4, 1e4)
 
 
 def nb_nll(counts: Array, mu: Array, theta: Array) -> Array:
-    """Return the negative log-likelihood of every count, dense and plain. Any broadcastable shapes."""
+    """Return the negative log-likelihood of every count: the plain formula, for any broadcastable shapes."""
     t = gammaln(theta + EPS) + gammaln(counts + 1) - gammaln(counts + theta + EPS)
     log_ratio = jnp.log(theta + EPS) - jnp.log(mu + EPS)
     return t + (theta + counts) * jnp.log(1 + mu / (theta + EPS)) + counts * log_ratio
+
+
+def nb_parameters(logits: Array, log_theta: Array) -> tuple[Array, Array]:
+    """Return (mean, inverse dispersion) of the head's outputs, both clipped after the exponential."""
+    return jnp.clip(jnp.exp(logits), *MEAN_RANGE), jnp.clip(jnp.exp(log_theta), *THETA_RANGE)
 
 
 def at(dense: Array, slots: Array, fill: float = 0.0) -> Array:
@@ -30,37 +38,80 @@ def at(dense: Array, slots: Array, fill: float = 0.0) -> Array:
     return jnp.where(inside, found, fill)
 
 
-def scaled_nb_nll(mean: Array, theta: Array, slots: Array, counts: Array, scored: Array) -> Array:
-    """Return each cell's summed negative log-likelihood over its scored genes, means rescaled to the observed total.
-
-    Args:
-      mean: unscaled means. [..., V]
-      theta: inverse dispersion of each gene. [V]
-      slots: genes of the non-zero counts, V in the padding; no gene twice. [..., P]
-      counts: those counts, 0 in the padding. [..., P]
-      scored: which genes count; broadcast against `mean`. [..., V]
-    """
-    counts = counts * at(scored, slots, False)
-    total = jnp.where(scored, mean, 0).sum(-1, keepdims=True)
-    factor = counts.sum(-1, keepdims=True) / jnp.where(total > 0, total, 1)
-    zeros = jnp.where(scored, theta * jnp.log(1 + mean * factor / (theta + EPS)), 0).sum(-1)
-    return zeros + expressed_nll(at(mean, slots) * factor, at(theta, slots, 1.0), counts).sum(-1)
-
-
-def expressed_nll(mu: Array, theta: Array, counts: Array) -> Array:
-    """Return what an expressed gene adds to the negative log-likelihood of a zero there; 0 where counts are 0."""
-    t = gammaln(theta + EPS) + gammaln(counts + 1) - gammaln(counts + theta + EPS)
-    return t + counts * (jnp.log(1 + mu / (theta + EPS)) + jnp.log(theta + EPS) - jnp.log(mu + EPS))
-
-
-def nb_parameters(logits: Array, log_theta: Array) -> tuple[Array, Array]:
-    """Return (mean, inverse dispersion) of the head's outputs, both clipped after the exponential."""
-    return jnp.clip(jnp.exp(logits), *MEAN_RANGE), jnp.clip(jnp.exp(log_theta), *THETA_RANGE)
-
-
-def dense(slots: Array, values: Array, size: int) -> Array:
-    """Return the values at their slots and zeros elsewhere; slots beyond `size` are dropped. [..., P] -> [..., size]"""
+def scatter(slots: Array, values: Array, size: int) -> Array:
+    """Return the values added up at their slots, zero elsewhere; slots beyond `size` are dropped. -> [..., size]"""
     flat_slots, flat_values = slots.reshape(-1, slots.shape[-1]), values.reshape(-1, slots.shape[-1])
     rows = jnp.arange(flat_slots.shape[0])[:, None]
     out = jnp.zeros((flat_slots.shape[0], size), values.dtype).at[rows, flat_slots].add(flat_values, mode="drop")
     return out.reshape(*slots.shape[:-1], size)
+
+
+def scaled_nb_nll(
+    logits: Array, log_theta: Array, slots: Array, counts: Array, scored: tuple[Array, ...], weights: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    """Return the weighted sum over cells of negative log-likelihoods, and its summands, one for each set of genes.
+
+    For each set the means are rescaled so that their sum over the set is that of the counts, then summed over the set.
+
+    Args:
+      logits: log means before clipping and scaling. [B, R, V]
+      log_theta: log inverse dispersion of each gene. [V]
+      slots: genes of the non-zero counts, V in the padding; no gene twice. [B, R, P]
+      counts: those counts, 0 in the padding. [B, R, P]
+      scored: the sets of genes, each [B, 1, V] or [B, R, V].
+      weights: of the cells. [B, R]
+    """
+    total, parts = _nll(logits, log_theta, slots, counts, scored, weights)
+    return total, jax.lax.stop_gradient(parts)
+
+
+@jax.custom_vjp
+def _nll(logits, log_theta, slots, counts, scored, weights):
+    return _value_and_grad(logits, log_theta, slots, counts, scored, weights)[0]
+
+
+def _nll_forward(*arguments):
+    return _value_and_grad(*arguments)
+
+
+def _nll_backward(grads, cotangents):
+    d_logits, d_log_theta = grads
+    return cotangents[0] * d_logits, cotangents[0] * d_log_theta, None, None, None, None
+
+
+_nll.defvjp(_nll_forward, _nll_backward)
+
+
+def _value_and_grad(logits, log_theta, slots, counts, scored, weights):
+    """Return ((total, parts), (d total / d logits, d total / d log_theta))."""
+    mean, theta = nb_parameters(logits, log_theta)
+    w = weights[..., None]  # [B, R, 1]
+    shift = theta + EPS
+    mean_at, shift_at = at(mean, slots), at(shift, slots, 1.0)  # [B, R, P]
+    log_gamma = at(gammaln(shift), slots) + gammaln(counts + 1) - gammaln(counts + shift_at)
+    psi = jnp.where(counts > 0, at(digamma(shift), slots) - digamma(counts + shift_at), 0)
+    parts, d_mean, d_theta, d_mean_at, d_theta_at = [], 0.0, 0.0, 0.0, 0.0
+    for genes in scored:
+        t = jnp.where(at(genes, slots, False), counts, 0)
+        genes_mean = jnp.where(genes, mean, 0)
+        total = genes_mean.sum(-1, keepdims=True)
+        factor = t.sum(-1, keepdims=True) / jnp.where(total > 0, total, 1)
+        ratio = genes_mean * factor / shift
+        log_ratio, share = jnp.log(1 + ratio), 1 / (1 + ratio)
+        mu_at = mean_at * factor
+        there = t > 0
+        nll_at = jnp.where(there, log_gamma + t * (jnp.log(shift_at + mu_at) - jnp.log(mu_at + EPS)), 0)
+        parts.append((weights * ((theta * log_ratio).sum(-1) + nll_at.sum(-1))).sum())
+        slope = jnp.where(genes, factor * share, 0)  # of theta log(1 + ratio), by the unscaled mean
+        slope_at = factor * t * (1 / (shift_at + mu_at) - 1 / (mu_at + EPS))
+        inner = (slope * mean).sum(-1, keepdims=True) + (slope_at * mean_at).sum(-1, keepdims=True)
+        d_mean += slope - jnp.where(genes, inner / jnp.where(total > 0, total, 1), 0)
+        d_mean_at += slope_at
+        d_theta += log_ratio - (1 - share)
+        d_theta_at += jnp.where(there, psi, 0) + t / (shift_at + mu_at)
+    inside = (mean > MEAN_RANGE[0]) & (mean < MEAN_RANGE[1])
+    d_logits = jnp.where(inside, w * mean * (d_mean + scatter(slots, d_mean_at, mean.shape[-1])), 0)
+    d_theta = jnp.einsum("br,brv->v", weights, d_theta)
+    d_theta += jnp.zeros_like(theta).at[slots.ravel()].add((w * d_theta_at).ravel(), mode="drop")
+    inside = (theta > THETA_RANGE[0]) & (theta < THETA_RANGE[1])
+    return (sum(parts), tuple(parts)), (d_logits, jnp.where(inside, theta * d_theta, 0))

@@ -196,7 +196,7 @@ class Model(nn.Module):
         """Sum gene vectors weighted by log1p counts, add position and covariate, and pass one layer. [B, C, D]"""
         width = self.enc_hid
         table = self.param("genes", nn.initializers.normal(0.005), (self.n_genes, width))
-        x = likelihood.dense(inputs["slots"], inputs["values"].astype(self.dtype), self.n_genes)  # [B, C, V]
+        x = likelihood.scatter(inputs["slots"], inputs["values"].astype(self.dtype), self.n_genes)  # [B, C, V]
         x = jnp.einsum("bcv,vd->bcd", x, table.astype(self.dtype))
         self.sow("intermediates", "gene_embed", x)
         if self.pe != "none":
@@ -237,28 +237,34 @@ def loss(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r}: there are {', '.join(OBJECTIVES)}")
+    aux_loss, extra = outputs.aux_loss * jnp.ones(()), {}
+    total = aux_loss
     if objective == "annotation":
-        parts = {"cross_entropy": cross_entropy(outputs.logits, inputs, label)}
-    elif objective in ("mse", "recon"):
-        parts = {objective: OBJECTIVES[objective](decode(outputs.logits)[0], inputs)}
+        value, weight = cross_entropy(outputs.logits, inputs, label)
+        total = 0.0  # a head trains without the latent's loss
+    elif objective == "mse":
+        value, weight = masked_squared_error(decode(outputs.logits)[0], inputs)
+    elif objective == "recon":
+        value, weight = reconstruction(decode(outputs.logits)[0], inputs)
     else:
         masked = dae and objective == "nb" and "mask" in inputs
-        parts = negative_binomial(outputs.logits, inputs, masked)
-    aux_loss = 0 if objective == "annotation" else outputs.aux_loss  # a head trains without the latent's loss
-    total = aux_loss + sum(value / jnp.maximum(weight, 1) for value, weight in parts.values())
-    latent = (outputs.aux_loss * jnp.ones(()), jnp.ones(()))
-    return total, {**outputs.metrics, **parts, "latent_loss": latent}
+        value, weight, extra = negative_binomial(outputs.logits, inputs, masked)
+    metrics = {objective: (value, weight), "latent_loss": (aux_loss, jnp.ones(())), **extra, **outputs.metrics}
+    return total + value / jnp.maximum(weight, 1), metrics
 
 
-def decode(logits: dict[str, Array]) -> tuple[Array, Array | None]:
+def gene_logits(head: dict[str, Array]) -> Array:
+    """Return the decoder's linear output over all genes, in float32. [B, R, V]"""
+    kernel = head["kernel"].astype(head["hidden"].dtype)
+    product = jnp.einsum("brf,fv->brv", head["hidden"], kernel, preferred_element_type=jnp.float32)
+    return product + head["bias"]
+
+
+def decode(head: dict[str, Array]) -> tuple[Array, Array | None]:
     """Return the decoder's (mean, inverse dispersion of each gene or None). [B, R, V], [V]"""
-    raw = jnp.einsum(
-        "brf,fv->brv", logits["hidden"], logits["kernel"].astype(logits["hidden"].dtype),
-        preferred_element_type=jnp.float32,
-    ) + logits["bias"]  # fmt: skip
-    if "log_theta" in logits:
-        return likelihood.nb_parameters(raw, logits["log_theta"])
-    return jax.nn.relu(raw), None
+    if "log_theta" in head:
+        return likelihood.nb_parameters(gene_logits(head), head["log_theta"])
+    return jax.nn.relu(gene_logits(head)), None
 
 
 def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
@@ -269,18 +275,21 @@ def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
     return mean * (observed / jnp.where(measured, mean, 0).sum(-1))[..., None]
 
 
-def negative_binomial(logits: dict[str, Array], inputs: dict[str, Any], masked: bool) -> dict[str, tuple[Array, Array]]:
-    """Return the summed negative log-likelihood of all measured entries and, if `masked`, of the masked ones alone."""
-    return likelihoods(*decode(logits), inputs, masked)
+def negative_binomial(head: dict[str, Array], inputs: dict[str, Any], masked: bool) -> tuple[Array, Array, dict]:
+    """Return (negative log-likelihood summed over scored cells, their number, the summands as metrics).
 
-
-def likelihoods(mean: Array, theta: Array, inputs: dict[str, Any], masked: bool) -> dict[str, tuple[Array, Array]]:
-    """Return the same of unscaled means [B, R, V] and inverse dispersions [V] or [B, R, V]."""
-    slots, weights = inputs["slots"][:, : mean.shape[1]], inputs["weights"]
-    measured = inputs["measured"][:, None]
-    scored = {"nb": measured} | ({"nb_masked": measured & inputs["mask"]} if masked else {})
-    nll = {k: likelihood.scaled_nb_nll(mean, theta, slots, inputs["counts"], genes) for k, genes in scored.items()}
-    return {name: ((weights * value).sum(), weights.sum()) for name, value in nll.items()}
+    All measured entries count and, if `masked`, the masked ones once more, with means scaled to their own total.
+    """
+    if "log_theta" not in head:
+        raise ValueError("a negative binomial objective needs dec_mod 'nbmlp'")
+    measured, weights = inputs["measured"][:, None], inputs["weights"]
+    scored = {"nb_all": measured} | ({"nb_masked": measured & inputs["mask"]} if masked else {})
+    slots, genes = inputs["slots"][:, : weights.shape[1]], tuple(scored.values())
+    total, parts = likelihood.scaled_nb_nll(
+        gene_logits(head), head["log_theta"], slots, inputs["counts"], genes, weights
+    )
+    weight = weights.sum()
+    return total, weight, {name: (part, weight) for name, part in zip(scored, parts, strict=True)}
 
 
 def masked_squared_error(mean: Array, inputs: dict[str, Any]) -> tuple[Array, Array]:
@@ -306,18 +315,11 @@ def cross_entropy(logits: Array, inputs: dict[str, Any], label: str) -> tuple[Ar
     return jnp.where(target >= 0, nll, 0).sum(), (target >= 0).sum()
 
 
-OBJECTIVES = {
-    "nb": negative_binomial,
-    "imputation": negative_binomial,
-    "denoise": negative_binomial,
-    "mse": masked_squared_error,
-    "recon": reconstruction,
-    "annotation": cross_entropy,
-}
+OBJECTIVES = ("nb", "mse", "recon", "imputation", "denoise", "annotation")
 
 
 def _dense_counts(inputs: dict[str, Any], shape: tuple[int, ...]) -> Array:
-    return likelihood.dense(inputs["slots"][:, : shape[1]], inputs["counts"], shape[-1])
+    return likelihood.scatter(inputs["slots"][:, : shape[1]], inputs["counts"], shape[-1])
 
 
 def _scored(inputs: dict[str, Any]) -> Array:
