@@ -107,10 +107,10 @@ def ingest(
     store, settings = pathlib.Path(store).absolute(), settings or Settings()
     with ledger.writing(store) as manifest:
         pending = _pending(sources, manifest, settings, say)
-        failed, tables = {}, list(tables or ())
+        failed, tables = {}, [str(pathlib.Path(table).absolute()) for table in tables or ()]
         if vocabulary:
             genes, is_table = read_vocabulary(vocabulary)
-            tables += [vocabulary] * is_table
+            tables += [str(pathlib.Path(vocabulary).absolute())] * is_table
             ledger.extend_genes(store, manifest, genes, kind="fixed")
         elif manifest["vocabulary"]["kind"] == "union":
             failed = _add_genes(store, manifest, pending, settings, tables)
