@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -167,4 +168,5 @@ def _wandb_run(project: str, workdir: pathlib.Path, metadata: Mapping[str, Any])
         import wandb
     except ImportError:
         raise ValueError(f"train.wandb={project!r}: wandb is not installed (pip install 'scfm_jax[wandb]')") from None
-    return wandb.init(project=project, dir=workdir, id=workdir.name, resume="allow", config=metadata.get("config"))
+    id = f"{workdir.name}-{zlib.crc32(bytes(workdir.absolute())):08x}"  # the same when the run goes on
+    return wandb.init(project=project, dir=workdir, id=id, resume="allow", config=metadata.get("config"))

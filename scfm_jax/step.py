@@ -153,6 +153,9 @@ def _accumulate(
     entries, a latent's KL) are averaged by this one, too, and every microbatch makes draws of its own.
     Microbatch i takes the bags i, i + n, i + 2n, ..., so that no bag leaves its device.
     """
+    bags = batch.cell_mask.shape[0]
+    if bags % n:
+        raise ValueError(f"train.microbatches={n}: must divide the {bags} bags of a batch, data.batch")
     parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 0, 1), batch)
 
     def body(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:

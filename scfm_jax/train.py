@@ -92,43 +92,34 @@ def fit(
     """
     desk = desk or signals.Desk()
     desk.shared = jax.process_count() > 1
-    layout = dict(mesh or {})
-    shard = {name: layout.pop(name) for name in ("rules", "min_size") if name in layout}
-    devices, folder = sharding.make_mesh(**layout), pathlib.Path(workdir) / "checkpoints"
+    mesh = dict(mesh or {})
+    shard = {name: mesh.pop(name) for name in ("rules", "min_size") if name in mesh}
+    devices, folder = sharding.make_mesh(**mesh), pathlib.Path(workdir) / "checkpoints"
     build = functools.partial(optim.build, steps=steps, **optimizer)
     hardware.peak_flops()  # measures a CPU, so not during a step
     with jax.set_mesh(devices):
-        example = jax.tree.map(np.zeros_like, _to_batch(loader.batch(0)))
         begin = functools.partial(init_state, objective, build, seed)
-        shapes = jax.eval_shape(begin, example, constants)
-        shardings = sharding.state_shardings(shapes, devices, **shard)
-        state, progress = _restore(folder, sharding.abstract(shapes, shardings))
-        if state is None:
-            state = jax.jit(begin, out_shardings=shardings)(example, constants)
-            state = initial(state) if initial else state
+        layout = functools.partial(sharding.state_shardings, mesh=devices, **shard)
+        state, progress = _begin(begin, loader, constants, folder, layout, initial)
         log = None
         if jax.process_index() == 0:
             log = Log(workdir, progress.step, progress.length, steps, tensorboard, wandb, metadata)
         saving = {"folder": folder, "metadata": metadata, "keep": keep}
         run = Run(state, progress, log, log_every=log_every, max_skipped=max_skipped, **saving)
         attend = _attendance(desk, devices)
-        program = _compiler(objective, build(shapes.params), microbatches, devices)
-        validate = _validator(objective, validation, devices, attend)
+        validate = _validator(objective, validation, devices, attend) if validation else None
+        program = _compiler(objective, build(state.params), microbatches, devices)
         desk.save = run.save
-
-        def due(every: int) -> bool:
-            return bool(every) and progress.step > 0 and progress.step % every == 0
-
         with desk.at_work(), contextlib.closing(loader.iter(progress.loader)) as batches:
             while True:
                 best = None
-                if validation and due(eval_every) and progress.evaluated < progress.step:
+                if validate and _due(progress.step, eval_every) and progress.evaluated < progress.step:
                     run.catch_up()
                     with desk.away(), run.clock.pause():
                         values = validate(run.state)
                     best = run.validated(values, monitor)
                 finished = progress.step >= steps or 0 < patience <= progress.stale
-                if best or finished or due(checkpoint_every):
+                if best or finished or _due(progress.step, checkpoint_every):
                     with run.clock.pause():
                         run.save(best)
                 if finished:
@@ -145,20 +136,35 @@ def fit(
     return run.state
 
 
-def _to_batch(arrays: Mapping[str, Any]) -> Batch:
-    return Batch(**{name: arrays[name] for name in _FIELDS})
-
-
-def _restore(folder: pathlib.Path, like: TrainState) -> tuple[TrainState | None, Progress]:
-    """Return state and progress of the newest valid checkpoint, None and a fresh progress where there is none."""
-    restored = checkpoint.restore(folder, like)
+def _begin(
+    begin: Callable[[Batch, Any], TrainState],
+    loader: Loader,
+    constants: Mapping[str, np.ndarray],
+    folder: pathlib.Path,
+    layout: Callable[[TrainState], Any],
+    initial: Callable[[TrainState], TrainState] | None,
+) -> tuple[TrainState, Progress]:
+    """Return state and progress of the newest valid checkpoint, or those of step 0 where there is none."""
+    example = jax.tree.map(np.zeros_like, _to_batch(loader.batch(0)))
+    shapes = jax.eval_shape(begin, example, constants)
+    shardings = layout(shapes)
+    restored = checkpoint.restore(folder, sharding.abstract(shapes, shardings))
     if restored is None:
-        return None, Progress()
+        state = jax.jit(begin, out_shardings=shardings)(example, constants)
+        return initial(state) if initial else state, Progress()
     if jax.process_index() == 0:
         for skipped in restored.skipped:
             print(f"warning: damaged checkpoint passed over: {skipped}", file=sys.stderr)
         print(f"going on from step {restored.step}", file=sys.stderr, flush=True)
     return restored.state, Progress(**restored.meta["progress"])
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step > 0 and step % every == 0
+
+
+def _to_batch(arrays: Mapping[str, Any]) -> Batch:
+    return Batch(**{name: arrays[name] for name in _FIELDS})
 
 
 def _compiler(
@@ -184,7 +190,7 @@ def _compiler(
 
 
 def _validator(
-    objective: Objective, loader: Loader | None, devices: Mesh, attend: Callable[[], None]
+    objective: Objective, loader: Loader, devices: Mesh, attend: Callable[[], None]
 ) -> Callable[[TrainState], dict[str, float]]:
     """Return a function from a state to its validation metrics, means over all cells of `loader`."""
     everywhere = NamedSharding(devices, PartitionSpec())

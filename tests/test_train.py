@@ -84,6 +84,12 @@ def test_accumulated_microbatches_equal_the_whole_batch(plain):
         assert added["cells"][0] == all_at_once["cells"][0]
 
 
+def test_microbatches_must_divide_the_batch(plain):
+    optimizer, state = begin(plain)
+    with pytest.raises(ValueError, match="microbatches=3: must divide the 8 bags"):
+        advance(plain, optimizer, state, batch(), 3)
+
+
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(plain):
     optimizer, state = begin(plain, ema=0.9)
     state, _ = advance(plain, optimizer, state, batch())
