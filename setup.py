@@ -30,7 +30,7 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "tiledbsoma>=1.15"],
     "convert": ["torch>=2.2"],
     "census": ["cellxgene-census>=1.17", "tiledbsoma>=1.15"],
     "wandb": ["wandb>=0.18"],
