@@ -24,7 +24,10 @@ flags.DEFINE_string("input", None, "File of raw counts; 700 PBMCs of scanpy, if 
 
 LABEL = "cell_type"
 STEPS = 600
-EXPECT = """"""
+EXPECT = (
+    "expect about: cellplm accuracy 0.80, NMI 0.58, ARI 0.28; PCA-50 0.80, 0.66, 0.51; random twin 0.57, 0.31, 0.20 "
+    "(2 CPU cores, jax 0.10). 600 steps on 700 cells show that the walk works; they do not beat PCA."
+)
 
 
 def main(_) -> None:
@@ -50,7 +53,7 @@ def main(_) -> None:
     if columns.get(LABEL, 0) > 1:
         print("3. embed and score, beside 50 principal components and untrained twins", flush=True)
         print(scoring.table(scoring.evaluate(run, source, workdir, label=LABEL)))
-        print(EXPECT if not FLAGS.input else "trained on these very cells, without their labels")
+        print("trained on these very cells, without their labels" if FLAGS.input else EXPECT)
     else:
         print(f"3. embed; no scores, since {source} has no obs[{LABEL!r}] with two types or more", flush=True)
         scoring.embed_file(run, source, workdir)
