@@ -6,9 +6,10 @@
 
 `max_rel` is the largest |ours - theirs| / (|theirs| + atol / rtol) over all arrays, so an array passes where it is at
 most its rtol. Every `out/*` and `grad/*` of a case must be reproduced, a parameter that has no recorded gradient must
-have none here, and exit status 0 means that all cases pass. A model brings `experiments/parity_<model>.py` with
-`KINDS`, {kind: function of a `Case` that returns {"out/...": array, "grad/...": array}}, and may bring `TOLERANCES`, {pattern of
-array names: {"rtol": ..., "atol": ...}}.
+have none here, and exit status 0 means that all cases pass.
+
+A model brings `experiments/parity_<model>.py` with `KINDS`, {kind: function of a `Case` that returns {"out/...": array,
+"grad/...": array}}, and may bring `TOLERANCES`, {pattern of array names: {"rtol": ..., "atol": ...}}.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ from scfm_jax.types import Array
 EPS = 1e-10
 MEAN_RANGE = (1e-5, 1e6)
 THETA_RANGE = (1e-4, 1e4)
+CHUNK = 2**21  # logits looked at together: ten such arrays stay in a processor's cache
 
 
 def nb_nll(counts: Array, mu: Array, theta: Array) -> Array:
@@ -83,7 +84,31 @@ _nll.defvjp(_nll_forward, _nll_backward)
 
 
 def _value_and_grad(logits, log_theta, slots, counts, scored, weights):
-    """Return ((total, parts), (d total / d logits, d total / d log_theta))."""
+    """Return ((total, parts), (d total / d logits, d total / d log_theta)), a chunk of cells at a time."""
+    n_cells = logits.shape[1]
+    n_chunks = next(n for n in range(1, n_cells + 1) if (n_cells % n == 0 and logits.size <= CHUNK * n) or n == n_cells)
+    if n_chunks == 1:
+        return _chunk(logits, log_theta, slots, counts, scored, weights)
+
+    def split(x: Array) -> Array:  # [B, R, ...] -> [chunks, B, R / chunks, ...]
+        return x.reshape(x.shape[0], n_chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    fixed = [genes.shape[1] == 1 for genes in scored]
+    moving = [split(genes) for genes, same in zip(scored, fixed, strict=True) if not same]
+
+    def body(d_log_theta, x):
+        logits, slots, counts, weights, *moving = x
+        sets = tuple(genes if same else moving.pop(0) for genes, same in zip(scored, fixed, strict=True))
+        (_, parts), (d_logits, d_theta) = _chunk(logits, log_theta, slots, counts, sets, weights)
+        return d_log_theta + d_theta, (parts, d_logits)
+
+    xs = (split(logits), split(slots), split(counts), split(weights), *moving)
+    d_log_theta, (parts, d_logits) = jax.lax.scan(body, jnp.zeros_like(log_theta), xs)
+    parts = tuple(part.sum() for part in parts)
+    return (sum(parts), parts), (d_logits.swapaxes(0, 1).reshape(logits.shape), d_log_theta)
+
+
+def _chunk(logits, log_theta, slots, counts, scored, weights):
     mean, theta = nb_parameters(logits, log_theta)
     w = weights[..., None]  # [B, R, 1]
     shift = theta + EPS
