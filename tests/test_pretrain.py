@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from data_pipeline.store import open_store
 from experiments import config as configs
 from experiments import train
 from scfm_jax import checkpoint, models, signals
+from scfm_jax.types import TrainState
 from tests import tiny
 
 OPTIONS = {
@@ -23,6 +25,7 @@ OPTIONS = {
     "data.batch": 2,
     "model.enc_hid": 16,
     "model.enc_head": 2,
+    "model.enc_layers": 1,
     "model.latent_dim": 8,
     "model.dec_hid": 16,
     "model.dropout": 0.2,
@@ -133,13 +136,17 @@ def test_a_run_of_another_config_is_not_resumed(tmp_path):
         configs.prepare_workdir(tmp_path / "config.json", longer)
 
 
-@pytest.mark.slow
-def test_weights_of_another_run_are_a_start(store, tmp_path, capsys, compilation_cache):
-    first = train.pretrain(config(store, **{"train.steps": 1}), str(tmp_path / "first"))
-    changes = {"init_from": str(tmp_path / "first"), "optim.learning_rate": 0.0, "train.steps": 1}
-    second = train.pretrain(config(store, **changes, **{"model.latent_dim": 12}), str(tmp_path / "second"))
-    said = capsys.readouterr().out
-    assert "parameters taken; new: " in said and "latent" in said.split("new: ")[1]
-    assert np.array_equal(first.params["genes"], second.params["genes"])
+def test_weights_of_another_run_are_a_start(tmp_path, capsys):
+    def state(width: int, value: float) -> TrainState:
+        params = {"genes": jnp.full((2, 3), value), "latent": {"kernel": jnp.full((3, width), value)}}
+        return TrainState(0, 0, params, (), {}, {}, ema=params)
+
+    checkpoint.save(tmp_path / "run/checkpoints", 1, state(4, 1.0), {"genes": ["A", "B"]})
+    begun = train.warm_start(str(tmp_path / "run"), ["A", "B"])(state(5, 0.0))
+    assert (begun.params["genes"] == 1).all() and (begun.ema["genes"] == 1).all()
+    assert (begun.params["latent"]["kernel"] == 0).all()
+    assert "1 parameters taken; new: latent/kernel" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="another gene list"):
+        train.warm_start(str(tmp_path / "run"), ["B", "A"])
     with pytest.raises(FileNotFoundError, match="no checkpoint there"):
-        train.pretrain(config(store, init_from=str(tmp_path)), str(tmp_path / "third"))
+        train.warm_start(str(tmp_path), ["A", "B"])
