@@ -1,0 +1,78 @@
+"""A pre-norm transformer block with rotary positions and a gated MLP, as in the Nucleotide Transformer family."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.types import Array
+
+he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+
+
+def rotate(x: Array, base: float = 10_000.0) -> Array:
+    """Turn the halves of each head against each other by angles that grow with the position (RoFormer). [B, T, H, K]"""
+    half = x.shape[-1] // 2
+    angles = jnp.arange(x.shape[1])[:, None] * base ** (-jnp.arange(half) / half)  # [T, K / 2]
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, both drawn uniformly within sqrt(6 / fan_in): parameters in float32, product in `dtype`."""
+
+    features: int
+    use_bias: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:  # [..., D] -> [..., F]
+        kernel = self.param("kernel", he_uniform, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bound = (6 / x.shape[-1]) ** 0.5
+            bias = self.param(
+                "bias", lambda key: jax.random.uniform(key, (self.features,), minval=-bound, maxval=bound)
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Block(nn.Module):
+    """`x + attention(norm(x))`, then `x + W2 (silu(a) * b)` with (a, b) = W1 norm(x); softmax in float32.
+
+    Intermediates: attention [B, H, T, T], output.
+    """
+
+    heads: int
+    key_size: int
+    ffn_dim: int
+    rope: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:  # [B, T, D], keys to attend to [B, T]
+        x = x + self.attend(LayerNorm(name="norm1")(x), mask)
+        a, b = jnp.split(self.linear(2 * self.ffn_dim, "mlp_in", False)(LayerNorm(name="norm2")(x)), 2, axis=-1)
+        x = x + self.linear(x.shape[-1], "mlp_out", False)(jax.nn.silu(a) * b)
+        self.sow("intermediates", "output", x)
+        return x, x
+
+    def attend(self, x: Array, mask: Array) -> Array:
+        """Return what each position gathers from all, in this order of heads. [B, T, D]"""
+        width = self.heads * self.key_size
+        q, k, v = (
+            self.linear(width, name)(x).reshape(*x.shape[:2], self.heads, -1) for name in ("query", "key", "value")
+        )
+        if self.rope:
+            q, k = rotate(q), rotate(k)
+        scores = jnp.einsum("bqhk,bshk->bhqs", q * self.key_size**-0.5, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
+        self.sow("intermediates", "attention", weights)
+        y = jnp.einsum("bhqs,bshk->bqhk", weights.astype(self.dtype), v)
+        return self.linear(x.shape[-1], "out")(y.reshape(*x.shape[:2], width))
+
+    def linear(self, features: int, name: str, use_bias: bool = True) -> Linear:
+        """Return one of the block's linear maps."""
+        return Linear(features, use_bias, self.dtype, name=name)
