@@ -121,12 +121,16 @@ def _categories(axes, xy: np.ndarray, values: pd.Series, size: float) -> list[En
 
 
 def _name(axes, xy: np.ndarray, text: pd.Series, shown: Sequence) -> None:
-    """Write categories at the cell nearest to their median, largest first, where there is room."""
+    """Write compact categories at the cell nearest to their median, largest first, where there is room."""
     halo = [withStroke(linewidth=3, foreground="white", alpha=0.85)]
+    spread = np.median(np.abs(xy - np.median(xy, axis=0)).sum(1))
     taken: list[np.ndarray] = []
     for name in shown:
         members = xy[(text == name).to_numpy()]
-        middle = members[np.abs(members - np.median(members, axis=0)).sum(1).argmin()]
+        far = np.abs(members - np.median(members, axis=0)).sum(1)
+        if np.median(far) > spread / 2:
+            continue
+        middle = members[far.argmin()]
         place = (middle - xy.min(0)) / np.maximum(np.ptp(xy, axis=0), 1e-9)
         if all(abs(place - other)[0] > 0.3 or abs(place - other)[1] > 0.05 for other in taken):
             axes.text(

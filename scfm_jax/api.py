@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline import h5ad, vocab
 from scfm_jax import __version__, checkpoint, infer, models
+from scfm_jax import weights as weights_file
 
 BATCH = 256
 """Cells that are embedded at a time by models that look at one cell at a time."""
@@ -137,7 +138,7 @@ class Run:
 
     def export(self, path: str | os.PathLike) -> None:
         """Write weights, constants and metadata as one safetensors file that `load` reads."""
-        checkpoint.export_weights(path, {"variables": self.variables, "constants": self.constants}, self.meta)
+        weights_file.export(path, {"variables": self.variables, "constants": self.constants}, self.meta)
 
     def _labels(self) -> list[str]:
         return list(self.meta["config"].get("data", {}).get("labels", ()))
@@ -191,7 +192,7 @@ def load(path: str | os.PathLike, which: int | str | None = None) -> Run:
     """
     path = pathlib.Path(path)
     if path.is_file():
-        tree, meta = checkpoint.import_weights(path)
+        tree, meta = weights_file.read(path)
         return build(meta, tree["variables"], tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if (folder / "meta.json").is_file() and folder.name.isdecimal():

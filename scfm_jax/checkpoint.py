@@ -27,10 +27,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from scfm_jax.checksums import Damaged, changed_files, checksums, digests, one_line, seal, unseal
+from scfm_jax.checksums import Damaged, changed_files, digests, one_line, seal, unseal
+from scfm_jax.leaves import difference, flatten, nest, table_of
 
 PathLike = str | os.PathLike
 Tree = Any
@@ -65,13 +64,14 @@ def save(
     """
     directory = pathlib.Path(directory).absolute()
     partial, final = directory / f"{step}.partial", directory / str(step)
-    leaves = _leaves(state)
-    content = {"step": int(step), "leaves": _table(leaves), "meta": dict(meta), "best": best and dict(best)}
+    leaves = flatten(state)
+    stored = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses arrays of size 0
+    content = {"step": int(step), "leaves": table_of(leaves), "meta": dict(meta), "best": best and dict(best)}
     _on_first(lambda: _prepare(directory), f"checkpoint of step {step} in {directory}")
     error = None
     try:
         with _orbax() as orbax:
-            orbax.save(partial / "state", args=ocp.args.PyTreeSave(_nest(_nonempty(leaves))), force=True)
+            orbax.save(partial / "state", args=ocp.args.PyTreeSave(nest(stored)), force=True)
     except Exception as e:  # Orbax and TensorStore raise many types for a full disk
         error = e
     _on_first(lambda: _commit(partial, final, content, error), f"checkpoint of step {step} in {directory}")
@@ -155,39 +155,6 @@ def read_best(directory: PathLike) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def export_weights(path: PathLike, variables: Tree, meta: Mapping) -> None:
-    """Write `variables` (a tree of arrays) and `meta` (JSON) to a safetensors file, each array with its checksum."""
-    path = pathlib.Path(path)
-    leaves = {name: np.asarray(leaf) for name, leaf in _leaves(variables).items()}
-    content = {"leaves": _table(leaves), "meta": dict(meta)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({n: np.ascontiguousarray(a) for n, a in leaves.items()}, partial, {"scfm_jax": seal(content)})
-        _sync(partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: the weights could not be written: {one_line(error)}") from error
-
-
-def import_weights(path: PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (nested dict of numpy arrays, meta) of a file of `export_weights`; ValueError if it is damaged."""
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, "numpy") as file:
-            sealed = (file.metadata() or {}).get("scfm_jax")
-            leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if sealed is None:
-            raise Damaged("it was not written by scfm_jax (published weights are read by api.from_published)")
-        content = unseal(sealed)
-        _check(leaves, content["leaves"])
-    except (Damaged, SafetensorError, UnicodeDecodeError, TypeError) as error:
-        raise Damaged(f"{path}: not a whole weights file: {one_line(error)}") from error
-    return _nest(leaves), content["meta"]
-
-
 def _read_content(path: pathlib.Path) -> dict[str, Any]:
     try:
         return unseal((path / "meta.json").read_bytes())
@@ -200,7 +167,7 @@ def _read_content(path: pathlib.Path) -> dict[str, Any]:
 def _read_state(path: pathlib.Path, content: dict, like: Tree | None, only: Collection[str]) -> Tree:
     """Restore the arrays of one step onto `like`, checking the files before and every leaf after."""
     table = {n: row for n, row in content["leaves"].items() if not only or n.split("/")[0] in only}
-    wanted = dict.fromkeys(table) if like is None else _leaves(like)
+    wanted = dict.fromkeys(table) if like is None else flatten(like)
     if like is not None:
         _check_same_model(path.parent, table, wanted)
     if damage := _agree(changed_files(path, content["files"]) if jax.process_index() == 0 else ""):
@@ -221,16 +188,16 @@ def _read_state(path: pathlib.Path, content: dict, like: Tree | None, only: Coll
         )
     try:
         with _orbax() as orbax:
-            request = ocp.args.PyTreeRestore(item=_nest(items), restore_args=_nest(args), partial_restore=bool(only))
+            request = ocp.args.PyTreeRestore(item=nest(items), restore_args=nest(args), partial_restore=bool(only))
             restored = orbax.restore(path, args=request)
-        leaves |= _leaves(restored)
-        damage = _difference(leaves, table)
+        leaves |= flatten(restored)
+        damage = difference(leaves, table)
     except Exception as error:  # Orbax and TensorStore raise many types for damaged files
         damage = f"Orbax cannot read the arrays: {one_line(error)}"
     if damage := _agree(damage):
         raise Damaged(damage)
     leaves = {name: leaves[name] for name in wanted}
-    return _nest(leaves) if like is None else jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
+    return nest(leaves) if like is None else jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
 
 
 def _check_same_model(path: pathlib.Path, table: dict, wanted: dict[str, Any]) -> None:
@@ -254,49 +221,6 @@ def _check_same_model(path: pathlib.Path, table: dict, wanted: dict[str, Any]) -
         f"{path}: this checkpoint is of another model or optimizer: {'; '.join(parts)}; "
         "use the config it was trained with (meta.json) or another --workdir"
     )
-
-
-def _difference(leaves: dict[str, Any], table: dict) -> str:
-    """Return what is wrong with `leaves` against the checksums that were saved, "" if nothing is."""
-    if leaves.keys() != table.keys():
-        return f"leaves {sorted(leaves.keys() ^ table.keys())[:3]} are missing or unknown"
-    sums = checksums(leaves)
-    wrong = [n for n, row in table.items() if sums[n] != row["checksum"] or str(leaves[n].dtype) != row["dtype"]]
-    return f"checksum of {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''} ({len(wrong)} leaves)" if wrong else ""
-
-
-def _check(leaves: dict[str, Any], table: dict) -> None:
-    if difference := _difference(leaves, table):
-        raise Damaged(difference)
-
-
-def _leaves(tree: Tree) -> dict[str, Any]:
-    """Return {"params/encoder/kernel": leaf, ...} in flattening order."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested dict of `_leaves`' names."""
-    nested: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return nested
-
-
-def _nonempty(leaves: dict[str, Any]) -> dict[str, Any]:
-    return {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses arrays of size 0
-
-
-def _table(leaves: dict[str, Any]) -> dict[str, dict]:
-    sums = checksums(leaves)
-    return {n: {"shape": list(a.shape), "dtype": str(a.dtype), "checksum": sums[n]} for n, a in leaves.items()}
 
 
 @contextlib.contextmanager
