@@ -7,6 +7,7 @@ same command again goes on where it was. Scores need obs["cell_type"]; without i
 """
 
 import pathlib
+import re
 
 import anndata
 import numpy as np
@@ -31,14 +32,14 @@ EXPECT = (
 
 
 def main(_) -> None:
-    name = pathlib.Path(FLAGS.input).name.split(".")[0] if FLAGS.input else "pbmc68k_reduced"
+    name = re.sub(r"[^\w+-]", "_", pathlib.Path(FLAGS.input).stem) if FLAGS.input else "pbmc68k_reduced"
     workdir = pathlib.Path(FLAGS.workdir or f"runs/quickstart_{name}")
     workdir.mkdir(parents=True, exist_ok=True)
     source = pathlib.Path(FLAGS.input) if FLAGS.input else scanpy_pbmcs(workdir / f"{name}.h5ad")
     with h5ad.read_counts(source) as counts:
         columns = {str(column): counts.obs[column].nunique() for column in counts.obs}
     print(f"1. ingest {source} into {workdir / 'store'}", flush=True)
-    failed = ingest(file_sources([str(source)]), workdir / "store", workers=0)
+    failed = ingest(file_sources([str(source)], [name]), workdir / "store", workers=0)
     if failed:
         raise ValueError(f"{source}: {next(iter(failed.values()))}")
     print(f"2. pre-train CellPLM, variant tiny, in {workdir}", flush=True)
