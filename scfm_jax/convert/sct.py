@@ -203,9 +203,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".joblib":
-        raise ValueError(
-            f"{path}: a joblib file is a pickle, which can run code; give its arrays as npz or safetensors"
-        )
+        raise ValueError(f"{path}: a joblib file is a pickle and can run code; give its arrays as npz or safetensors")
     try:
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file

@@ -13,7 +13,8 @@ Where paper and released code differ, both are options; `VARIANTS` "paper" and "
   edges      float64 (the released notebook under its numpy < 2) | float32 (under numpy 2): they differ where a value
              lies on an edge
   log        log1p of counts per 10,000 | counts as they are: the notebook reads normalised values
-Released code has no training. Masks, loss and schedule are the paper's; the padding of a cell is never masked or scored.
+Released code has no training. Masks, loss and schedule are the paper's; the padding of a cell is never masked nor
+scored.
 
 Differences on purpose: cells that are padding (short bags) are silenced before every convolution that reaches over a
 border and in attention, so a short bag gives what it gives alone; genes that a study did not measure are zeros for the
@@ -79,8 +80,8 @@ def prepare(
       coords: "relative" to the smallest of the bag, or "raw".
       draws: a recorded "mask" [B, C, V] instead of `rng`.
 
-    Returns a dict: tokens [B, C, V], bin of each gene, 0 for no expression; mask bool [B, C, V] of those to hide, absent
-    with mask "none"; edges [B, C, n_bins] and scale [B, C], which turn bins back into counts; cell_mask, coords.
+    Returns a dict: tokens [B, C, V], bin of each gene, 0 for no expression; mask bool [B, C, V] of those to hide,
+    absent with mask "none"; edges [B, C, n_bins] and scale [B, C], which turn bins back into counts; cell_mask, coords.
     """
     measured = constants["measured"]
     slots = constants["slots"][batch.genes]  # [B, C, P]
@@ -110,8 +111,8 @@ def prepare(
 def bin_edges(values: Array, n_bins: int, precision: str = "float64") -> Array:
     """Return float32 edges of `n_bins - 1` equal bins between the least and the greatest of a cell's positive values.
 
-    As numpy computes them: linspace(min, max, n_bins), the last one 0.01 higher; min -+ 0.1 and infinity where all values
-    are equal. "float64" edges are rounded up to the next float32, so `value >= edge` is what it is in float64.
+    As numpy computes them: linspace(min, max, n_bins), the last one 0.01 higher; min -+ 0.1 and infinity where all
+    values are equal. "float64" edges are rounded up to the next float32, so `value >= edge` is what it is in float64.
     [B, C, P] -> [B, C, n_bins]
     """
     if precision not in ("float32", "float64"):
@@ -297,8 +298,10 @@ def spatial_features(coords: Array, kind: str, scales: int, least: float, most: 
 
     paper: cosine and sine of x / k and y / k, s from 0. code: cosine of x / k, sine of y / k, s from `least` to `most`.
     """
-    s = jnp.linspace(least, most, scales) if kind == "code" else jnp.arange(scales)
-    angle = coords[..., None, :] / (least * (most / least) ** (s / (scales - 1)))[:, None]  # [B, C, scales, 2]
+    with jax.ensure_compile_time_eval():  # as the original does, which a compiler's power differs from
+        s = jnp.linspace(least, most, scales) if kind == "code" else jnp.arange(scales)
+        scale = least * (most / least) ** (s / max(scales - 1, 1))
+    angle = coords[..., None, :] / scale[:, None]  # [B, C, scales, 2]
     if kind == "code":
         waves = jnp.stack([jnp.cos(angle[..., 0]), jnp.sin(angle[..., 1])], -1)
     else:
