@@ -105,7 +105,7 @@ CASES = {
     "ingest: no mapped gene": (
         "ingest",
         "--input={d}/good.h5ad --store={d}/new --vocab={d}/other_genes.txt",
-        "--vocab",
+        "--gene_table",
         "new/studies/*",
     ),
     "ingest: vocabulary missing": (
