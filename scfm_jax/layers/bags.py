@@ -16,8 +16,8 @@ def shuffle(batch: Batch, key: Array, keep: float, limit: int) -> Batch:
     def take(x: Array) -> Array:
         return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), 1)
 
-    batch = jax.tree.map(take, batch)
     number = jnp.maximum(1, jnp.floor(batch.cell_mask.sum(1, keepdims=True) * keep + 1e-6)) if keep < 1 else n_cells
+    batch = jax.tree.map(take, batch)
     return batch.replace(cell_mask=batch.cell_mask & (jnp.arange(order.shape[1]) < number))
 
 
