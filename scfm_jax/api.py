@@ -33,6 +33,8 @@ BATCH = 256
 """Cells that are embedded at a time by models that look at one cell at a time."""
 MAX_CELLS = 16384
 """Cells of a sample that are embedded at a time by models that look at the whole sample."""
+BAG = 50
+"""Cells of a bag of a published model, which brings no data options."""
 
 
 @dataclasses.dataclass
@@ -148,14 +150,23 @@ class Run:
     ) -> tuple[list[np.ndarray], str]:
         """Return the rows of each batch of the model, and in words what a cell is seen together with."""
         if getattr(self.module, "SAMPLE", False):
-            return samples(obs, sample_key, max_cells, seed)
+            return samples(obs, sample_key, min(max_cells, self._bag or max_cells), seed)
         return np.split(np.arange(len(obs)), range(BATCH, len(obs), BATCH)), "every cell is embedded by itself"
+
+    @property
+    def _bag(self) -> int | None:
+        """Cells of a bag in training, for models that look at so many cells at a time; None for others."""
+        if getattr(self.module, "SAMPLE", False) != "bag":
+            return None
+        return self.meta["config"].get("data", {}).get("bag", BAG)
 
     def _batches(self, counts: h5ad.Counts, bags: list[np.ndarray]) -> Iterator[dict[str, Any]]:
         """Yield the batches: one sample of padded size, or BATCH bags of one cell."""
         coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None
         for rows in bags:
-            shape = (1, infer.size_up(len(rows), 64)) if getattr(self.module, "SAMPLE", False) else (BATCH, 1)
+            shape = (
+                (1, infer.size_up(len(rows), self._bag or 64)) if getattr(self.module, "SAMPLE", False) else (BATCH, 1)
+            )
             index = np.full(shape, -1, np.int64)
             index.flat[: len(rows)] = rows
             where = None if coords is None else coords[rows]

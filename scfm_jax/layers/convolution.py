@@ -6,6 +6,7 @@ the taps that meet a sample: no tap is spent on the zeros between samples, and n
 which costs XLA twenty times as much on a CPU.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -40,13 +41,42 @@ def pool(x: Array, kind: str) -> Array:
     if kind == "avg":
         return pairs.mean(3)
     if kind == "max":
-        return pairs.max(3)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        return jnp.where(first >= second, first, second)  # the gradient of `max` divides by a number of ties
     raise ValueError(f"pooling {kind!r}: there are {', '.join(POOLINGS)}")
 
 
 def truncated(key: Array, shape: Sequence[int], fan_in: int) -> Array:
     """Draw a normal variate cut at two standard deviations, which are 1 / sqrt(fan_in)."""
     return jax.random.truncated_normal(key, -2.0, 2.0, shape) * fan_in**-0.5
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalize(x: Array, scale: Array, offset: Array, eps: float) -> Array:
+    """Return x [..., L, D] with zero mean and unit variance along L, times scale [L], plus offset [L].
+
+    The gradient is the closed form, which passes over the array half as often as the derived one.
+    """
+    return _normalize(x, scale, offset, eps)[0]
+
+
+def _normalize(x: Array, scale: Array, offset: Array, eps: float) -> tuple[Array, tuple[Array, ...]]:
+    mean = x.mean(-2, keepdims=True)
+    rate = jax.lax.rsqrt(((x - mean) ** 2).mean(-2, keepdims=True) + eps)
+    return (x - mean) * rate * scale[:, None] + offset[:, None], (x, scale, mean, rate)
+
+
+def _normalize_backward(eps: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+    x, scale, mean, rate = saved
+    unit = (x - mean) * rate
+    others, size = (*range(x.ndim - 2), x.ndim - 1), x.shape[-2]
+    pull = jnp.einsum("...ld,l->...d", dy, scale / size)[..., None, :]  # a sum of products: ten times a product's sum
+    twist = jnp.einsum("...ld,...ld->...d", dy, unit * (scale / size)[:, None])[..., None, :]
+    dx = rate * (dy * scale[:, None] - pull - unit * twist)
+    return dx, (dy * unit).sum(others), dy.sum(others)
+
+
+normalize.defvjp(_normalize, _normalize_backward)
 
 
 class GeneNorm(nn.Module):
@@ -68,12 +98,12 @@ class GeneNorm(nn.Module):
         y = x.astype(jnp.float32)
         if self.kind == "standard":
             y = y.reshape(x.shape[0], 1, -1, x.shape[3])
-        y = y - y.mean(2, keepdims=True)
-        y = y * jax.lax.rsqrt((y * y).mean(2, keepdims=True) + self.eps)
-        if self.kind != "no_affine":
+        if self.kind == "no_affine":
+            scale, offset = jnp.ones(y.shape[2]), jnp.zeros(y.shape[2])
+        else:
             scale = self.param("scale", nn.initializers.ones, (y.shape[2],))
             offset = self.param("offset", nn.initializers.zeros, (y.shape[2],))
-            y = y * scale[:, None] + offset[:, None]
+        y = normalize(y, scale, offset, self.eps)
         return y.reshape(x.shape).astype(x.dtype)
 
 

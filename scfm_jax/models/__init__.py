@@ -11,7 +11,8 @@ The contract of a model file, held by `tests/test_house.py`:
   loss(outputs, inputs, **config.loss) -> (scalar, {name: (weighted sum, weight)})
   flops(model, inputs) -> float                          forward FLOPs of one batch, from shapes alone.
   tokens(inputs) -> int32 scalar                         what "tokens/s" counts.
-  SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample.
+  SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample, "bag"
+                     where it is on as many of them as a bag has in training.
 """
 
 import importlib

@@ -120,15 +120,19 @@ def bin_edges(values: Array, n_bins: int, precision: str = "float64") -> Array:
     low = jnp.min(values, -1, initial=jnp.inf, where=values > 0)[..., None]
     high = jnp.max(values, -1, initial=-jnp.inf, where=values > 0)[..., None]
     low, high = jnp.where(low <= high, low, 0), jnp.where(low <= high, high, 0)
-    with jax.enable_x64(precision == "float64"):
-        low_, high_ = low.astype(precision), high.astype(precision)
-        parts = jax.lax.optimization_barrier(jnp.asarray(n_bins - 1, precision))  # a constant would be inverted
-        width = jnp.arange(n_bins, dtype=precision) * ((high_ - low_) / parts)
-        bits = (11, 52) if precision == "float64" else (8, 23)
-        inner = low_ + jax.lax.reduce_precision(width, *bits)  # keeps product and sum apart
-        exact = jnp.where(jnp.arange(n_bins) < n_bins - 1, inner, high_ + jnp.asarray(0.01, precision))
+    bits = (11, 52) if precision == "float64" else (8, 23)
+    with jax.enable_x64(True):
+
+        def rounded(x: Array) -> Array:
+            return jax.lax.reduce_precision(x, *bits)
+
+        least, most = low.astype(jnp.float64), high.astype(jnp.float64)
+        parts = jax.lax.optimization_barrier(jnp.float64(n_bins - 1))  # a constant would be inverted
+        steps = rounded(jnp.arange(n_bins, dtype=jnp.float64) * rounded(rounded(most - least) / parts))
+        last = rounded(most + rounded(jnp.float64(0.01)))
+        exact = jnp.where(jnp.arange(n_bins) < n_bins - 1, rounded(least + steps), last)
         edges = exact.astype(jnp.float32)
-        edges = jnp.where(edges.astype(precision) < exact, jnp.nextafter(edges, jnp.float32(jnp.inf)), edges)
+        edges = jnp.where(edges.astype(jnp.float64) < exact, jnp.nextafter(edges, jnp.float32(jnp.inf)), edges)
     lone = jnp.concatenate([low - 0.1, low + 0.1, jnp.full((*low.shape[:-1], n_bins), jnp.inf)], -1)[..., :n_bins]
     return jnp.where(low == high, lone, edges)
 

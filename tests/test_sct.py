@@ -1,0 +1,372 @@
+"""sCT: golden parity, what a mask may tell, what padding may do, sizes, chunks, remat, meshes, published names."""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import parity, parity_sct
+from scfm_jax import sharding
+from scfm_jax.convert import sct as convert
+from scfm_jax.layers import convolution
+from scfm_jax.models import sct
+from scfm_jax.types import Batch
+from tests.conftest import SHARED, needs_shared
+
+TINY = dict(num_downsamples=1, token_dim=32, embed_dim=32, ffn_dim=32, num_layers=2, num_heads=2, key_size=16)
+GENES = 45
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def bag(cells: int = 4, genes: int = GENES, seed: int = 0, bags: int = 1) -> Batch:
+    """Return a batch of random counts with positions on a grid."""
+    rng = np.random.default_rng(seed)
+    shape = (bags, cells)
+    order = np.argsort(rng.random((*shape, genes)), axis=-1)[..., : genes // 2]
+    return Batch(
+        genes=jnp.asarray(order, jnp.int32),
+        counts=jnp.asarray(rng.poisson(2, order.shape) + 1, jnp.float32),
+        cell_mask=jnp.ones(shape, bool),
+        study=jnp.zeros(shape, jnp.int32),
+        coords=jnp.asarray(rng.integers(0, 9, (*shape, 2)), jnp.float32),
+        labels={},
+    )
+
+
+def constants(genes: int = GENES) -> dict:
+    return {"slots": jnp.arange(genes + 1), "measured": jnp.ones((1, genes), bool)}
+
+
+def prepared(batch: Batch, **options) -> dict:
+    return sct.prepare(batch, constants(), jax.random.key(1), step=0, train=True, **options)
+
+
+def built(inputs: dict, **options) -> tuple[sct.Model, dict]:
+    """Return a model and random variables for it, without compiling its own."""
+    model = sct.Model(n_genes=GENES, **TINY | options)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=True))
+    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
+
+
+def dense(values: np.ndarray, **options) -> dict:
+    return parity_sct.prepared(values.astype(np.float32), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- originals
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", sorted((SHARED / "golden" / "sct").glob("*")), ids=lambda path: path.name)
+def test_golden_case(folder):
+    result = parity.check(folder)
+    assert result.passed, result.line
+
+
+def test_published_size_has_the_parameters_of_the_released_weights():
+    model = sct.Model(n_genes=19_965, **sct.VARIANTS["published"]["model"])
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(convert.shapes(model))) == 79_204_163
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_published_names_there_and_back(scan):
+    model, variables = built(prepared(bag()), scan=scan, spatial="code")
+    state = convert.state_dict(variables, model)
+    assert state["long_range_nt/deconv_block_0/de_conv_block/conv1_d_transpose/w"].shape == (5, 32, 32)
+    back = convert.params(state, model)
+    jax.tree.map(np.testing.assert_array_equal, dict(variables), back)
+
+
+def test_names_that_do_not_fit_are_listed():
+    model, variables = built(prepared(bag()))
+    state = convert.state_dict(variables, model)
+    state["long_range_nt/linear/w"] = np.zeros((3, 3), np.float32)
+    state["long_range_nt/other/w"] = state.pop("long_range_nt/linear/b")
+    with pytest.raises(ValueError, match=r"^3 names .*missing .*linear/b.*|unknown .*other/w.*|shape of .*linear/w"):
+        convert.params(state, model)
+
+
+def test_published_files_are_loaded_with_their_gene_maps(tmp_path):
+    model, variables = built(prepared(bag()))
+    np.savez(tmp_path / "params.npz", **convert.state_dict(variables, model))
+    published = {ours: getattr(model, ours) for ours in convert.SAME}
+    published |= {theirs: getattr(model, ours) for theirs, ours in convert.RENAMED.items()}
+    published |= {"alphabet_size": 7, "mask_token_id": 5, "pad_token_id": 6}
+    vocab = {f"ENSG{i}": 100 + i for i in range(GENES - 1)}  # the last slot has no name
+    slots = {str(100 + i): (i * 7) % GENES for i in range(GENES)}
+    for name, content in (("config.json", published), (convert.VOCAB, vocab), (convert.SLOTS, slots)):
+        (tmp_path / name).write_text(json.dumps(content))
+    settings, loaded, genes = convert.load(tmp_path / "params.npz", tmp_path / "config.json")
+    assert sct.Model(**settings["model"]) == model
+    assert genes[7] == "ENSG1" and genes[(44 * 7) % GENES] == "census:144"
+    jax.tree.map(np.testing.assert_array_equal, dict(variables), loaded)
+    with pytest.raises(ValueError, match="pickle"):
+        (tmp_path / "params.joblib").write_bytes(b"")
+        convert.read(tmp_path / "params.joblib")
+
+
+# ------------------------------------------------------------------------------------------------------------- binning
+
+
+@pytest.mark.parametrize("n_bins", [5, 15])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_bins_are_those_of_numpy(n_bins, precision):
+    rng = np.random.default_rng(3)
+    values = np.where(rng.random((1, 300, 60)) < 0.4, rng.integers(1, 29, (1, 300, 60)) / np.float32(7), 0)  # ties
+    values = values.astype(np.float32)
+    values[0, 0], values[0, 1, :5], values[0, 2, 3:] = 0, 1.5, 0
+    ours = dense(values, n_bins=n_bins, target_sum=0, log=False, edges=precision)["tokens"][0]
+    for cell, tokens in zip(values[0], ours, strict=True):
+        there, expected = cell[cell > 0].astype(precision), np.zeros(60, int)
+        if len(there):
+            edges = np.linspace(there.min(), there.max(), n_bins, dtype=precision)
+            edges[-1] += 0.01
+            edges = edges if there.min() < there.max() else [there[0] - 0.1, there[0] + 0.1]
+            expected[cell > 0] = np.digitize(there, edges)
+        np.testing.assert_array_equal(tokens, expected)
+
+
+def test_genes_without_a_slot_and_padding_do_not_move_the_bins():
+    batch = bag()
+    inside = batch.genes < 30
+    less = constants() | {"slots": jnp.where(jnp.arange(GENES + 1) < 30, jnp.arange(GENES + 1), GENES)}
+    inputs = sct.prepare(batch, less, jax.random.key(1), step=0, train=True)
+    alone = batch.replace(counts=jnp.where(inside, batch.counts, 0), genes=jnp.where(inside, batch.genes, GENES))
+    np.testing.assert_array_equal(inputs["tokens"], prepared(alone)["tokens"])
+    assert (inputs["tokens"][..., 30:] == 0).all() and inputs["tokens"].max() == 4
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
+
+
+def test_masks_have_their_rates_and_spare_padding_and_the_unmeasured():
+    batch = bag(cells=50)
+    batch = batch.replace(cell_mask=batch.cell_mask.at[:, 40:].set(False))
+    table = constants() | {"measured": jnp.arange(GENES)[None] < 40}
+    inputs = sct.prepare(batch, table, jax.random.key(1), step=0, train=True, zero_rate=0.1, nonzero_rate=0.5)
+    real, expressed = inputs["mask"][:, :40, :40], inputs["tokens"][:, :40, :40] > 0
+    assert inputs["mask"].sum() == real.sum()
+    assert abs(float(real[expressed].mean()) - 0.5) < 0.06 and abs(float(real[~expressed].mean()) - 0.1) < 0.04
+    whole = prepared(batch, mask="cells", mask_cells=7)["mask"].mean(-1)
+    assert whole.sum() == 7 and set(np.unique(whole)) == {0, 1} and not whole[:, 40:].any()
+    genes = prepared(batch, mask="genes", mask_genes=(3, 9))["mask"]
+    assert set(np.flatnonzero(genes.any((0, 1)))) == {3, 9} and genes.sum() == 80
+    given = jnp.zeros((1, 50, GENES), bool).at[0, :, 5].set(True)
+    assert prepared(batch, draws={"mask": given})["mask"].sum() == 40
+    assert "mask" not in prepared(batch, mask="none")
+
+
+def test_a_masked_value_does_not_influence_its_prediction():
+    inputs = prepared(bag(), nonzero_rate=0.5)
+    model, variables = built(inputs)
+    other = inputs | {"tokens": jnp.where(inputs["mask"], 4 - inputs["tokens"], inputs["tokens"])}
+    changed = inputs | {"tokens": jnp.where(inputs["mask"], inputs["tokens"], 4 - inputs["tokens"])}
+    for train in (True, False):
+        run = quick(lambda x, train=train: model.apply(variables, x, train=train).logits["features"])
+        np.testing.assert_array_equal(run(inputs), run(other))
+        assert np.abs(run(inputs) - run(changed)).max() > 1e-3
+
+
+def test_in_evaluation_the_embedding_sees_everything():
+    inputs = prepared(bag(), nonzero_rate=0.5)
+    model, variables = built(inputs)
+    run = quick(lambda x, train: model.apply(variables, x, train=train).cells, static_argnums=1)
+    bare = {name: value for name, value in inputs.items() if name != "mask"}
+    np.testing.assert_array_equal(run(inputs, False), run(bare, True))
+    assert np.abs(run(inputs, True) - run(inputs, False)).max() > 1e-4
+
+
+# ------------------------------------------------------------------------------------------------ cells, order, padding
+
+
+def test_a_short_bag_gives_what_it_gives_alone():
+    long, short = bag(cells=6), bag(cells=4)
+    short = jax.tree.map(lambda x: x[:, :4], long)
+    long = long.replace(cell_mask=long.cell_mask.at[:, 4:].set(False))
+    a, b = prepared(long, mask="none", coords="raw"), prepared(short, mask="none", coords="raw")
+    model, variables = built(b, spatial="paper")
+    run = quick(lambda x: model.apply(variables, x))
+    for ours, alone in ((run(a).cells[:, :4], run(b).cells), (run(a).genes[:, :4], run(b).genes)):
+        np.testing.assert_allclose(ours, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_order_of_cells_matters_only_through_borders_and_rotary_positions():
+    """With convolutions that end at each cell and no positions, permuting the cells permutes the result."""
+    inputs = prepared(bag(), mask="none")
+    order = jnp.array([2, 0, 3, 1])
+    turned = jax.tree.map(lambda x: x[:, order], inputs)
+    flat = convolution.convolve
+
+    def apart(x, kernel, padding):  # each cell as a bag of its own
+        return flat(x.reshape(-1, 1, *x.shape[2:]), kernel, padding).reshape(*x.shape[:3], -1)
+
+    differences = {}
+    for pos, convolve in (("rope", flat), ("none", flat), ("none", apart)):
+        model, variables = built(inputs, pos=pos)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(convolution, "convolve", convolve)
+            run = quick(lambda x, model=model, variables=variables: model.apply(variables, x).genes)
+            differences[pos, convolve is flat] = float(jnp.abs(run(turned) - run(inputs)[:, order]).max())
+    assert differences["none", False] < 1e-4 < 1e-2 < differences["none", True]
+    assert differences["rope", True] > 1e-2
+
+
+def test_the_embedding_is_the_mean_over_a_cells_positions_of_the_last_block_or_of_all():
+    inputs = prepared(bag(), mask="none")
+    model, variables = built(inputs)
+    run = quick(
+        lambda v, mean: model.clone(cell_layer="mean" if mean else "last").apply(v, inputs, mutable="intermediates"),
+        static_argnums=1,
+    )
+    outputs, extra = run(variables, False)
+    last = extra["intermediates"]["block_1"]["output"][0].reshape(1, 4, -1, 32).mean(2)
+    first = extra["intermediates"]["block_0"]["output"][0].reshape(1, 4, -1, 32).mean(2)
+    np.testing.assert_allclose(outputs.cells, last, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(variables, True)[0].cells, (first + last) / 2, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- parts and options
+
+
+def test_upsampling_is_a_dilated_transposed_convolution():
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4, 6)), jax.random.normal(jax.random.key(1), (5, 6, 7))
+    names, flat = ("NWC", "WIO", "NWC"), x.reshape(2, 12, 6)
+    slow = jax.lax.conv_general_dilated(flat, kernel, (1,), [(3, 2)], lhs_dilation=(2,), dimension_numbers=names)
+    np.testing.assert_allclose(convolution.upsample(x, kernel), slow.reshape(2, 3, 8, 7), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_the_norm_is_the_derived_one():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, scale, offset, pull = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(2, 3, 8, 5), 8, 8, (2, 3, 8, 5)], strict=True)
+    )
+
+    def plain(x, scale, offset):
+        centred = x - x.mean(2, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(2, keepdims=True) + 1e-5) * scale[:, None] + offset[:, None]
+
+    def grads(f):
+        return jax.grad(lambda *a: (f(*a) * pull).sum(), argnums=(0, 1, 2))(x, scale, offset)
+
+    ours = grads(lambda *a: convolution.normalize(*a, 1e-5))
+    for a, b in zip(ours, grads(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_spatial_features_of_paper_and_code():
+    coords = jnp.array([[[3.0, 5.0]]])
+    paper = sct.spatial_features(coords, "paper", 3, 1.0, 4.0)[0, 0]
+    scale = np.array([1, 2, 4])
+    waves = [np.cos(3 / scale), np.cos(5 / scale), np.sin(3 / scale), np.sin(5 / scale)]
+    np.testing.assert_allclose(paper, np.stack(waves, 1).ravel(), rtol=1e-5)
+    code = sct.spatial_features(coords, "code", 3, 1.0, 4.0)[0, 0]
+    scale = 4 ** (np.array([1, 2.5, 4]) / 2)
+    np.testing.assert_allclose(code, np.stack([np.cos(3 / scale), np.sin(5 / scale)], 1).ravel(), rtol=1e-5)
+
+
+def test_every_option_trains():
+    batch = bag()
+    for options in (
+        {"norm": "standard", "pooling": "max", "pos": "none", "skip": False},
+        {"norm": "no_affine", "n_bins": 15, "spatial": "paper", "dtype": "bfloat16"},
+    ):
+        inputs = prepared(batch, n_bins=options.get("n_bins", 5), nonzero_rate=0.5)
+        model, variables = built(inputs, **options)
+        value, grads = value_and_grad(model, variables, inputs)
+        assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    for wrong in ({"norm": "x"}, {"pooling": "x"}, {"pos": "x"}, {"spatial": "x"}, {"token_dim": 16}, {"n_bins": 15}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            jax.eval_shape(lambda wrong=wrong: built(prepared(batch), **wrong)[1])
+
+
+def value_and_grad(model: sct.Model, variables: dict, inputs: dict, **options):
+    def value(variables):
+        return sct.loss(model.apply(variables, inputs, train=True), inputs, **options)[0]
+
+    return quick(jax.value_and_grad(value))(variables)
+
+
+def test_chunks_remat_and_scan_change_nothing():
+    inputs = prepared(bag(bags=2), nonzero_rate=0.5)
+    model, variables = built(inputs)
+    whole = value_and_grad(model, variables, inputs, chunk=0)
+    scanned = dict(variables["params"])
+    blocks = [scanned.pop(f"block_{i}") for i in range(2)]
+    scanned["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+    for other in (
+        value_and_grad(model.clone(remat="dots"), variables, inputs, chunk=60),
+        value_and_grad(model.clone(scan=True, remat=True), {"params": scanned}, inputs),
+    ):
+        np.testing.assert_allclose(other[0], whole[0], rtol=1e-6)
+        for name in ("tokens", "stem", "up_0", "head_0_kernel"):
+            ours, theirs = other[1]["params"][name], whole[1]["params"][name]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), ours, theirs)
+
+
+def test_predictions_are_counts_within_the_range_of_the_cell():
+    inputs = prepared(bag(), nonzero_rate=0.5)
+    model, variables = built(inputs)
+    counts = quick(lambda v: sct.predict(model.apply(v, inputs, train=True), inputs))(variables)
+    assert counts.shape == (1, 4, GENES) and (counts >= 0).all() and counts.max() < bag().counts.max() * 1.2
+
+
+def test_flops_are_those_that_xla_counts():
+    model = sct.Model(n_genes=1024, **sct.VARIANTS["small"]["model"])
+    inputs = jax.eval_shape(lambda: prepared_like(1024))
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=True), inputs)
+
+    def forward(variables, inputs):
+        return sct.loss(model.apply(variables, inputs, train=True), inputs, chunk=0)[0]
+
+    counted = jax.jit(forward).lower(variables, inputs).cost_analysis()["flops"]
+    assert counted == pytest.approx(sct.flops(model, inputs), rel=0.05)
+
+
+def prepared_like(genes: int, cells: int = 4) -> dict:
+    shape = (1, cells, genes)
+    cell = {"cell_mask": jnp.ones((1, cells), bool), "coords": jnp.zeros((1, cells, 2))}
+    return {
+        "tokens": jnp.zeros(shape, jnp.int32),
+        "mask": jnp.ones(shape, bool),
+        "edges": jnp.zeros((1, cells, 5)),
+    } | cell
+
+
+# --------------------------------------------------------------------------------------------------------------- meshes
+
+
+def on_mesh(**mesh: int) -> dict[str, np.ndarray]:
+    """Return loss and gradients of a bag of 8 cells on a mesh of the devices there are."""
+    devices = sharding.make_mesh(**mesh)
+    inputs = prepared(bag(cells=8, bags=2), nonzero_rate=0.5)
+    model, variables = built(inputs)
+    with jax.set_mesh(devices):
+        placed = jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(devices, x.ndim)), inputs)
+        value, grads = value_and_grad(model, variables, placed)
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    return {"loss": np.asarray(value)} | {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.slow
+def test_cells_of_a_bag_split_over_devices_give_the_same_numbers(tmp_path):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.test_sct", str(tmp_path / "sharded.npz")]
+    subprocess.run(command, check=True, env=env, cwd=pathlib.Path(__file__).resolve().parents[1])
+    ours = on_mesh(data=1) if jax.device_count() == 1 else None
+    with np.load(tmp_path / "sharded.npz") as sharded:
+        assert set(sharded) == set(ours)
+        for name, value in ours.items():
+            np.testing.assert_allclose(sharded[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[1], **on_mesh(data=1, seq=8))
