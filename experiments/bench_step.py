@@ -28,8 +28,8 @@ N_CELLS, N_GENES, N_BATCHES, N_STUDIES = 1000, 19374, 12596, 484
 def step_rows(model: str, seconds: float = 5.0, small: bool = False) -> list[dict]:
     """Return one row for the training step of `model` and one for each of its parts; ValueError for another model.
 
-    The whole step's peak memory is that of this process up to its end, so it comes first; its parts follow. Every row is
-    measured for about `seconds`. `small` shrinks everything, to test the bench itself.
+    The whole step comes first, so that the peak memory is its own. Every row is measured for about `seconds`. `small`
+    shrinks everything, to test the bench itself.
     """
     if model != "cellplm":
         raise ValueError(f"bench step: no bench of model {model!r}; there is cellplm")
