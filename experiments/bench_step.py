@@ -62,7 +62,7 @@ def step_rows(model: str, seconds: float = 5.0, small: bool = False) -> list[dic
     cells = int(module.tokens(inputs))
     rate = 3 * module.flops(network, inputs) / row["s"]
     row |= {"cells_per_s": cells / row["s"], "tokens_per_s": cells / row["s"], "gflop_per_s": rate / 1e9}
-    row |= {"mfu": rate / (hardware.peak_flops() or np.nan), "peak_gb": hardware.memory_bytes() / 1e9}
+    row |= {"mfu": rate / (hardware.peak_flops() or np.nan), "peak_gb": _peak_bytes() / 1e9}
     head = jax.jit(forward)(params, inputs).logits
     embedder = network.clone(enc_mod="none", head="embedder")
     below = {name: value for name, value in params.items() if name not in ("encoder", "decoder")}
@@ -120,6 +120,13 @@ def measure_carried(function: Callable, carry, argument, seconds: float) -> tupl
         walls.append(time.perf_counter() - wall)
         cpus.append(_cpu() - cpu)
     return {"s": float(np.median(walls[1:])), "cpu_s": float(np.median(cpus[1:]))}, carry
+
+
+def _peak_bytes() -> int:
+    """Return the most memory used so far: of the device, or of this process where the device is the processor."""
+    if jax.local_devices()[0].platform == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return hardware.memory_bytes()
 
 
 def _cpu() -> float:

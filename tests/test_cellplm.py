@@ -353,7 +353,7 @@ def test_published_file_loads_with_its_config(tmp_path):
     torch = pytest.importorskip("torch")
     model, variables = build(cov_absent="sum", norm="groupnorm")
     published = dict(
-        enc_mod="flowformer", enc_hid=64, enc_layers=2, enc_head=4, post_latent_dim=32, dec_mod="nbmlp", dec_hid=64,
+        enc_mod="flowformer", enc_hid=64, enc_layers=1, enc_head=4, post_latent_dim=32, dec_mod="nbmlp", dec_hid=64,
         dec_layers=2, num_clusters=8, latent_mod="gmvae", batch_num=3, dataset_num=S, norm="groupnorm",
         gene_list=[f"g{i}" for i in range(V)], cat_pe=False, lr=1e-4,
     )  # fmt: skip
