@@ -1,0 +1,200 @@
+"""Score a model's imputations of a file beside its random twin and the baselines of `tasks.imputation_baselines`."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from data_pipeline import h5ad, vocab
+from scfm_jax import api
+from scfm_jax.tasks import bins, imputation
+from scfm_jax.tasks import imputation_baselines as baselines
+from scfm_jax.tasks.adapters import Imputer
+
+
+class Cells:
+    """A file in the model's vocabulary, cut into bags of cells that are seen together.
+
+    Attributes:
+      measured: genes of the model that the file has. [V]
+      samples: code of the tissue sample of each cell. [n]
+      coords: positions, or None. [n, 2]
+    """
+
+    def __init__(self, counts: h5ad.Counts, genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float):
+        second = vocab.second_names(counts.var)
+        mapping = vocab.map_genes(counts.genes, genes, ensembl=second, table=table, min_mapped=min_mapped)
+        self.counts, self.mapping, self.n = counts, mapping, counts.n_cells
+        self.measured = np.isin(np.arange(len(genes)), mapping.index)
+        self.samples = np.zeros(self.n, int)
+        self.coords = np.asarray(counts.obsm["spatial"])[:, :2] if "spatial" in counts.obsm else None
+
+    def separate(self, sample_key: str | None) -> str:
+        """Tell the samples apart by an obs column (see `api.samples`) and return in words how."""
+        parts, how = api.samples(self.counts.obs, sample_key, self.n, 0)
+        for code, rows in enumerate(parts):
+            self.samples[rows] = code
+        return how
+
+    def draw(self, size: int, most: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return bags of at most `size` cells of one sample, at random: of `most` cells together, or one bag.
+
+        Cells of a bag are neighbours in space where there are positions, else random.
+        """
+        bags = []
+        for code in np.unique(self.samples):
+            rows = rng.permutation(np.flatnonzero(self.samples == code))
+            if self.coords is None or np.isnan(self.coords[rows]).any():
+                bags += np.array_split(rows, -(-len(rows) // size))
+            else:
+                bags += halves(rows, self.coords, size)
+        bags = [bags[i] for i in rng.permutation(len(bags))]
+        fits = int(np.searchsorted(np.cumsum([len(bag) for bag in bags]), most, side="right"))
+        return bags[: max(fits, 1)]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return dense counts of cells. [n, V]"""
+        return sparse.csr_matrix(self.mapping.apply(self.counts.take(rows))).toarray().astype(np.float32)
+
+
+def halves(rows: np.ndarray, coords: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut cells across the longer side of their field until no part has more than `size`."""
+    if len(rows) <= size:
+        return [rows]
+    field = coords[rows]
+    rows = rows[np.argsort(field[:, np.ptp(field, 0).argmax()], kind="stable")]
+    middle = size * (-(-len(rows) // size) // 2)
+    return halves(rows[:middle], coords, size) + halves(rows[middle:], coords, size)
+
+
+def evaluate(
+    run: api.Run,
+    source: str,
+    task: str,
+    *,
+    rates: Sequence[float],
+    seeds: int = 5,
+    cells: int = 500,
+    bag: int = 50,
+    ruler: str = "visible",
+    reference: Sequence[str] = (),
+    layer: str | None = None,
+    raw: bool | None = None,
+    sample_key: str | None = "auto",
+    gene_table: Sequence[str] = (),
+    min_mapped: float = 0.5,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Return the scores of all methods, one row for each method, case and seed; see `experiments.impute` for options.
+
+    Raises:
+      ValueError, OSError: the model does not predict expression, or an option or a file is wrong.
+    """
+    imputation.get(task).check(rates)
+    same = [path for path in reference if pathlib.Path(path).resolve() == pathlib.Path(source).resolve()]
+    if same:
+        raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
+    imputer = Imputer(run.name, run.module, run.model, run.meta["config"], run.constants)
+    table = vocab.read_table(gene_table) if gene_table else None
+    rows: list[dict[str, Any]] = []
+    with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+        file = Cells(counts, run.genes, table, min_mapped)
+        say(str(file.mapping.report))
+        how = file.separate(sample_key)
+        others = _reference(reference, run.genes, table, min_mapped, cells)
+        for seed in range(seeds):
+            for row in _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler):
+                rows.append(row)
+            say(f"scored with seed {seed}")
+    return {
+        "task": task,
+        "input": pathlib.Path(source).name,
+        "weights": run.source,
+        "ruler": ruler,
+        "reference": [pathlib.Path(path).name for path in reference],
+        "sample": how,
+        "bag": bag,
+        "seeds": seeds,
+        "cells": rows[0]["cells"],
+        "genes": int(file.measured.sum()),
+        "rows": rows,
+    }
+
+
+def _of_seed(
+    run: api.Run,
+    imputer: Imputer,
+    file: Cells,
+    others: tuple[np.ndarray, np.ndarray] | None,
+    task: str,
+    rates: Sequence[float],
+    seed: int,
+    cells: int,
+    bag: int,
+    ruler: str,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one seed."""
+    rng = np.random.default_rng(seed)
+    bags = file.draw(bag, cells, rng)
+    chosen = np.concatenate(bags)
+    truth = file.take(chosen)
+    coords = None if file.coords is None else file.coords[chosen]
+    bags = np.split(np.arange(len(chosen)), np.cumsum([len(part) for part in bags])[:-1])
+    true_ruler = bins.fit(truth, truth.sum(1), **imputer.binning)
+    twin = run.twin(seed)
+    for hidden, parts in imputation.get(task).cases(truth, file.measured, bags, rates, rng):
+        problem = imputation.pose(
+            truth, file.measured, hidden, bags, samples=file.samples[chosen], coords=coords, reference=others
+        )
+        given = problem.counts, problem.depth
+        if ruler == "cell":
+            n = len(truth)
+            given = np.concatenate([truth, given[0][n:]]), np.concatenate([truth.sum(1), given[1][n:]])
+        own = bins.fit(*given, **imputer.binning)
+        for method, prediction in _predictions(run, twin, imputer, problem, own):
+            for case, values in imputation.score(prediction, problem, truth, own, true_ruler, parts).items():
+                yield {"method": method, "case": case, "seed": seed, "cells": len(truth), **values}
+
+
+def _predictions(
+    run: api.Run, twin: api.Run, imputer: Imputer, problem: imputation.Problem, ruler: bins.Ruler
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the prediction of every method, one after the other."""
+    yield run.name, imputer(run.variables, problem, ruler)
+    yield "random twin", imputer(twin.variables, problem, ruler)
+    yield "gene mean", baselines.gene_mean(problem)
+    yield "most common bin", baselines.most_common_bin(problem, ruler)
+    apart = baselines.distances(problem)
+    yield f"{baselines.NEIGHBOURS} neighbours", baselines.nearest_neighbours(problem, apart)
+    yield "diffusion", baselines.diffusion(problem, apart)
+
+
+def _reference(
+    paths: Sequence[str], genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float, cells: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return counts [m, V] of at most `cells` random cells of the files together, and the genes that all measured."""
+    matrices, measured = [], np.ones(len(genes), bool)
+    for path in paths:
+        with h5ad.read_counts(path) as counts:
+            file = Cells(counts, genes, table, min_mapped)
+            share = min(file.n, -(-cells // len(paths)))
+            matrices.append(file.take(np.sort(np.random.default_rng(0).permutation(file.n)[:share])))
+            measured &= file.measured
+    return (np.concatenate(matrices), measured) if matrices else None
+
+
+def table(scores: dict[str, Any]) -> str:
+    """Return the scores as a table of text: mean and half the 95 % interval over seeds."""
+    frame = pd.DataFrame(scores["rows"])
+    lines = []
+    for case, of_case in frame.groupby("case", sort=False):
+        lines.append(f"{case:22}" + "".join(f"{metric:>18}" for metric in imputation.METRICS))
+        for method, of_method in of_case.groupby("method", sort=False):
+            cells = (imputation.interval(of_method[metric]) for metric in imputation.METRICS)
+            lines.append(f"  {method:20}" + "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in cells))
+    words = f"{scores['cells']} cells, {scores['genes']} genes, bags of {scores['bag']}; ruler: {scores['ruler']}"
+    lines.append(f"{words}; mean ± half the 95% interval over {scores['seeds']} seeds")
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""Each cell's ruler of expression, on the host: counts to bins, as sCT's `prepare` makes them, and bins to counts.
+
+Bin 0 is no expression; the others split the range of a cell's log-normalised positive values into equal parts. A ruler
+is read off entries that may be seen: of the whole cell where the truth is binned, the visible ones for predictions.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Ruler:
+    """How the counts of n cells become bins.
+
+    Attributes:
+      scale: factor from counts to normalised values. [n]
+      edges: lower edges of the bins 1, 2, ... and the upper edge of the last. [n, n_bins]
+      log: whether bins are of log1p of the normalised values.
+    """
+
+    scale: np.ndarray
+    edges: np.ndarray
+    log: bool = True
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins, zero included."""
+        return self.edges.shape[1]
+
+    def bins(self, counts: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the bins, int8, of counts [n, V]; of counts [h] of the cells `rows` [h].
+
+        What lies below a cell's least positive value is bin 0, as a mean below one count mostly means none.
+        """
+        scale, edges = _per_count(self.scale, rows), self.edges[:, :-1].T
+        values = _values(counts, scale, self.log)
+        found = np.zeros(values.shape, np.int8)
+        for edge in edges:
+            found += values >= _per_count(edge, rows)
+        return np.where(counts > 0, found, np.int8(0))
+
+    def counts(self, shares: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the counts [h] expected under shares of bins [h, n_bins] in the cells `rows` [h].
+
+        The middles of the bins are weighted by their shares, and the logarithm is inverted.
+        """
+        middles = (self.edges[:, 1:] + self.edges[:, :-1]) / 2
+        middles = np.where(np.isfinite(middles), middles, middles[:, :1])
+        expected = sum(share * middle[rows] for share, middle in zip(shares[:, 1:].T, middles.T, strict=True))
+        return (np.expm1(expected) if self.log else expected) / self.scale[rows]
+
+
+def fit(counts: np.ndarray, depth: np.ndarray, *, n_bins: int = 5, target_sum: float = 1e4, log: bool = True) -> Ruler:
+    """Return the ruler of cells, from counts that may be seen, zero elsewhere; edges in float64, as sCT's notebook has.
+
+    A cell without a visible count gets the mean edges of the others.
+
+    Args:
+      counts: [n, V]
+      depth: total counts of each cell, known or estimated. [n]
+      target_sum: that total is scaled to this; 0 leaves counts as they are.
+
+    Raises:
+      ValueError: no cell has a visible count.
+    """
+    scale = target_sum / np.maximum(depth.astype(np.float32), 1e-9) if target_sum else np.ones(len(depth))
+    scale = scale.astype(np.float32)
+    values = _values(counts, scale[:, None], log)
+    some = (values > 0).any(1)
+    if not some.any():
+        raise ValueError("no cell has a visible count: there is nothing to impute from; hide less")
+    low = np.min(values, 1, initial=np.inf, where=values > 0)[some].astype(np.float64)
+    high = np.max(values, 1, initial=0)[some].astype(np.float64)
+    inner = np.linspace(low, high, n_bins, axis=1)
+    inner[:, -1] += 0.01
+    lone = np.full_like(inner, np.inf)
+    lone[:, 0], lone[:, 1] = low - np.float32(0.1), low + np.float32(0.1)
+    edges = np.empty((len(counts), n_bins))
+    edges[some] = np.where((low == high)[:, None], lone, inner)
+    edges[~some] = inner.mean(0)
+    return Ruler(scale, edges, log)
+
+
+def _values(counts: np.ndarray, scale: np.ndarray, log: bool) -> np.ndarray:
+    values = counts.astype(np.float32) * scale
+    return np.log1p(values) if log else values
+
+
+def _per_count(per_cell: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    """Return a number per cell as a column beside a matrix of all cells, or one for each of the rows."""
+    return per_cell[:, None] if rows is None else per_cell[rows]
