@@ -113,6 +113,7 @@ def evaluate(
         "task": task,
         "input": pathlib.Path(source).name,
         "weights": run.source,
+        "trained_on": pathlib.Path(source).stem in run.classes.get("study", ()),
         "ruler": ruler,
         "reference": [pathlib.Path(path).name for path in reference],
         "sample": how,
@@ -197,4 +198,6 @@ def table(scores: dict[str, Any]) -> str:
             lines.append(f"  {method:20}" + "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in cells))
     words = f"{scores['cells']} cells, {scores['genes']} genes, bags of {scores['bag']}; ruler: {scores['ruler']}"
     lines.append(f"{words}; mean ± half the 95% interval over {scores['seeds']} seeds")
+    if scores["trained_on"]:
+        lines.append(f"caution: by its name {scores['input']} is a study that the model was trained on")
     return "\n".join(lines)

@@ -207,6 +207,15 @@ def test_hidden_values_change_no_prediction(task, rates, runs, imputers):
         np.testing.assert_array_equal(one[method], two[method], err_msg=method)
 
 
+def test_counts_of_a_hidden_cell_add_up_to_the_depth_of_the_others(runs, imputers):
+    counts = two_types()
+    hidden, _ = draw("cell", counts, [20], size=10)
+    problem = make_problem(counts, hidden)
+    said = imputers["cellplm"](runs["cellplm"].variables, problem, bins.fit(problem.counts, problem.depth))
+    others = problem.counts.sum(1)[~hidden.any(1)].mean()
+    np.testing.assert_allclose(said.reshape(-1, V - 1).sum(1), others, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_visible_values_do_change_what_a_model_says(name, runs, imputers):
     counts = two_types()
@@ -328,6 +337,7 @@ def test_command_writes_and_prints_the_table(ground):
     written = json.loads((ground / "run" / "imputation.json").read_text())
     assert len(written["rows"]) == 6 * 2 * 2 and written["cells"] == 30 and written["ruler"] == "visible"
     assert all(set(imputation.METRICS) <= set(row) for row in written["rows"])
+    assert written["trained_on"] and "caution: by its name x.h5ad" in done.out
     for words in ("cellplm", "random twin", "gene mean", "most common bin", "5 neighbours", "diffusion", "15%", "80%"):
         assert words in done.out
     more = commands.run("impute", *given, "--task=fixed_gene", f"--reference={ground}/other.h5ad", folder=ground)
