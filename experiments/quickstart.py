@@ -48,7 +48,6 @@ def main(_) -> None:
     config.train.update(
         {"steps": STEPS, "log_every": STEPS // 6, "eval_every": STEPS // 3, "checkpoint_every": STEPS // 3}
     )
-    config.data.labels = tuple(name for name in config.data.labels if name in columns)
     train.pretrain(config, str(workdir))
     run = api.load(workdir)
     if columns.get(LABEL, 0) > 1:

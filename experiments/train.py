@@ -11,7 +11,7 @@ if __name__ == "__main__":  # before the imports that take long
     signals.exit_at_once()
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +56,7 @@ def pretrain(
     )
     share = {"host": jax.process_index(), "n_hosts": jax.process_count()}
     data = {"seed": options["train"].get("seed", 0), **data}
+    data["labels"] = known_labels(store, data.get("labels", ()), module)
     loader = Loader(store, part="train", **data, **share)
     held_out = loader.split_report["parts"]["val"]["cells"]
     metadata = {
@@ -96,6 +97,15 @@ def check(config: ConfigDict, module: ModuleType) -> None:
     configs.check(config.to_dict(), accepted)
     mesh = [*configs.parameters(sharding.make_mesh), "rules", "min_size"]
     configs.check_names("config.train.mesh", config.train.get("mesh", {}), mesh)
+
+
+def known_labels(store: Store, labels: Sequence[str], module: ModuleType) -> list[str]:
+    """Return `labels` without the covariates of the model (its SIZES) that no study of the store has; say so."""
+    columns = {column for name in store.studies for column in store.study(name).obs.columns}
+    absent = [label for label in labels if label in module.SIZES.values() and label not in columns]
+    for label in absent:
+        print(f"no study has the obs column {label!r}: the model is trained without this covariate", flush=True)
+    return [label for label in labels if label not in absent]
 
 
 def gene_slots(

@@ -150,3 +150,15 @@ def test_weights_of_another_run_are_a_start(tmp_path, capsys):
         train.warm_start(str(tmp_path / "run"), ["B", "A"])
     with pytest.raises(FileNotFoundError, match="no checkpoint there"):
         train.warm_start(str(tmp_path), ["A", "B"])
+
+
+def test_a_store_without_the_covariate_trains_without_it(tmp_path, capsys):
+    cells = synthetic.make(30, 40, seed=0, depth=100.0)
+    del cells.obs["batch"]
+    cells.write_h5ad(tmp_path / "plain.h5ad")
+    ingest(file_sources([str(tmp_path / "plain.h5ad")]), tmp_path / "store", workers=0, say=lambda text: None)
+    made = open_store(tmp_path / "store")
+    assert train.known_labels(made, ("batch", "cell_type"), models.get("cellplm")) == ["cell_type"]
+    assert "'batch'" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'bacth'"):
+        train.pretrain(config(tmp_path / "store", **{"data.labels": ("bacth",)}), str(tmp_path / "run"))
