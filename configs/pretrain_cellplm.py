@@ -2,11 +2,14 @@
 
   python -m experiments.train --config=configs/pretrain_cellplm.py:tiny --workdir=runs/cellplm --config.data.store=STORE
 
-Variants: `tiny` (a smoke test, under a minute), `small` (minutes on 2 CPU cores, for about ten studies), `paper_5m`,
-`paper_10m`, `paper_40m` (the paper's sizes: Performer, mixture latent, sinusoidal positions, masked squared error) and
+Variants: `tiny` (a smoke test), `small` (minutes on 2 CPU cores, for about ten studies), `paper_5m`, `paper_10m`,
+`paper_40m` (the paper's sizes: Performer, mixture latent, sinusoidal positions, masked squared error) and
 `published_20230926`, `published_20231027` (the layout of the released weights: Flowformer, negative binomial).
 
-Expect: paper and published variants are not yet run (the paper: 9M cells and 2M spots, 8 V100, under a day for 10M).
+Expect, on 2 CPU cores: `tiny`, 600 steps on 700 PBMCs x 765 genes, validation loss 681 after a minute (the quickstart);
+`small`, 400 steps on ten studies of 18,555 cells x 19,374 genes, 11 to 14 minutes beside other work, 5-NN accuracy 0.78
+to 0.79 on the held-out pbmc3k (PCA-50 0.88, random twin 0.50). Paper and published variants are not yet run (the paper:
+9M cells and 2M spots, 8 V100, under a day for 10M).
 """
 
 from ml_collections import ConfigDict
@@ -48,8 +51,10 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "labels": ("batch",),
         "filter": placeholder(str),
         "split": {"by": "cell", "val": 0.1, "test": 0.0, "seed": 0},
+        "mix": placeholder(int),
         "mixture": placeholder(dict),
         "buckets": (1024, 4096, 16384) if variant in ("tiny", "small") else (512, 1024, 2048, 4096, 8192, 16384),
+        "cell_buckets": (),
         "threads": 2,
         "prefetch": 4,
         "workers": 0,

@@ -15,6 +15,7 @@ Where paper and released code differ, both are options; `VARIANTS` "paper*" and 
   lamda         the free-bits floor; at the published 5 the cluster term is a constant without gradient
   eval_noise    False (embeddings are deterministic) | True (published gmvae: evaluation draws noise)
 The printed loss of the paper scores |M (H - (1 - M) X)|^2, with M and 1 - M swapped; masked entries are what is scored.
+The paper gives sizes (5, 10, 40 million) but no widths; those of `paper_*` are chosen to land within 10 % of them.
 
 Differences on purpose: padding cells and unmeasured genes never count; a batch holds B bags, and losses are means over
 all their cells; the sinusoidal table is computed, not stored; masks compare 16 random bits with the rate.
