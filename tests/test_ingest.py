@@ -278,7 +278,10 @@ def test_symbols_and_ids_meet_in_one_gene_and_nameless_ones_in_none(inputs, tmp_
 
 @pytest.mark.slow
 def test_ctrl_c_ends_in_one_line_and_a_store(inputs, tmp_path):
-    line = [sys.executable, "-m", "experiments.ingest", f"--input={','.join(inputs)}", f"--store={tmp_path / 'store'}"]
+    many = inputs * 12  # enough to be in the middle of it when the first is done
+    names = ",".join(f"study{i}" for i in range(len(many)))
+    line = [sys.executable, "-m", "experiments.ingest", f"--input={','.join(many)}", f"--names={names}"]
+    line.append(f"--store={tmp_path / 'store'}")
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     process = subprocess.Popen([*line, "--workers=2"], cwd=ROOT, **options)
     assert "study" in process.stdout.readline()
