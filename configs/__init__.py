@@ -1,1 +1,57 @@
 """One file, one runnable claim: `--config=configs/pretrain_cellplm.py:tiny`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def pretraining(
+    model_name: str, parts: Mapping[str, Any], *, bag: int, batch: int, steps: int, every: int
+) -> ConfigDict:
+    """Return what all pre-training configs share; a config adds `optim` and changes what is its own.
+
+    Args:
+      parts: model, inputs and loss options, of `models.options`.
+      bag, batch: cells of a bag, bags of a batch.
+      steps, every: steps of the run, and between validations and checkpoints.
+    """
+    config = ConfigDict({"model_name": model_name, **parts})
+    config.data = {
+        "store": placeholder(str),
+        "genes": "store",
+        "gene_table": (),
+        "min_mapped": 0.5,
+        "bag": bag,
+        "batch": batch,
+        "kind": "run",
+        "run": placeholder(int),
+        "mix": placeholder(int),
+        "labels": (),
+        "filter": placeholder(str),
+        "split": {"by": "cell", "val": 0.1, "test": 0.0, "seed": 0},
+        "mixture": placeholder(dict),
+        "buckets": (512, 1024, 2048, 4096, 8192, 16384),
+        "cell_buckets": (),
+        "threads": 2,
+        "prefetch": 4,
+        "workers": 0,
+    }
+    config.train = {
+        "steps": steps,
+        "seed": 0,
+        "log_every": every // 5,
+        "eval_every": every,
+        "checkpoint_every": every,
+        "keep": 2,
+        "monitor": "loss",
+        "patience": 0,
+        "microbatches": 1,
+        "max_skipped": 10,
+        "mesh": {"data": -1, "fsdp": 1, "seq": 1},
+        "tensorboard": True,
+        "wandb": placeholder(str),
+    }
+    config.init_from = placeholder(str)
+    return config

@@ -15,6 +15,7 @@ to 0.79 on the held-out pbmc3k (PCA-50 0.88, random twin 0.50). Paper and publis
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import pretraining
 from scfm_jax import models
 
 SMALL = {"enc_hid": 128, "enc_layers": 2, "enc_head": 4, "latent_dim": 64, "num_clusters": 16, "dec_hid": 128}
@@ -34,31 +35,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if variant not in SIZES:
         raise ValueError(f"variant {variant!r}: no such variant; there are {', '.join(SIZES)}")
     size = SIZES[variant]
-    config = ConfigDict(
-        {"model_name": "cellplm", **models.options("cellplm", "tiny" if variant == "small" else variant)}
-    )
+    parts = models.options("cellplm", "tiny" if variant == "small" else variant)
+    config = pretraining("cellplm", parts, **{key: size[key] for key in ("bag", "batch", "steps", "every")})
+    config.data.labels = ("batch",)
     if variant == "small":
         config.model.update(SMALL)
-    config.data = {
-        "store": placeholder(str),
-        "genes": "store",
-        "gene_table": (),
-        "min_mapped": 0.5,
-        "bag": size["bag"],
-        "batch": size["batch"],
-        "kind": "run",
-        "run": placeholder(int),
-        "labels": ("batch",),
-        "filter": placeholder(str),
-        "split": {"by": "cell", "val": 0.1, "test": 0.0, "seed": 0},
-        "mix": placeholder(int),
-        "mixture": placeholder(dict),
-        "buckets": (1024, 4096, 16384) if variant in ("tiny", "small") else (512, 1024, 2048, 4096, 8192, 16384),
-        "cell_buckets": (),
-        "threads": 2,
-        "prefetch": 4,
-        "workers": 0,
-    }
+    if variant in ("tiny", "small"):
+        config.data.buckets = (1024, 4096, 16384)
     config.optim = {
         "name": "adamw",
         "learning_rate": size["rate"],
@@ -70,20 +53,4 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "clip_norm": 2.0,
         "ema": placeholder(float),
     }
-    config.train = {
-        "steps": size["steps"],
-        "seed": 0,
-        "log_every": size["every"] // 5,
-        "eval_every": size["every"],
-        "checkpoint_every": size["every"],
-        "keep": 2,
-        "monitor": "loss",
-        "patience": 0,
-        "microbatches": 1,
-        "max_skipped": 10,
-        "mesh": {"data": -1, "fsdp": 1, "seq": 1},
-        "tensorboard": True,
-        "wandb": placeholder(str),
-    }
-    config.init_from = placeholder(str)
     return config

@@ -16,6 +16,7 @@ Expect: paper and published are not yet run (the paper: 42 M cells, one A100, 5 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import pretraining
 from scfm_jax import models
 
 PAPER = {"bag": 50, "batch": 1, "steps": 1_000_000, "rate": 1e-4, "warmup": 10_000, "every": 5000}
@@ -36,27 +37,11 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if variant not in SIZES:
         raise ValueError(f"variant {variant!r}: no such variant; there are {', '.join(SIZES)}")
     size = SIZES[variant]
-    config = ConfigDict({"model_name": "sct", **models.options("sct", SPATIAL.get(variant, variant))})
+    parts = models.options("sct", SPATIAL.get(variant, variant))
+    config = pretraining("sct", parts, **{key: size[key] for key in ("bag", "batch", "steps", "every")})
     if variant in SPATIAL:
         config.model.spatial = "paper"
-    config.data = {
-        "store": placeholder(str),
-        "genes": "store",
-        "gene_table": (),
-        "min_mapped": 0.5,
-        "bag": size["bag"],
-        "batch": size["batch"],
-        "kind": "neighbours" if variant in SPATIAL else "run",
-        "run": placeholder(int),
-        "labels": (),
-        "filter": placeholder(str),
-        "split": {"by": "cell", "val": 0.1, "test": 0.0, "seed": 0},
-        "mixture": placeholder(dict),
-        "buckets": (512, 1024, 2048, 4096, 8192, 16384),
-        "threads": 2,
-        "prefetch": 4,
-        "workers": 0,
-    }
+        config.data.kind = "neighbours"
     config.optim = {
         "name": "adam",
         "learning_rate": size["rate"],
@@ -68,22 +53,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "clip_norm": 1.0,
         "ema": placeholder(float),
     }
-    config.train = {
-        "steps": size["steps"],
-        "seed": 0,
-        "log_every": size["every"] // 5,
-        "eval_every": size["every"],
-        "checkpoint_every": size["every"],
-        "keep": 2,
-        "monitor": "loss",
-        "patience": 0,
-        "microbatches": 1,
-        "max_skipped": 10,
-        "mesh": {"data": -1, "fsdp": 1, "seq": 1},
-        "tensorboard": True,
-        "wandb": placeholder(str),
-    }
-    config.init_from = placeholder(str)
     if size is PAPER or variant == "spatial":
         config.model.update({"remat": True, "scan": True})
     return config
