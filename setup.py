@@ -22,6 +22,7 @@ REQUIRES = [
     "scikit-learn>=1.5",
     "igraph>=0.11",
     "matplotlib>=3.9",
+    "seaborn>=0.13",
     "google-crc32c>=1.5",
     "safetensors>=0.5",
     "tensorboard>=2.17",
