@@ -19,7 +19,7 @@ from ml_collections.config_dict import placeholder
 from configs import pretraining
 from scfm_jax import models
 
-PAPER = {"bag": 50, "batch": 1, "steps": 1_000_000, "rate": 1e-4, "warmup": 10_000, "every": 5000}
+PAPER = {"bag": 50, "batch": 1, "steps": 1_000_000, "rate": 1e-4, "warmup": 10_000, "warmup_from": 0.5, "every": 5000}
 SMALL = {"bag": 10, "batch": 2, "steps": 1000, "rate": 1e-3, "warmup": 0.05, "every": 200}
 SIZES = {
     "tiny": {"bag": 8, "batch": 2, "steps": 100, "rate": 2e-3, "warmup": 0.05, "every": 50},
@@ -47,6 +47,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "learning_rate": size["rate"],
         "schedule": "warmup_cosine",
         "warmup": size["warmup"],
+        "warmup_from": size.get("warmup_from", 0.0),
         "weight_decay": 0.0,
         "no_decay": (),
         "frozen": (),

@@ -42,6 +42,7 @@ def build(
     learning_rate: float = 1e-3,
     schedule: str = "warmup_cosine",
     warmup: float = 0,
+    warmup_from: float = 0.0,
     decay_steps: int | None = None,
     final_rate: float = 0.0,
     weight_decay: float = 0.0,
@@ -63,6 +64,7 @@ def build(
         learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
       schedule: constant, warmup (linear, then constant) or warmup_cosine.
       warmup: steps of the linear warm-up, or where it is below 1 the share of the schedule that they are.
+      warmup_from: the learning rate of step 0 where there is a warm-up, in units of the peak.
       decay_steps: length of the schedule, the whole run by default.
       final_rate: the last learning rate, in units of the peak.
       no_decay: regular expressions of parameter paths that are not decayed.
@@ -84,9 +86,8 @@ def build(
     transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")])
     if trained is not None:
         transform = optax.masked(transform, trained)
-    return Optimizer(
-        transform, _schedule(schedule, learning_rate, warmup, decay_steps or steps, final_rate), trained, ema
-    )
+    rate = _schedule(schedule, learning_rate, (warmup_from, warmup), decay_steps or steps, final_rate)
+    return Optimizer(transform, rate, trained, ema)
 
 
 def matches(params: Any, patterns: Sequence[str], option: str) -> Any:
@@ -129,18 +130,21 @@ def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:
     return jax.tree.map(lambda a, p: optimizer.ema * a + (1 - optimizer.ema) * p, ema, params)
 
 
-def _schedule(name: str, peak: float, warmup: float, decay: int, final: float) -> optax.Schedule:
+def _schedule(name: str, peak: float, start: tuple[float, float], decay: int, final: float) -> optax.Schedule:
+    first, warmup = start
     _known(name, SCHEDULES, "optim.schedule")
+    if not 0 <= first <= 1:
+        raise ValueError(f"optim.warmup_from={first:g}: must be from 0 to 1, in units of the peak learning rate")
     warmup = int(warmup * decay) if warmup < 1 else int(warmup)
     if name == "constant":
         return lambda step: jnp.asarray(peak, jnp.float32)
     if name == "warmup":
-        return optax.warmup_constant_schedule(0.0, peak, max(warmup, 1))
+        return optax.warmup_constant_schedule(first * peak, peak, max(warmup, 1))
     if not warmup:
         return optax.cosine_decay_schedule(peak, decay, final)
     if warmup >= decay:
         raise ValueError(f"optim.warmup={warmup} steps: must be fewer than the {decay} steps of the schedule")
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decay, final * peak)
+    return optax.warmup_cosine_decay_schedule(first * peak, peak, warmup, decay, final * peak)
 
 
 def _like(mask: Any) -> Callable[[Any], Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import pretrain_sct
 from scfm_jax import checkpoint, optim, step
 from scfm_jax.types import Batch
 from tests import tiny
@@ -147,9 +148,20 @@ def test_schedules_have_the_rates_they_promise():
     cosine = rates([0, 10, 55, 100], schedule="warmup_cosine", warmup=0.1, final_rate=0.1)
     np.testing.assert_allclose(cosine, [0, 2, 1.1, 0.2], atol=1e-6)
     np.testing.assert_allclose(rates([0, 50, 100]), [2, 1, 0], atol=1e-6)
-    for wrong in ({"schedule": "cosine"}, {"name": "adamv"}, {"warmup": 100}):
+    for schedule in ("warmup", "warmup_cosine"):
+        half = rates([0, 5, 10], schedule=schedule, warmup=10, warmup_from=0.5)
+        np.testing.assert_allclose(half, [1, 1.5, 2], atol=1e-6)
+    for wrong in ({"warmup_from": 5e-5 / 1e-5}, {"schedule": "cosine"}, {"name": "adamv"}, {"warmup": 100}):
         with pytest.raises(ValueError, match="must be"):
             rates([0], **wrong)
+
+
+@pytest.mark.parametrize("variant", ["paper", "published", "spatial"])
+def test_sct_warms_up_as_its_paper_does(variant):
+    config = pretrain_sct.get_config(variant)
+    schedule = optim.build({}, steps=config.train.steps, **config.optim.to_dict()).schedule
+    np.testing.assert_allclose([float(schedule(s)) for s in (0, 5000, 10_000)], [5e-5, 7.5e-5, 1e-4], rtol=1e-4)
+    assert schedule(config.train.steps) < 1e-9
 
 
 def test_average_follows_the_parameters_and_is_what_is_validated(plain):
