@@ -81,7 +81,7 @@ def read_table(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> GeneTa
     """
     table = GeneTable()
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        lines = _lines(Path(path))
+        lines = read_lines(Path(path))
         first = next((line for line in lines if line and not line.startswith("#")), "")
         before = len(table)
         if _GTF.search(first):
@@ -99,7 +99,7 @@ def read_genes(path: str | os.PathLike) -> list[str]:
 
     ValueError for an empty list or a gene that is in it twice.
     """
-    lines = _lines(Path(path))
+    lines = read_lines(Path(path))
     genes = _json_genes(path, "\n".join(lines)) if ".json" in Path(path).suffixes else _text_genes(lines)
     if not genes:
         raise ValueError(f"{path}: no genes in it: one a line is expected")
@@ -132,7 +132,8 @@ def _json_genes(path: str | os.PathLike, text: str) -> list[str]:
     return value
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, gzipped or not; ValueError where it is neither, FileNotFoundError for no file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
