@@ -133,7 +133,7 @@ def _json_genes(path: str | os.PathLike, text: str) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, gzipped or not; ValueError where it is neither, FileNotFoundError for no file."""
+    """Return the lines of a text file, gzipped or not; ValueError for another file, FileNotFoundError for none."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
