@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scfm_jax.sharding import path_name
 from scfm_jax.types import Array
 
 NAMES = ("adamw", "adam", "sgd", "adafactor")
-SCHEDULES = ("constant", "warmup", "warmup_cosine")
+SCHEDULES = ("constant", "warmup", "warmup_cosine", "cosine_restarts")
 
 
 class Optimizer(NamedTuple):
@@ -45,6 +46,10 @@ def build(
     warmup_from: float = 0.0,
     decay_steps: int | None = None,
     final_rate: float = 0.0,
+    cycle: int = 15,
+    cycle_growth: float = 2.0,
+    cycle_peak: float = 0.9,
+    schedule_every: int = 1,
     weight_decay: float = 0.0,
     no_decay: Sequence[str] = (),
     frozen: Sequence[str] = (),
@@ -62,11 +67,14 @@ def build(
       steps: length of the run, the default of `decay_steps`.
       name: adamw, adam, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by the
         learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
-      schedule: constant, warmup (linear, then constant) or warmup_cosine.
+      schedule: constant, warmup (linear, then constant), warmup_cosine or cosine_restarts, see `restarts`.
       warmup: steps of the linear warm-up, or where it is below 1 the share of the schedule that they are.
       warmup_from: the learning rate of step 0 where there is a warm-up, in units of the peak.
       decay_steps: length of the schedule, the whole run by default.
-      final_rate: the last learning rate, in units of the peak.
+      final_rate: the last learning rate, in units of the peak; with restarts the least.
+      cycle, cycle_growth, cycle_peak: of `restarts`.
+      schedule_every: updates that the schedule counts as one step; the updates of an epoch where it goes by epochs
+        (`experiments.train` finds that number for "epoch").
       no_decay: regular expressions of parameter paths that are not decayed.
       frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
       clip_norm: largest global gradient norm.
@@ -86,8 +94,14 @@ def build(
     transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")])
     if trained is not None:
         transform = optax.masked(transform, trained)
-    rate = _schedule(schedule, learning_rate, (warmup_from, warmup), decay_steps or steps, final_rate)
-    return Optimizer(transform, rate, trained, ema)
+    if not isinstance(schedule_every, int) or schedule_every < 1:
+        raise ValueError(f"optim.schedule_every={schedule_every!r}: must be a positive number of updates")
+    decay_steps = decay_steps or max(1, steps // schedule_every)
+    if schedule == "cosine_restarts":
+        rate = restarts(learning_rate, final_rate, int(warmup), cycle, cycle_growth, cycle_peak, decay_steps)
+    else:
+        rate = _schedule(schedule, learning_rate, (warmup_from, warmup), decay_steps, final_rate)
+    return Optimizer(transform, lambda step: rate(step // schedule_every), trained, ema)
 
 
 def matches(params: Any, patterns: Sequence[str], option: str) -> Any:
@@ -128,6 +142,39 @@ def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:
     if optimizer.ema is None:
         return None
     return jax.tree.map(lambda a, p: optimizer.ema * a + (1 - optimizer.ema) * p, ema, params)
+
+
+def restarts(
+    peak: float, least: float, warmup: int, cycle: int, growth: float, fade: float, steps: int
+) -> optax.Schedule:
+    """Return scLong's schedule: cycles of a linear warm-up and a cosine down, each longer and lower than the last.
+
+    Args:
+      least: where each cycle starts and ends, in units of the first `peak`.
+      warmup: steps of each cycle's warm-up. cycle: steps of the first cycle, warm-up included.
+      growth: of what is not warm-up, from cycle to cycle. fade: of the peak.
+      steps: how far the schedule is wanted; it stays where it ends.
+    """
+    if not 0 <= warmup < cycle or growth < 1:
+        raise ValueError(
+            f"optim.warmup={warmup}, cycle={cycle}, cycle_growth={growth}: the first cycle is longer than its warm-up, "
+            "and no cycle is shorter than the one before"
+        )
+    lengths = [cycle]
+    while sum(lengths) <= steps:
+        lengths.append(int((lengths[-1] - warmup) * growth) + warmup)
+    starts = np.cumsum([0, *lengths[:-1]])
+    low = least * peak
+
+    def schedule(step: Array) -> Array:
+        step = jnp.minimum(step, sum(lengths) - 1)
+        number = jnp.searchsorted(starts, step, side="right") - 1
+        place = (step - jnp.asarray(starts)[number]).astype(float)
+        rise = peak * jnp.power(fade, number.astype(float)) - low
+        fall = (place - warmup) / (jnp.asarray(lengths)[number] - warmup)
+        return low + rise * jnp.where(place < warmup, place / max(warmup, 1), (1 + jnp.cos(jnp.pi * fall)) / 2)
+
+    return schedule
 
 
 def _schedule(name: str, peak: float, start: tuple[float, float], decay: int, final: float) -> optax.Schedule:
