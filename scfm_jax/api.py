@@ -24,15 +24,20 @@ import pandas as pd
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from scipy import sparse
 
 from data_pipeline import h5ad, vocab
 from scfm_jax import __version__, checkpoint, infer, models
 from scfm_jax import weights as weights_file
+from scfm_jax.gene_representations import GeneRepresentations
+from scfm_jax.types import Array
 
 BATCH = 256
 """Cells that are embedded at a time by models that look at one cell at a time."""
 MAX_CELLS = 16384
 """Cells of a sample that are embedded at a time by models that look at the whole sample."""
+GENE_BYTES = 128 << 20
+"""Memory for the gene representations of the cells that a model of single cells is given at a time."""
 BAG = 50
 """Cells of a bag of a published model, which brings no data options."""
 
@@ -121,13 +126,64 @@ class Run:
                 self.model,
                 self.variables,
                 {**self.constants, **_constants(measured)},
-                self._batches(counts, bags),
+                self._batches(counts, bags, self.mapping),
                 counts.n_cells,
                 inputs=self.meta["config"].get("inputs"),
                 mesh=mesh,
             )
             self.provenance = self._provenance(counts, how, embedding.shape[1])
         return embedding
+
+    def gene_representations(
+        self,
+        source: Any,
+        *,
+        rows: Sequence[int] | None = None,
+        layer: str | None = None,
+        raw: bool | None = None,
+        sample_key: str | None = "auto",
+        gene_table: Sequence[str | os.PathLike] = (),
+        min_mapped: float | None = 0.5,
+        max_cells: int = MAX_CELLS,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        say: Callable[[str], None] = print,
+    ) -> GeneRepresentations:
+        """Return what the model makes of each gene in each cell: means over groups, a stream, or a file, when asked.
+
+        Arguments and errors are as for `embed`; samples and bags are made of the chosen cells alone.
+
+        Args:
+          rows: the cells; all, if left out.
+
+        Raises:
+          ValueError: the model has no gene representations, or as for `embed`.
+        """
+        with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+            self.mapping = mapping = _map_genes(counts, self.genes, gene_table, min_mapped)
+            say(str(mapping.report))
+            rows = np.arange(counts.n_cells) if rows is None else np.unique(np.asarray(rows, np.int64))
+            if not len(rows) or rows[0] < 0 or rows[-1] >= counts.n_cells:
+                raise ValueError(f"rows: {len(rows)} rows for {counts.n_cells} cells; one or more of them are needed")
+            obs = counts.obs.iloc[rows]
+            bags, how = self._bags(obs, sample_key, max_cells, seed)
+            ids = np.unique(mapping.index[mapping.index >= 0])
+            measured = np.isin(np.arange(len(self.genes)), ids)[None]
+            args = (self.module, self.model, self.variables, {**self.constants, **_constants(measured)})
+            options = {"inputs": self.meta["config"].get("inputs")}
+            one = infer.pack(sparse.csr_matrix(measured.shape), np.zeros((1, 1), int), labels=self._labels())
+            width = infer.gene_width(*args, one, **options)
+            provenance = self._provenance(counts, how, width)
+        most = max(1, min(BATCH, GENE_BYTES // (4 * len(ids) * width)))
+        if not getattr(self.module, "SAMPLE", False):
+            bags = np.split(np.arange(len(rows)), range(most, len(rows), most))
+
+        def batches() -> Iterator[tuple[np.ndarray, Array]]:
+            with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+                packed = self._batches(counts, [rows[bag] for bag in bags], mapping, most)
+                yield from infer.genes(*args, packed, ids, **options, mesh=mesh)
+
+        return GeneRepresentations([self.genes[i] for i in ids], ids, width, rows, obs, batches, provenance)
 
     def twin(self, seed: int = 0) -> "Run":
         """Return the same model with fresh random weights: the baseline that shows what training has added."""
@@ -160,17 +216,19 @@ class Run:
             return None
         return self.meta["config"].get("data", {}).get("bag", BAG)
 
-    def _batches(self, counts: h5ad.Counts, bags: list[np.ndarray]) -> Iterator[dict[str, Any]]:
-        """Yield the batches: one sample of padded size, or BATCH bags of one cell."""
+    def _batches(
+        self, counts: h5ad.Counts, bags: list[np.ndarray], mapping: vocab.Mapping, most: int = BATCH
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the batches: one sample of padded size, or `most` bags of one cell."""
         coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None
         for rows in bags:
             shape = (
-                (1, infer.size_up(len(rows), self._bag or 64)) if getattr(self.module, "SAMPLE", False) else (BATCH, 1)
+                (1, infer.size_up(len(rows), self._bag or 64)) if getattr(self.module, "SAMPLE", False) else (most, 1)
             )
             index = np.full(shape, -1, np.int64)
             index.flat[: len(rows)] = rows
             where = None if coords is None else coords[rows]
-            yield infer.pack(self.mapping.apply(counts.take(rows)), index, where, self._labels())
+            yield infer.pack(mapping.apply(counts.take(rows)), index, where, self._labels())
 
     def _provenance(self, counts: h5ad.Counts, how: str, width: int) -> dict[str, Any]:
         config = json.dumps(self.meta["config"], sort_keys=True)
