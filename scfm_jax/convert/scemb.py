@@ -1,0 +1,211 @@
+"""Weights under the names of HuggingFace's BertForMaskedLM to our variables and back, their config and vocabulary.
+
+scEMB itself released none; these names are also those of the first Geneformer (ids 0 and 1 are padding and mask, genes
+follow, positions are ranks). Torch files (.bin, .pt) are read as plain tensors, .safetensors as they are.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from scfm_jax.convert import cellplm
+from scfm_jax.layers.transformer import ACTIVATIONS
+from scfm_jax.models.scemb import MASK, PAD, SPECIAL, Model
+
+VOCAB = ("vocab.json", "token_dictionary.json")
+TIED = {  # further names of the same array
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+UNUSED = ("bert.embeddings.position_ids", "bert.pooler.", "cls.seq_relationship.")  # nothing here depends on them
+
+Path = tuple[str, ...]
+Entry = tuple[str, Path, bool]  # published name, path in our parameters, is it transposed
+
+
+def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
+    """Return the variables of `model` from a state dict; prefixes, which no published file has, are left out.
+
+    ValueError lists every unknown, missing or mis-shaped name at once, and tied arrays that are not equal.
+    """
+    wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes(model)["params"]).items()}
+    flat, wrong, known = {}, [], set(TIED)
+    for name, path, transposed in entries(model):
+        known.add(name)
+        right = wanted[path][::-1] if transposed else wanted[path]
+        if name not in state:
+            wrong.append(f"missing {name}")
+        elif np.shape(state[name]) != right:
+            wrong.append(f"shape of {name} {np.shape(state[name])}, which should be {right}")
+        else:
+            value = np.asarray(state[name], np.float32)
+            flat[path] = jnp.asarray(value.T if transposed else value)
+    wrong += [f"unknown {name}" for name in state if name not in known and not name.startswith(UNUSED)]
+    for name, same in TIED.items():
+        if name in state and same in state and not np.array_equal(state[name], state[same]):
+            wrong.append(f"{name} is not {same}, to which it should be tied")
+    if wrong:
+        raise ValueError(f"{len(wrong)} names of the state dict do not fit this config: {'; '.join(wrong)}")
+    return {"params": stack(unflatten_dict(flat), model)}
+
+
+def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
+    """Return the parameters (or gradients) of `model` under their published names and in their published shapes."""
+    flat = flatten_dict(unstack(variables["params"], model))
+    arrays = {name: (np.asarray(flat[path]), transposed) for name, path, transposed in entries(model)}
+    return {name: array.T if transposed else array for name, (array, transposed) in arrays.items()}
+
+
+def shapes(model: Model) -> dict[str, Any]:
+    """Return the shapes of all variables of `model` with its blocks unrolled, without computing anything."""
+    model = model.clone(scan=False, remat=False)
+    cells = jnp.zeros((1, 1, 1), jnp.int32)
+    inputs = {name: cells for name in ("tokens", "masked", "positions", "places", "targets")}
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+
+
+def entries(model: Model) -> Iterator[Entry]:
+    """Yield where every published name goes in the parameters of `model` with its blocks unrolled."""
+    for theirs, ours in (("word", "word"), ("position", "position"), ("token_type", "type")):
+        yield f"bert.embeddings.{theirs}_embeddings.weight", (ours,), False
+    yield from _norm("bert.embeddings.LayerNorm", "norm_embed")
+    for i in range(model.num_layers):
+        layer, block = f"bert.encoder.layer.{i}", f"block_{i}"
+        for name in ("query", "key", "value"):
+            yield from _linear(f"{layer}.attention.self.{name}", block, name)
+        yield from _linear(f"{layer}.attention.output.dense", block, "out")
+        yield from _norm(f"{layer}.attention.output.LayerNorm", block, "norm1")
+        yield from _linear(f"{layer}.intermediate.dense", block, "mlp_in")
+        yield from _linear(f"{layer}.output.dense", block, "mlp_out")
+        yield from _norm(f"{layer}.output.LayerNorm", block, "norm2")
+    yield from _linear("cls.predictions.transform.dense", "transform")
+    yield from _norm("cls.predictions.transform.LayerNorm", "norm_head")
+    yield "cls.predictions.bias", ("decoder_bias",), False
+
+
+def _linear(theirs: str, *ours: str) -> Iterator[Entry]:
+    yield f"{theirs}.weight", (*ours, "kernel"), True
+    yield f"{theirs}.bias", (*ours, "bias"), False
+
+
+def _norm(theirs: str, *ours: str) -> Iterator[Entry]:
+    yield f"{theirs}.weight", (*ours, "scale"), False
+    yield f"{theirs}.bias", (*ours, "bias"), False
+
+
+def stack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Stack the blocks where the model scans over them."""
+    if not model.scan:
+        return tree
+    blocks = [tree.pop(f"block_{i}") for i in range(model.num_layers)]
+    return tree | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+
+
+def unstack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Undo `stack`."""
+    if not model.scan:
+        return tree
+    blocks = {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], tree["blocks"]) for i in range(model.num_layers)}
+    return {name: value for name, value in tree.items() if name != "blocks"} | blocks
+
+
+# ------------------------------------------------------------------------------------------------------ config, files
+
+
+SAME = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_dim",
+    "max_position_embeddings": "n_positions",
+}
+OPTIONAL = {
+    "layer_norm_eps": ("eps", 1e-12),
+    "type_vocab_size": ("n_types", 2),
+    "hidden_act": ("activation", "gelu"),
+    "hidden_dropout_prob": ("dropout", 0.1),
+    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+}
+
+
+def config(published: dict[str, Any], position: str = "rank") -> dict[str, dict[str, Any]]:
+    """Return the "model", "inputs" and "loss" keywords of a published BERT config (config.json).
+
+    Args:
+      position: what its positions stand for, which the file does not say: "rank" or "bin".
+
+    ValueError names keys that are missing, and values that are not supported.
+    """
+    if missing := [key for key in ("vocab_size", *SAME) if key not in published]:
+        raise ValueError(f"published config: no {', '.join(missing)}; is this a BERT config?")
+    model = {ours: published[theirs] for theirs, ours in SAME.items()}
+    model |= {ours: published.get(theirs, default) for theirs, (ours, default) in OPTIONAL.items()}
+    if model["activation"] not in ACTIVATIONS:
+        raise ValueError(f"published config: hidden_act={model['activation']!r}: there are {', '.join(ACTIVATIONS)}")
+    fixed = {"pad_token_id": PAD, "position_embedding_type": "absolute", "tie_word_embeddings": True}
+    for key, value in fixed.items():
+        if published.get(key, value) != value:
+            raise ValueError(f"published config: {key}={published[key]!r}: only {value!r} is supported")
+    model["n_genes"] = published["vocab_size"] - SPECIAL
+    n = model["n_positions"]
+    inputs = {"position": position} | ({"max_len": n} if position == "rank" else {"n_bins": n - 1})
+    return {"model": model, "inputs": inputs, "loss": {}}
+
+
+def load(
+    path: str | pathlib.Path, config_path: str | pathlib.Path, vocab: str | pathlib.Path | None = None
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Return (config, variables, gene names) of published weights and their config.json.
+
+    Args:
+      vocab: JSON of token -> id, padding 0, mask 1, then genes; by default vocab.json or token_dictionary.json beside
+        the config.
+
+    ValueError or OSError says in one line which of the files is not what it should be.
+    """
+    folder = pathlib.Path(config_path).parent
+    settings = config(_json(config_path))
+    vocab = vocab or next((folder / name for name in VOCAB if (folder / name).is_file()), folder / VOCAB[0])
+    names = genes(_json(vocab), settings["model"]["n_genes"], str(vocab))
+    return settings, params(read(path), Model(**settings["model"])), names
+
+
+def genes(vocab: dict[str, int], n_genes: int, source: str = "vocabulary") -> list[str]:
+    """Return the genes in the order of their ids; ValueError where ids are not PAD, MASK and then each gene once."""
+    names = {index: name for name, index in vocab.items()}
+    if sorted(vocab.values(), key=str) != sorted(range(n_genes + SPECIAL), key=str):
+        raise ValueError(f"{source}: {len(vocab)} tokens, but not each id of 0 ... {n_genes + SPECIAL - 1} once")
+    if "pad" not in names[PAD].lower() or "mask" not in names[MASK].lower():
+        raise ValueError(f"{source}: ids 0 and 1 are {names[PAD]!r}, {names[MASK]!r}, not padding and mask")
+    return [names[i] for i in range(SPECIAL, n_genes + SPECIAL)]
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file, or of a torch file of plain tensors; no code is run."""
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        return cellplm.read(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({type(error).__name__})") from None
+
+
+def _json(path: str | pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: should hold one JSON object")
+    return content

@@ -1,0 +1,110 @@
+"""BERT's encoder block: attention and MLP, each added to its input and normalised after (post-norm), biases everywhere.
+
+Attention is exact. Where nobody asks for its weights (dropout on them, maps among the intermediates) it goes through
+`jax.nn.dot_product_attention`, on a GPU in 16 bits through cuDNN's fused kernel. Prefixes are keys and values beside
+those of the tokens, never masked: `prefix` of them are learned, and more are projected from vectors that are given.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.types import Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+normal = nn.initializers.normal(0.02)
+
+
+class Block(nn.Module):
+    """`x = norm(x + attention(x))`, then `x = norm(x + W2 activation(W1 x))`, dropout on both branches.
+
+    Returns x and its mean over the real tokens. Intermediates: attention [N, H, T, S], prefixes first; output.
+    """
+
+    heads: int
+    ffn_dim: int
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation: str = "gelu"
+    eps: float = 1e-12
+    prefix: int = 0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Array, real: Array, vectors: Array | None = None, train: bool = False
+    ) -> tuple[Array, Array]:  # [N, T, D], tokens that are not padding [N, T], vectors to make prefixes of [N, S, E]
+        y = self.attend(x, real | ~real.any(1, keepdims=True), vectors, self.attention_dropout if train else 0.0)
+        x = LayerNorm(eps=self.eps, name="norm1")(x + self.drop(self.linear(x.shape[-1], "out")(y), train))
+        y = ACTIVATIONS[self.activation](self.linear(self.ffn_dim, "mlp_in")(x))
+        x = LayerNorm(eps=self.eps, name="norm2")(x + self.drop(self.linear(x.shape[-1], "mlp_out")(y), train))
+        self.sow("intermediates", "output", x)
+        return x, mean(x, real)
+
+    def attend(self, x: Array, real: Array, vectors: Array | None, rate: float) -> Array:
+        """Return what each token gathers from all real ones and the prefixes, heads side by side. [N, T, D]"""
+        size = x.shape[-1] // self.heads
+
+        def split(y: Array) -> Array:  # [..., D] -> [..., H, K]
+            return y.reshape(*y.shape[:-1], self.heads, size)
+
+        q, k, v = (split(self.linear(x.shape[-1], name)(x)) for name in ("query", "key", "value"))
+        for more_k, more_v in self.prefixes(x, vectors, split):
+            k, v = (jnp.concatenate([more.astype(y.dtype), y], 1) for more, y in ((more_k, k), (more_v, v)))
+        real = jnp.pad(real, ((0, 0), (k.shape[1] - x.shape[1], 0)), constant_values=True)
+        if rate or self.is_mutable_collection("intermediates"):
+            y = self.weigh(q, k, v, real, rate)
+        elif jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+            lengths = real.sum(1, dtype=jnp.int32)
+            y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+        else:
+            y = jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None])
+        return y.reshape(x.shape)
+
+    def weigh(self, q: Array, k: Array, v: Array, real: Array, rate: float) -> Array:
+        """Return attention through its weights, which are sown and dropped out. [N, T, H, K]"""
+        scores = jnp.einsum("nthk,nshk->nhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(jnp.where(real[:, None, None], scores, -jnp.inf), axis=-1)
+        self.sow("intermediates", "attention", weights)
+        weights = dropped(weights, rate, self.make_rng("dropout")) if rate else weights
+        return jnp.einsum("nhts,nshk->nthk", weights.astype(v.dtype), v)
+
+    def prefixes(self, x: Array, vectors: Array | None, split: Callable[[Array], Array]) -> list[tuple[Array, Array]]:
+        """Return pairs of keys and values to put before those of the tokens, each [N, S, H, K]."""
+        pairs, width = [], x.shape[-1]
+        if vectors is not None:
+            pairs.append(tuple(split(self.linear(width, f"prefix_{name}_map")(vectors)) for name in ("key", "value")))
+        if self.prefix:
+            learned = (self.param(f"prefix_{name}", normal, (self.prefix, width)) for name in ("key", "value"))
+            pairs.append(tuple(split(jnp.broadcast_to(y, (x.shape[0], *y.shape))) for y in learned))
+        return pairs
+
+    def drop(self, x: Array, train: bool) -> Array:
+        """Drop out a branch in training."""
+        return dropped(x, self.dropout, self.make_rng("dropout")) if train and self.dropout else x
+
+    def linear(self, features: int, name: str) -> nn.Dense:
+        """Return one of the block's linear maps."""
+        return nn.Dense(features, dtype=self.dtype, kernel_init=normal, name=name)
+
+
+def mean(x: Array, real: Array) -> Array:
+    """Return the mean over the real tokens in float32, 0 where there are none. [N, T, D], [N, T] -> [N, D]"""
+    share = real / jnp.maximum(real.sum(1, keepdims=True), 1)
+    return jnp.einsum("ntd,nt->nd", x, share.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def dropped(x: Array, rate: float, key: Array) -> Array:
+    """Set elements to 0 with probability `rate` (in 1/65536) and scale the others up: half the random bits of Flax."""
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    keep = 1 - round(rate * 65536) / 65536
+    return jnp.where(bits >= round(rate * 65536), x / keep, 0).astype(x.dtype)
