@@ -217,9 +217,7 @@ def _genes(
     found = found.astype(jnp.float32)
     if not hasattr(module, "gene_ids"):
         if not n <= found.shape[2] <= n + 1:
-            raise ValueError(
-                f"model {name} represents {found.shape[2]} of {n} genes, and has no gene_ids to tell which"
-            )
+            raise ValueError(f"model {name} represents {found.shape[2]} of {n} genes and has no gene_ids to tell which")
         return found[:, :, kept]
     ids = module.gene_ids(inputs)  # [B, C, L]
     place = jnp.full(n + 1, len(kept)).at[kept].set(jnp.arange(len(kept)))
