@@ -3,8 +3,11 @@
     python -m experiments.impute --workdir=W --input=x.h5ad --task=gene --rates=0.15,0.8 --seeds=5
 
 The tasks are the sCT paper's: gene (a share of the genes of every cell), cell (whole cells, so many of fifty),
-fixed_gene (genes of four sparsities, hidden in every cell). Writes W/imputation.json and prints the table: the mean
-over seeds and half its 95 % interval. A seed draws the cells, the bags, the mask and the weights of a random twin.
+fixed_gene (genes of four sparsities, hidden in every cell). Writes W/imputation_TASK.json and prints the table: the
+mean over seeds and half its 95 % interval. A seed draws the cells, the bags, the mask and the weights of a random twin.
+
+A model that learned from masks which hide zeros more rarely than others (sCT) has two rows: its own shares of bins, by
+which the paper scores expressed genes, and "even masks", the same shares for masks that hide all entries alike.
 
 No hidden value reaches a method. With --ruler=cell, the paper's protocol, the borders of a cell's bins and its total
 are those of the whole cell, hidden counts included, for inputs and predictions. Baselines see all visible entries of
@@ -27,7 +30,7 @@ flags.DEFINE_string("task", "gene", "What to hide: gene, cell or fixed_gene.")
 flags.DEFINE_list("rates", None, "Shares of genes, or numbers of cells of 50; by default the paper's.")
 flags.DEFINE_integer("seeds", 5, "Number of evaluation seeds.", 1)
 flags.DEFINE_integer("cells", 500, "Cells of a seed, in whole bags drawn at random.", 2)
-flags.DEFINE_integer("bag", 50, "Cells of a bag.", 2)
+flags.DEFINE_integer("bag", None, "Cells of a bag; as many as in training, if left out, or the paper's 50.", 2)
 flags.DEFINE_string("ruler", "visible", "What the borders of bins are read off: visible entries, or the whole cell.")
 flags.DEFINE_list("reference", [], "Files that the baselines see whole, such as the training studies.")
 flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
@@ -56,9 +59,10 @@ def main(argv: Sequence[str]) -> None:
     options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     options |= {"sample_key": FLAGS.sample_key or None, "rates": _numbers(FLAGS.rates, task.RATES)}
     scores = imputing.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)
-    partial = workdir / "imputation.json.partial"
+    written = workdir / f"imputation_{FLAGS.task}.json"
+    partial = written.with_suffix(".json.partial")
     partial.write_text(json.dumps(scores, indent=1) + "\n")
-    partial.replace(workdir / "imputation.json")
+    partial.replace(written)
     print(imputing.table(scores))
 
 

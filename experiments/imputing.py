@@ -78,7 +78,7 @@ def evaluate(
     rates: Sequence[float],
     seeds: int = 5,
     cells: int = 500,
-    bag: int = 50,
+    bag: int | None = None,
     ruler: str = "visible",
     reference: Sequence[str] = (),
     layer: str | None = None,
@@ -99,6 +99,7 @@ def evaluate(
         raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
     imputer = Imputer(run.name, run.module, run.model, run.meta["config"], run.constants)
     table = vocab.read_table(gene_table) if gene_table else None
+    bag = bag or trained_bag(run)
     rows: list[dict[str, Any]] = []
     with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
         file = Cells(counts, run.genes, table, min_mapped)
@@ -123,6 +124,12 @@ def evaluate(
         "genes": int(file.measured.sum()),
         "rows": rows,
     }
+
+
+def trained_bag(run: api.Run) -> int:
+    """Return how many cells of a bag the model was trained with, where that matters to it, or the sCT paper's 50."""
+    bag = run.meta["config"].get("data", {}).get("bag")
+    return bag if bag and getattr(run.module, "SAMPLE", False) == "bag" else 50
 
 
 def _of_seed(
@@ -164,7 +171,10 @@ def _predictions(
     run: api.Run, twin: api.Run, imputer: Imputer, problem: imputation.Problem, ruler: bins.Ruler
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name and the prediction of every method, one after the other."""
-    yield run.name, imputer(run.variables, problem, ruler)
+    said = imputer(run.variables, problem, ruler)
+    yield run.name, said
+    if imputer.zeros != 1:
+        yield f"{run.name}, even masks", bins.even(said, imputer.zeros)
     yield "random twin", imputer(twin.variables, problem, ruler)
     yield "gene mean", baselines.gene_mean(problem)
     yield "most common bin", baselines.most_common_bin(problem, ruler)

@@ -134,6 +134,31 @@ def test_shares_of_bins_become_expected_counts():
     assert ruler.bins(np.array([0.0, 0.9, 1.1, 3.1, 99]), np.zeros(5, int)).tolist() == [0, 0, 1, 2, 2]
 
 
+def test_shares_for_even_masks_are_those_counted_under_even_masks():
+    """Count bins among entries hidden unevenly; reweighted they are what is counted when all are hidden alike."""
+    rng = np.random.default_rng(0)
+    bin_of = rng.choice(4, 400_000, p=[0.9, 0.06, 0.03, 0.01])
+    uneven = rng.random(bin_of.size) < np.where(bin_of == 0, 0.01, 0.15)
+    shares = np.bincount(bin_of[uneven], minlength=4)[None] / uneven.sum()
+    assert shares[0, 0] < 0.5
+    np.testing.assert_allclose(bins.even(shares, 0.01 / 0.15), [[0.9, 0.06, 0.03, 0.01]], atol=0.01)
+    np.testing.assert_allclose(bins.even(shares, 1.0), shares)
+
+
+@pytest.mark.parametrize(("mask", "zeros"), [("stratified", 0.01 / 0.15), ("uniform", 1.0)])
+def test_how_much_rarer_zeros_were_hidden_is_read_off_the_config(mask, zeros):
+    run = make_run("sct")
+    run.meta["config"]["inputs"]["mask"] = mask
+    assert Imputer("sct", run.module, run.model, run.meta["config"], run.constants).zeros == pytest.approx(zeros)
+
+
+@pytest.mark.parametrize(("name", "bag"), [("sct", 12), ("cellplm", 50)])
+def test_bags_have_the_size_of_training_where_it_matters(name, bag):
+    run = make_run(name)
+    run.meta["config"]["data"] = {"bag": 12}
+    assert imputing.trained_bag(run) == bag
+
+
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
@@ -201,7 +226,7 @@ def test_hidden_values_change_no_prediction(task, rates, runs, imputers):
     coords = rng.random((N, 2)).astype(np.float32) if task == "cell" else None
     one = methods(make_problem(counts, hidden, coords=coords), runs, imputers)
     two = methods(make_problem(other, hidden, coords=coords), runs, imputers)
-    assert len(one) == 12
+    assert len(one) == 13 and "sct: sct, even masks" in one
     for method in one:
         assert len(one[method]) == hidden[:, : V - 1].sum() and np.isfinite(one[method]).all(), method
         np.testing.assert_array_equal(one[method], two[method], err_msg=method)
@@ -334,7 +359,7 @@ def test_command_writes_and_prints_the_table(ground):
     given = [f"--workdir={ground}/run", f"--input={ground}/x.h5ad", "--seeds=2", "--bag=10"]
     done = commands.run("impute", *given, "--rates=0.15,0.8", "--cells=30", folder=ground)
     assert done.code == 0, done.err
-    written = json.loads((ground / "run" / "imputation.json").read_text())
+    written = json.loads((ground / "run" / "imputation_gene.json").read_text())
     assert len(written["rows"]) == 6 * 2 * 2 and written["cells"] == 30 and written["ruler"] == "visible"
     assert all(set(imputation.METRICS) <= set(row) for row in written["rows"])
     assert written["trained_on"] and "caution: by its name x.h5ad" in done.out
@@ -342,7 +367,7 @@ def test_command_writes_and_prints_the_table(ground):
         assert words in done.out
     more = commands.run("impute", *given, "--task=fixed_gene", f"--reference={ground}/other.h5ad", folder=ground)
     assert more.code == 0 and "zeros" in more.out, more.err
-    assert json.loads((ground / "run" / "imputation.json").read_text())["reference"] == ["other.h5ad"]
+    assert json.loads((ground / "run" / "imputation_fixed_gene.json").read_text())["reference"] == ["other.h5ad"]
 
 
 @pytest.mark.slow
@@ -361,8 +386,8 @@ def test_command_writes_and_prints_the_table(ground):
     ],
 )
 def test_mistakes_are_one_line(args, says, ground, tmp_path):
-    (ground / "run" / "imputation.json").unlink(missing_ok=True)
+    (ground / "run" / "imputation_gene.json").unlink(missing_ok=True)
     ended = commands.run("impute", *args.format(d=ground).split(), folder=tmp_path)
     lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert ended.code == 2 and len(lines) == 1 and says in lines[0] and "Traceback" not in ended.err
-    assert not (ground / "run" / "imputation.json").exists()
+    assert not (ground / "run" / "imputation_gene.json").exists()

@@ -105,6 +105,9 @@ class Imputer:
         self._call = jax.jit(functools.partial(ADAPTERS[name], module, model, inputs=inputs, loss=loss))
         self.binning = {key: inputs[key] for key in ("n_bins", "target_sum", "log") if key in inputs}
         """Options of `bins.fit` that the model was trained with."""
+        rates = (inputs["zero_rate"], inputs["nonzero_rate"]) if inputs.get("mask") == "stratified" else (1, 1)
+        self.zeros = rates[0] / rates[1] if min(rates) else 1.0
+        """How many times as often as others zeros were hidden in training, which the shares of bins reflect."""
 
     def __call__(self, variables: Mapping[str, Any], problem: Problem, ruler: Ruler) -> np.ndarray:
         """Return the prediction of the hidden entries, float32. [h] or [h, n_bins]"""
