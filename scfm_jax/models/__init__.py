@@ -11,6 +11,8 @@ The contract of a model file, held by `tests/test_house.py`:
   loss(outputs, inputs, **config.loss) -> (scalar, {name: (weighted sum, weight)})
   flops(model, inputs) -> float                          forward FLOPs of one batch, from shapes alone.
   tokens(inputs) -> int32 scalar                         what "tokens/s" counts.
+  gene_ids(inputs) -> int [B, C, L]   optional; vocabulary id of each position of `Outputs.genes`, -1 for none, where the
+                     positions are not the vocabulary's genes in order (with at most one more).
   SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample, "bag"
                      where it is on as many of them as a bag has in training.
 """
