@@ -27,6 +27,8 @@ class Loader:
       store: an open store.
       batch, bag: bags of a global batch (B), cells of a bag (C).
       run, mix, kind: cells of a run and how bags and batches are made of runs, see `sampler.Sampler`.
+      by_length: with bag=1, make batches of cells with about as many expressed genes, so that little is padding; they
+        are sorted `mix` batches at a time.
       split, part, filter: which cells, see `split.select`; part is train, val, test or all.
       labels: obs columns to ship as class indices.
       mixture: {study: weight} for every study that has cells here; by default each cell once per epoch.
@@ -55,6 +57,7 @@ class Loader:
         run: int | None = None,
         mix: int | None = None,
         kind: str = "run",
+        by_length: bool = False,
         split: Mapping | None = None,
         part: str = "train",
         filter: str | None = None,
@@ -77,6 +80,10 @@ class Loader:
         order = {"kind": kind, "batch": batch, "bag": bag, "run": run, "mix": mix, "seed": seed}
         if kind == "neighbours":
             order["nearest"] = _nearest(store, eligible, bag)
+        self._reader = Reader(store, labels, buckets, cell_buckets)
+        self.classes = self._reader.classes
+        if by_length:
+            order["lengths"] = self._reader.lengths
         self._whole = self._sampler = Sampler(eligible, **order)
         if mixture is not None:
             self._sampler = Sampler(eligible, weights=_weights(store, eligible, mixture), **order)
@@ -88,8 +95,6 @@ class Loader:
             raise ValueError(f"threads={threads}, prefetch={prefetch}, workers={workers}: at least 0, 1 and 0")
         self._reading = {"num_threads": threads, "prefetch_buffer_size": max(prefetch, threads)}
         self._workers = workers
-        self._reader = Reader(store, labels, buckets, cell_buckets)
-        self.classes = self._reader.classes
 
     def __reduce__(self):
         return _rebuilt, (self._made_from,)

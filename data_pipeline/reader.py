@@ -66,7 +66,7 @@ class Reader:
         here = rows >= 0
         cells = 1 + int(np.flatnonzero(here.any(axis=0)).max(initial=0))
         rows = rows[:, : min((c for c in self._cell_buckets if c >= cells), default=rows.shape[1])]
-        longest = self._lengths(rows[rows >= 0]).max(initial=0)
+        longest = self.lengths(rows[rows >= 0]).max(initial=0)
         width = min(b for b in self._buckets if b >= longest)
         rows = rows[share]
         here = rows >= 0
@@ -85,8 +85,8 @@ class Reader:
             "index": rows,
         }
 
-    def _lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Return the number of expressed genes of these rows."""
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of expressed genes of these rows, from memory."""
         return self._first[rows + 1] - self._first[rows]
 
     def _counts(self, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

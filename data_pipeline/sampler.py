@@ -5,8 +5,10 @@ Every pass over a study cuts each of its units (its groups; the whole study wher
 borders are shifted by a seeded offset, wrapping around inside the unit: each cell once per pass, the number of runs
 constant. The random order of the runs spreads every unit evenly over the pass and every study evenly over the epoch, so
 that a batch of few runs has the mixture of the whole (stratified sampling). Where a bag is one cell, runs are also
-dealt over `mix` batches in turn, which costs little: the chunks they lie in stay in TensorStore's cache. Epochs follow
-each other without end or padding; the state of all this is one integer, the step.
+dealt over `mix` batches in turn, which costs little: the chunks they lie in stay in TensorStore's cache. They can be
+dealt by length instead, so that the cells of a batch have about as many expressed genes and little of it is padding:
+the cells of `mix` batches are sorted, cut, and the batches put in random order. Epochs follow each other without end or
+padding, and no cell of the next comes before the last of one is drawn; the state of all this is one integer, the step.
 """
 
 import dataclasses
@@ -72,10 +74,12 @@ class Sampler:
         nearest eligible neighbours, and the `run` cells of a run are the centres of `run` bags.
       batch, bag: bags of a batch, cells of a bag.
       run: cells of a run; by default the bag, at most 64 where bags are cut from runs or runs from bags, 1 centre.
-      mix: with bag=1, how many batches share their runs, taking run/mix cells of each; 4 by default, or 1.
+      mix: with bag=1, how many batches share their runs, taking run/mix cells of each; 4 by default, or 1. By length it
+        is how many are sorted together, 64 by default.
       seed: of the order.
       weights: of each study; by default each cell is drawn once per epoch.
       nearest: rows [n] -> their bags of rows, -1 padded [n, bag]; for kind "neighbours".
+      lengths: rows [n] -> their expressed genes [n]; deals cells by length.
 
     Attributes:
       epoch_records: records (a bag, or a run that makes several bags) of an epoch.
@@ -95,13 +99,15 @@ class Sampler:
         seed: int = 0,
         weights: Sequence[float] | None = None,
         nearest: Callable[[np.ndarray], np.ndarray] | None = None,
+        lengths: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         run = _checked_run(kind, batch, bag, run)
-        self._mix = _checked_mix(mix, run, dealt=bag == 1 and kind == "run")
+        self._mix = _checked_mix(mix, run, dealt=bag == 1 and kind == "run", sorts=lengths is not None)
         single = bag == 1 or kind == "neighbours"
         self._eligible, self._seed, self._run = eligible, seed, run
         self._shape = (batch, bag)
         self._nearest = nearest if kind == "neighbours" else None
+        self._lengths = lengths
         self._runs_per_record = bag // run if kind == "study" else 1
         self._per_batch = batch // run if single else batch
 
@@ -117,23 +123,60 @@ class Sampler:
 
         parts = [eligible.starts, eligible.places, eligible.groups, eligible.studies, self._quotas]
         crc = zlib.crc32(b"".join(np.ascontiguousarray(a, "<i8").tobytes() for a in parts))
-        self.signature = f"{kind}-{batch}x{bag}-run{run}-mix{self._mix}-seed{seed}-{crc:08x}"
+        self.signature = f"{kind}-{batch}x{bag}-run{run}-{'sort' if lengths else 'mix'}{self._mix}-seed{seed}-{crc:08x}"
         self._epochs: dict[int, np.ndarray] = {}
+        self._sorted: dict[tuple[int, bool], np.ndarray] = {}
         self._lock = threading.Lock()
 
     def rows(self, step: int) -> np.ndarray:
         """Return the store rows of the endless order's batch `step`, -1 in the padding. [B, C]"""
         window, turn = divmod(step, self._mix)
-        runs = self._per_batch * self._mix
-        epochs, places = np.divmod(np.arange(window * runs, (window + 1) * runs), self.epoch_records)
-        records = np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs).tolist()])
-        return self._cells(records, turn, self._mix)
+        if self._lengths:
+            return self._by_length(window, endless=True)[turn]
+        return self._cells(self._records_of(window, endless=True)[0], turn, self._mix)
 
     def pass_rows(self, step: int) -> np.ndarray:
         """Return the store rows of batch `step` of the first epoch alone, whose last batch is padded. [B, C]"""
+        if self._lengths:
+            window, turn = divmod(step, self._mix)
+            return self._by_length(window, endless=False)[turn]
         records = self._epoch(0)[step * self._per_batch : (step + 1) * self._per_batch]
-        missing = self._per_batch - len(records)
-        return self._cells(np.pad(records, [(0, missing), (0, 0), (0, 0)]))
+        return self._cells(self._whole_batches(records))
+
+    def _records_of(self, window: int, endless: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return (records, epoch of each) of `mix` batches: of the endless order, or of the first epoch alone."""
+        runs = self._per_batch * self._mix
+        if not endless:
+            records = self._whole_batches(self._epoch(0)[window * runs : (window + 1) * runs])
+            return records, np.zeros(len(records), int)
+        epochs, places = np.divmod(np.arange(window * runs, (window + 1) * runs), self.epoch_records)
+        return np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs).tolist()]), epochs
+
+    def _whole_batches(self, records: np.ndarray) -> np.ndarray:
+        """Add empty records up to a multiple of what a batch has."""
+        return np.pad(records, [(0, -len(records) % self._per_batch), (0, 0), (0, 0)])
+
+    def _by_length(self, window: int, endless: bool) -> np.ndarray:
+        """Return the rows of `mix` batches of bags of one cell, those of a batch of similar length. [batches, B, 1]
+
+        Batches are in random order, but those of an epoch before those of the next. Padding is spread over them.
+        """
+        with self._lock:
+            found = self._sorted.get((window, endless))
+        if found is not None:
+            return found
+        records, epochs = self._records_of(window, endless)
+        rows, epochs = self._cells(records)[:, 0], np.repeat(epochs, self._run)
+        rng = np.random.default_rng((self._seed, 0, window, 1))
+        length, empty = self._lengths(rows), rows < 0
+        length[empty] = rng.choice(length[~empty], empty.sum())
+        order = np.lexsort((rng.random(len(rows)), length, epochs))
+        rows, epochs = (x[order].reshape(-1, *self._shape) for x in (rows, epochs))
+        rows = rows[np.lexsort((rng.random(len(rows)), epochs[:, 0, 0] + epochs[:, -1, 0]))]
+        with self._lock:
+            last = {key: value for key, value in self._sorted.items() if key == (window - 1, endless)}
+            self._sorted = last | {(window, endless): rows}
+        return rows
 
     def _cells(self, records: np.ndarray, turn: int = 0, turns: int = 1) -> np.ndarray:
         """Return the rows of the bags of these records [n, runs, 3], or of one turn of dealing them. [B, C]"""
@@ -144,7 +187,7 @@ class Sampler:
         rows = np.where(nth < count, self._eligible.rows(places), -1)  # [n, runs, run]
         if self._nearest:
             return self._nearest(rows.reshape(-1))
-        rows = rows.reshape(self._shape)
+        rows = rows.reshape(-1, self._shape[1])
         if self._runs_per_record > 1:  # short runs leave holes: the cells of a bag come first
             rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
         return rows
@@ -218,11 +261,13 @@ def _checked_run(kind: str, batch: int, bag: int, run: int | None) -> int:
     return run
 
 
-def _checked_mix(mix: int | None, run: int, dealt: bool) -> int:
+def _checked_mix(mix: int | None, run: int, dealt: bool, sorts: bool) -> int:
     """Return the batches that share their runs; ValueError where it does not fit."""
+    if sorts and not dealt:
+        raise ValueError("by_length: only bags of one cell, of kind 'run', can be sorted; leave by_length out")
     if mix is None:
-        return 4 if dealt and run % 4 == 0 else 1
-    if not isinstance(mix, int) or mix < 1 or run % mix:
+        return 64 if sorts else 4 if dealt and run % 4 == 0 else 1
+    if not isinstance(mix, int) or mix < 1 or (run % mix and not sorts):
         raise ValueError(f"mix={mix}: must be a whole number that divides run={run}")
     if mix > 1 and not dealt:
         raise ValueError(f"mix={mix}: only bags of one cell can share their runs; leave mix out")

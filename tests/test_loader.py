@@ -200,6 +200,66 @@ def test_batches_have_the_mixture_of_a_random_sample():
         assert abs(ours / random - 1) < 0.01
 
 
+def by_length(lengths: np.ndarray, **options) -> Sampler:
+    """Return a sampler of bags of one cell dealt by length, 24 a batch."""
+    return Sampler(
+        eligible(), **{"kind": "run", "bag": 1, "batch": 24, "run": 12} | options, lengths=lengths.__getitem__
+    )
+
+
+def test_dealt_by_length_no_cell_comes_again_before_all_have_come():
+    cells, lengths = eligible(), np.random.default_rng(1).integers(1, 1000, 379)
+    everything = cells.rows(np.arange(cells.places[-1]))
+    for mix in (1, 5, 1000):
+        sampler, drawn = by_length(lengths, mix=mix), np.zeros(379, int)
+        assert sampler.epoch_records % 2, "an epoch ends inside a batch"
+        for step in range(5 * sampler.epoch_steps):
+            done = step * 2 // sampler.epoch_records
+            assert (drawn[everything] >= done).all() and (drawn <= done + 1).all()
+            batch = sampler.rows(step)
+            np.add.at(drawn, batch[batch >= 0], 1)
+        assert drawn.sum() == drawn[everything].sum()
+
+
+def test_dealt_by_length_a_window_has_the_cells_that_it_has_otherwise():
+    lengths = np.random.default_rng(1).integers(1, 1000, 379)
+    plain = Sampler(eligible(), kind="run", bag=1, batch=24, run=12, mix=1)
+    orders = [by_length(lengths, mix=4, seed=0), by_length(lengths[::-1], mix=4), by_length(lengths, mix=4, seed=1)]
+    ours, other, third = ([order.rows(step) for step in range(12)] for order in orders)
+    for w in range(3):
+        window = np.concatenate([plain.rows(step) for step in range(4 * w, 4 * w + 4)])
+        assert np.array_equal(np.sort(window, axis=None), np.sort(ours[4 * w : 4 * w + 4], axis=None))
+        assert np.array_equal(np.sort(window, axis=None), np.sort(other[4 * w : 4 * w + 4], axis=None))
+    assert not np.array_equal(ours, other) and not np.array_equal(ours, third)
+    spans = np.array([np.ptp(lengths[batch[batch >= 0]]) for batch in ours])
+    whole = np.array([np.ptp(lengths[batch[batch >= 0]]) for batch in map(plain.rows, range(12))])
+    assert spans.mean() < 0.5 * whole.mean()
+    firsts = [int(lengths[np.abs(batch)].mean()) for batch in ours]
+    assert firsts != sorted(firsts), "batches are not in order of length"
+
+
+def test_dealt_by_length_padding_is_spread_and_a_pass_has_every_cell_once():
+    sampler = by_length(np.random.default_rng(1).integers(1, 1000, 379), mix=1000)
+    batches = [sampler.pass_rows(step) for step in range(sampler.epoch_steps)]
+    drawn = np.concatenate(batches)
+    cells = eligible()
+    assert np.array_equal(np.sort(drawn[drawn >= 0]), cells.rows(np.arange(cells.places[-1])))
+    assert (drawn < 0).sum() > 24 and all((batch >= 0).any() for batch in batches)
+
+
+def test_by_length_little_is_padding_in_few_shapes(store, truth):
+    buckets = tuple(sorted({round(8 * 1.15**i) for i in range(28)}))
+    shares, shapes = [], []
+    for options in ({}, {"by_length": True}):
+        loader = Loader(store, batch=8, bag=1, buckets=buckets, **options)
+        batches = list(loader.epoch_batches())
+        assert np.array_equal(np.sort(rows(batches)), np.arange(507))
+        shares.append(sum((b["counts"] > 0).sum() for b in batches) / sum(b["counts"].size for b in batches))
+        shapes.append({b["genes"].shape for b in batches})
+    assert shares[1] > 0.8 > 0.6 > shares[0]
+    assert len(shapes[1]) <= len(buckets) + 1
+
+
 def test_mixture_gives_each_study_its_share_of_every_epoch(store):
     weights = {"blood": 1, "lung": 0, "slide": 3}
     loader = Loader(store, batch=5, bag=1, run=5, mixture=weights)
@@ -313,7 +373,9 @@ def test_a_flipped_bit_is_an_error_that_says_where_and_not_a_count(store, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "options", [{"bag": 16}, {"bag": 1, "run": 16}, {"bag": 16, "kind": "study", "run": 8}], ids=str
+    "options",
+    [{"bag": 16}, {"bag": 1, "run": 16}, {"bag": 1, "by_length": True}, {"bag": 16, "kind": "study", "run": 8}],
+    ids=str,
 )
 def test_the_shares_of_hosts_are_the_global_batch(store, options):
     whole = first(Loader(store, batch=16, **options, labels=("batch",)), 12)
@@ -340,6 +402,22 @@ def test_worker_processes_change_nothing_and_resume(store):
     expected = first(alone, 9)
     assert all(same(a, b) for a, b in zip(expected, first(helped, 9), strict=True))
     assert all(same(a, b) for a, b in zip(expected[5:], first(helped, 4, {"step": 5}), strict=True))
+
+
+def test_by_length_threads_hosts_and_restarts_change_nothing(store):
+    options = {"batch": 12, "bag": 1, "by_length": True, "mix": 7}
+    expected = first(Loader(store, **options, threads=0, prefetch=1), 100)
+    assert all(
+        same(a, b) for a, b in zip(expected, first(Loader(store, **options, threads=4, prefetch=9), 100), strict=True)
+    )
+    for step in (1, 6, 43, 99):
+        with Loader(store, **options).iter() as batches:
+            list(itertools.islice(batches, step))
+            state = json.loads(json.dumps(batches.get_state()))
+        again = first(Loader(store, **options), 100 - step, state)
+        assert all(same(a, b) for a, b in zip(expected[step:], again, strict=True))
+    with pytest.raises(ValueError, match="resume with the same"):
+        Loader(store, **options | {"by_length": False, "mix": 1}).iter(state)
 
 
 @pytest.mark.parametrize("mixture", [None, {"blood": 2, "lung": 1, "slide": 0}], ids=["plain", "mixture"])
@@ -524,6 +602,8 @@ MISTAKES = [
     ({"mixture": {"blood": 1, "lung": 1}, "filter": "study == 'lung'"}, "it has no cell in this part"),
     ({"buckets": (0, 512)}, "0 is not a positive"),
     ({"threads": -1}, "threads=-1"),
+    ({"by_length": True}, "by_length: only bags of one cell"),
+    ({"by_length": True, "bag": 1, "mix": 0}, "mix=0"),
 ]
 
 
