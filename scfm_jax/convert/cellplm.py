@@ -1,7 +1,6 @@
 """Published CellPLM weights to our variables and back: a table of names, the config, and the file formats.
 
-The released loader skips names and shapes that do not fit without a word; here they are one error that lists them.
-Torch is needed only to open the authors' pickles (`pip install scfm_jax[convert]`).
+Torch is needed only to open the authors' files, see `torch_state`.
 """
 
 import json
@@ -13,12 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from scfm_jax.convert import torch_state
+from scfm_jax.convert.torch_state import Entry, Path
 from scfm_jax.models.cellplm import Model
-
-Path = tuple[str, ...]  # collection, then the keys below it
-Entry = tuple[str, tuple[Path, ...], bool]  # published name, where it goes (packed: several), whether it is transposed
 
 # In checkpoints, but without any influence on the released model's outputs (the positional term is multiplied away).
 UNUSED = re.compile(r"embedder\.norm0\.|embedder\.pe_enc\.|decoder\.layer_norm\.")
@@ -29,26 +26,7 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
 
     ValueError lists every unknown, missing or mis-shaped name at once. See `unused` for what is rightly left over.
     """
-    left_over = unused(state, model)
-    state = {name.removeprefix("module."): np.asarray(value) for name, value in state.items()}
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes(model)).items()}
-    flat, wrong, known = {}, [], set()
-    for name, paths, transposed in entries(model):
-        known.add(name)
-        if name not in state:
-            wrong.append(f"missing {name}")
-            continue
-        for path, part in zip(
-            paths, np.split(state[name], len(paths)) if len(paths) > 1 else [state[name]], strict=True
-        ):
-            part = part.T if transposed else part
-            if part.shape != wanted[path]:
-                wrong.append(f"shape of {name} {state[name].shape}, which should give {wanted[path]}")
-            flat[path] = jnp.asarray(part)
-    wrong += [f"unknown {name}" for name in state if name not in known and name not in left_over]
-    if wrong:
-        raise ValueError(f"{len(wrong)} names of the state dict do not fit this config: {'; '.join(wrong)}")
-    return _stack(unflatten_dict(flat), model)
+    return _stack(torch_state.variables(state, entries(model), shapes(model), unused(state, model)), model)
 
 
 def unused(state: dict[str, np.ndarray], model: Model) -> list[str]:
@@ -60,14 +38,7 @@ def unused(state: dict[str, np.ndarray], model: Model) -> list[str]:
 
 def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """Return variables (or gradients: missing collections are left out) under their published names."""
-    flat = flatten_dict(_unstack(variables, model))
-    state = {}
-    for name, paths, transposed in entries(model):
-        if all(path in flat for path in paths):
-            parts = [np.asarray(flat[path]) for path in paths]
-            parts = [part.T if transposed else part for part in parts]
-            state[name] = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    return state
+    return torch_state.state_dict(_unstack(variables, model), entries(model))
 
 
 def shapes(model: Model) -> dict[str, Any]:
@@ -276,23 +247,5 @@ def load(path: str | pathlib.Path, config_path: str | pathlib.Path) -> tuple[dic
     if not isinstance(published, dict) or not published.get("gene_list"):
         raise ValueError(f"{config_path}: no gene_list; give the .config.json that was published with the checkpoint")
     settings = config(published)
-    variables = params(read(path), Model(**settings["model"]))
+    variables = params(torch_state.read(path), Model(**settings["model"]))
     return settings, variables, list(published["gene_list"])
-
-
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Return the state dict in a torch file, which holds it directly or under "model_state_dict"; no code is run."""
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"{path}: reading torch files needs torch: pip install 'scfm_jax[convert]'") from None
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a torch file of plain tensors ({type(error).__name__})") from None
-    content = content.get("model_state_dict", content) if isinstance(content, dict) else {}
-    if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path}: holds no state dict (tensors by name, directly or under model_state_dict)")
-    return {name: value.float().numpy() for name, value in content.items()}

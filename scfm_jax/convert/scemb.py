@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from scfm_jax.convert import cellplm
+from scfm_jax.convert import torch_state
 from scfm_jax.layers.transformer import ACTIVATIONS
 from scfm_jax.models.scemb import MASK, PAD, SPECIAL, Model
 
@@ -190,7 +190,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file, or of a torch file of plain tensors; no code is run."""
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
-        return cellplm.read(path)
+        return torch_state.read(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
