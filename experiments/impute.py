@@ -32,6 +32,7 @@ flags.DEFINE_integer("seeds", 5, "Number of evaluation seeds.", 1)
 flags.DEFINE_integer("cells", 500, "Cells of a seed, in whole bags drawn at random.", 2)
 flags.DEFINE_integer("bag", None, "Cells of a bag; as many as in training, if left out, or the paper's 50.", 2)
 flags.DEFINE_string("ruler", "visible", "What the borders of bins are read off: visible entries, or the whole cell.")
+flags.DEFINE_string("bin_value", "median", "Count that stands for a bin: median of those in it, or middle of the bin.")
 flags.DEFINE_list("reference", [], "Files that the baselines see whole, such as the training studies.")
 flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
 flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--workdir and --input say which model imputes what (see --helpshort)")
     if FLAGS.ruler not in ("visible", "cell"):
         raise ValueError(f"--ruler={FLAGS.ruler}: there are visible, cell")
+    if FLAGS.bin_value not in ("median", "middle"):
+        raise ValueError(f"--bin_value={FLAGS.bin_value}: there are median, middle")
     from experiments import imputing
     from scfm_jax import api
     from scfm_jax.tasks import imputation
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(FLAGS.workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"--workdir={workdir}: no such folder; give that of a training run")
-    names = ("seeds", "cells", "bag", "ruler", "reference", "layer", "raw", "gene_table", "min_mapped")
+    names = ("seeds", "cells", "bag", "ruler", "bin_value", "reference", "layer", "raw", "gene_table", "min_mapped")
     options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     options |= {"sample_key": FLAGS.sample_key or None, "rates": _numbers(FLAGS.rates, task.RATES)}
     scores = imputing.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)

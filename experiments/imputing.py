@@ -80,6 +80,7 @@ def evaluate(
     cells: int = 500,
     bag: int | None = None,
     ruler: str = "visible",
+    bin_value: str = "median",
     reference: Sequence[str] = (),
     layer: str | None = None,
     raw: bool | None = None,
@@ -98,6 +99,7 @@ def evaluate(
     if same:
         raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
     imputer = Imputer(run.name, run.module, run.model, run.meta["config"], run.constants)
+    imputer.binning["bin_value"] = bin_value
     table = vocab.read_table(gene_table) if gene_table else None
     bag = bag or trained_bag(run)
     rows: list[dict[str, Any]] = []
@@ -116,6 +118,7 @@ def evaluate(
         "weights": run.source,
         "trained_on": pathlib.Path(source).stem in run.classes.get("study", ()),
         "ruler": ruler,
+        "bin_value": bin_value,
         "reference": [pathlib.Path(path).name for path in reference],
         "sample": how,
         "bag": bag,
@@ -206,7 +209,8 @@ def table(scores: dict[str, Any]) -> str:
         for method, of_method in of_case.groupby("method", sort=False):
             cells = (imputation.interval(of_method[metric]) for metric in imputation.METRICS)
             lines.append(f"  {method:20}" + "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in cells))
-    words = f"{scores['cells']} cells, {scores['genes']} genes, bags of {scores['bag']}; ruler: {scores['ruler']}"
+    words = f"{scores['cells']} cells, {scores['genes']} genes, bags of {scores['bag']}"
+    words += f"; ruler: {scores['ruler']}, {scores['bin_value']} of bins"
     lines.append(f"{words}; mean ± half the 95% interval over {scores['seeds']} seeds")
     if scores["trained_on"]:
         lines.append(f"caution: by its name {scores['input']} is a study that the model was trained on")

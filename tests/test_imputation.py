@@ -124,7 +124,8 @@ def test_bins_are_those_of_the_model(options):
 
 
 def test_shares_of_bins_become_expected_counts():
-    ruler = bins.Ruler(np.array([10.0]), np.log1p([[10.0, 30.0, 70.0]]))  # 1, 3, 7 counts
+    edges = np.log1p([[10.0, 30.0, 70.0]])  # 1, 3, 7 counts
+    ruler = bins.Ruler(np.array([10.0]), edges, (edges[:, 1:] + edges[:, :-1]) / 2)
     row = np.zeros(1, int)
     assert ruler.counts(np.array([[1.0, 0, 0]]), row) == 0
     middle = np.expm1((np.log1p(10) + np.log1p(30)) / 2) / 10
@@ -132,6 +133,21 @@ def test_shares_of_bins_become_expected_counts():
     both = np.expm1(np.log1p([10, 30, 30, 70]).sum() / 4 * 0.5) / 10
     assert ruler.counts(np.array([[0.5, 0.25, 0.25]]), row) == pytest.approx(both)
     assert ruler.bins(np.array([0.0, 0.9, 1.1, 3.1, 99]), np.zeros(5, int)).tolist() == [0, 0, 1, 2, 2]
+
+
+def test_the_value_of_a_bin_is_the_median_of_the_cells_counts_in_it():
+    counts = np.array([[0, 1, 1, 1, 2, 50], [1, 1, 1, 1, 1, 1]], np.float32)
+    one = np.array([[0, 1.0, 0, 0, 0], [0, 0, 1.0, 0, 0], [0, 0, 0, 0, 1.0]])
+    median, middle = (bins.fit(counts, counts.sum(1), bin_value=kind) for kind in bins.BIN_VALUES)
+    said = median.counts(one, np.zeros(3, int))
+    np.testing.assert_allclose(said[[0, 2]], [1, 50], rtol=1e-4)
+    between = middle.counts(one, np.zeros(3, int))
+    assert between[0] > 1.4 and between[2] < 45
+    np.testing.assert_allclose(said[1], between[1], err_msg="a bin without counts has its middle")
+    np.testing.assert_allclose(median.counts(one[:1], np.ones(1, int)), 1, rtol=1e-4)
+    np.testing.assert_array_equal(median.edges, middle.edges)
+    with pytest.raises(ValueError, match="there are median, middle"):
+        bins.fit(counts, counts.sum(1), bin_value="mean")
 
 
 def test_shares_for_even_masks_are_those_counted_under_even_masks():
@@ -381,6 +397,7 @@ def test_command_writes_and_prints_the_table(ground):
         ("--workdir={d}/run --input={d}/x.h5ad --rates=many", "many"),
         ("--workdir={d}/run --input={d}/x.h5ad --rates=1.5", "1.5"),
         ("--workdir={d}/run --input={d}/x.h5ad --ruler=truth", "truth"),
+        ("--workdir={d}/run --input={d}/x.h5ad --bin_value=mean", "mean"),
         ("--workdir={d}/run --input={d}/x.h5ad --sample_key=slide", "slide"),
         ("--workdir={d}/run --input={d}/x.h5ad --reference={d}/x.h5ad", "is the input itself"),
     ],
