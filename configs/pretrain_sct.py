@@ -20,7 +20,7 @@ from configs import pretraining
 from scfm_jax import models
 
 PAPER = {"bag": 50, "batch": 1, "steps": 1_000_000, "rate": 1e-4, "warmup": 10_000, "warmup_from": 0.5, "every": 5000}
-SMALL = {"bag": 10, "batch": 1, "steps": 600, "rate": 5e-3, "warmup": 0.05, "every": 200}
+SMALL = {"bag": 10, "batch": 1, "steps": 500, "rate": 5e-3, "warmup": 0.05, "every": 250}
 NARROW = {"embed_dim": 64, "ffn_dim": 128, "key_size": 16}
 ONE_BUCKET = (16384,)  # bags of few cells come in many sizes, each a compilation
 SIZES = {
