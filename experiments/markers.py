@@ -1,0 +1,63 @@
+"""Rank the genes of cell types by a model's gene representations and look for the known markers among them.
+
+    python -m experiments.markers --workdir=W --input=labelled.h5ad --labels=cell_type \
+        --types='B=B cell,CD14+ Mono=Monocyte' --markers=cellmarker.tsv.gz --tissue=Blood --output=DIR
+
+A type is LABEL, or LABEL=NAME where the table calls it otherwise. The other labels of the column are what a type is
+compared with. Writes DIR/markers.md (tables, top genes), DIR/markers.json (each seed) and, for each type and ranking
+that is drawn, DIR/heat_map_<number>_<type>_<ranking>.png, all or nothing. The rankings and the null are those of
+`scfm_jax.tasks.marker_genes`; a seed draws the cells, their bags and the weights of a random twin.
+"""
+
+import os
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "Folder of a training run.")
+flags.DEFINE_string("input", None, "File of raw counts with labels in obs.")
+flags.DEFINE_string("labels", "cell_type", "obs column of the cell types.")
+flags.DEFINE_list("types", None, "Types to rank the genes of: LABEL or LABEL=NAME of the marker table.")
+flags.DEFINE_string("markers", None, "Table of known markers: CellMarker, ScType, or columns cell_type and gene.")
+flags.DEFINE_list("tissue", [], "Tissues of the table whose markers count; all, if left out.")
+flags.DEFINE_string("output", None, "Folder to write; must not exist.")
+flags.DEFINE_integer("top", 50, "Genes to choose.", 2)
+flags.DEFINE_integer("cells", 50, "Cells of a type, drawn at random; 0 for all.", 0)
+flags.DEFINE_float("min_expressed", 0.1, "Least share of the type's cells that express a gene to be ranked.", 0, 1)
+flags.DEFINE_integer("seeds", 3, "Number of seeds.", 1)
+flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
+flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
+flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
+flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
+flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    del argv
+    for name in ("workdir", "input", "types", "markers", "output"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name} is missing (see --helpshort)")
+    if os.path.exists(FLAGS.output):
+        raise FileExistsError(f"--output={FLAGS.output}: exists already and is not overwritten; choose another name")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(FLAGS.output))):
+        raise FileNotFoundError(f"--output={FLAGS.output}: its folder is not there; make it first")
+    from experiments import marker_table, marking
+    from scfm_jax import api
+
+    types = dict(text.rpartition("=")[::2] if "=" in text else (text, text) for text in FLAGS.types)
+    table = marker_table.read(FLAGS.markers, FLAGS.tissue)
+    known = {label: marker_table.of_type(table, name) for label, name in types.items()}
+    names = ("labels", "top", "cells", "min_expressed", "seeds", "layer", "raw", "gene_table", "min_mapped")
+    options = {name: FLAGS[name].value for name in names} | {"sample_key": FLAGS.sample_key or None}
+    found = marking.evaluate(api.load(FLAGS.workdir), FLAGS.input, known, **options)
+    found["markers"] = f"{os.path.basename(FLAGS.markers)}, {', '.join(FLAGS.tissue) or 'all tissues'}"
+    marking.write(found, FLAGS.output)
+    print(marking.table(found))
+
+
+if __name__ == "__main__":
+    cli.run(main)
