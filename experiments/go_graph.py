@@ -53,6 +53,9 @@ flags.DEFINE_string("weight_column", None, "Column of --ppi or --edges that has 
 flags.DEFINE_float("min_score", 0.0, "Leave out interactions of a smaller score; STRING's are read as 0 to 1.", 0.0)
 flags.DEFINE_float("min_mapped", 0.5, "Least fraction of the names, or of the gene list, to be found.", 0.0, 1.0)
 flags.DEFINE_list("pairs", [], "Print weight and rank of these edges, SOURCE:TARGET, by any name of a gene.")
+flags.register_validator(
+    "pairs", lambda pairs: all(pair.count(":") == 1 for pair in pairs), "two genes with a colon between them, as A:B"
+)
 
 SOURCES = ("gaf", "table", "ppi", "edges")
 
@@ -184,13 +187,11 @@ def print_pairs(graph, table) -> None:
     """Print weight and rank among the edges into the target of each of --pairs."""
     from data_pipeline.vocab import map_genes
 
-    wrong = next((pair for pair in FLAGS.pairs if pair.count(":") != 1), None)
-    if wrong:
-        raise ValueError(f"--pairs={wrong}: two genes with a colon between them are expected")
     for pair in FLAGS.pairs:
-        source, target = map_genes(pair.split(":"), graph.genes, table=table, min_mapped=None).index
+        ends = pair.split(":")
+        source, target = map_genes(ends, graph.genes, table=table, min_mapped=None).index
         if min(source, target) < 0:
-            print(f"  {pair}: {pair.split(':')[source >= 0]} is not in the graph's gene list")
+            print(f"  {pair}: {ends[int(source >= 0)]} is not in the graph's gene list")
             continue
         into = graph.target == target
         weight = graph.weight[into & (graph.source == source)]
