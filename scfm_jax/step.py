@@ -30,11 +30,13 @@ class Objective(NamedTuple):
       loss: (params, buffers, batch, constants, rng, step, train) -> (scalar, (metrics, new buffers)). The weight of
         metrics["loss"], where it reports one, is the weight of the batch among others; by default its number of cells.
       flops: (batch, constants) -> forward FLOPs of the batch, from shapes alone.
+      project: params -> params, done after every update; None for nothing.
     """
 
     init: Callable[..., Any]
     loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
     flops: Callable[..., float]
+    project: Callable[[Any], Any] | None = None
 
 
 def pretraining(module: ModuleType, model: nn.Module, inputs: dict[str, Any], loss: dict[str, Any]) -> Objective:
@@ -69,7 +71,7 @@ def pretraining(module: ModuleType, model: nn.Module, inputs: dict[str, Any], lo
 
         return module.flops(model, jax.eval_shape(prepare, batch, constants))
 
-    return Objective(init, forward, flops)
+    return Objective(init, forward, flops, getattr(module, "project", None))
 
 
 def init_state(
@@ -115,6 +117,7 @@ def train_step(
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
     params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step)
+    params = objective.project(params) if objective.project else params
     new = state.replace(
         params=params, opt_state=opt_state, buffers=buffers, ema=optim.average(optimizer, state.ema, params)
     )

@@ -13,6 +13,8 @@ The contract of a model file, held by `tests/test_house.py`:
   tokens(inputs) -> int32 scalar                         what "tokens/s" counts.
   gene_ids(inputs) -> int [B, C, L]   optional; vocabulary id of each position of `Outputs.genes`, -1 for none, where the
                      positions are not the vocabulary's genes in order (with at most one more).
+  project(params) -> params           optional; done after every update, for parameters that are kept within bounds.
+  BATCH              optional; cells that are embedded at a time, for models of single cells.
   SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample, "bag"
                      where it is on as many of them as a bag has in training.
 """
