@@ -26,10 +26,11 @@ from data_pipeline.store import Store, open_store
 from data_pipeline.vocab import map_genes, read_genes, read_table
 from experiments import cli
 from experiments import config as configs
-from scfm_jax import checkpoint, models, optim, sharding, signals, step, train
+from scfm_jax import api, checkpoint, models, optim, sharding, signals, step, train
 from scfm_jax.types import TrainState
 
 FLAGS = flags.FLAGS
+GENE_OPTIONS = ("graph", "graph_weighted", "gene_vectors")
 config_flags.DEFINE_config_file("config", None, "Config file, and its variant after a colon.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, config.")
 flags.DEFINE_bool("distributed", None, "Be one of several processes; found out from the environment, if left out.")
@@ -51,9 +52,10 @@ def pretrain(
     options = config.to_dict()
     data = options["data"]
     store = open_store(_given(data.pop("store"), "data.store", "a folder made by experiments.ingest"))
-    genes, slots, mapping = gene_slots(
-        store, data.pop("genes"), data.pop("gene_table", ()), data.pop("min_mapped", 0.5)
-    )
+    tables = data.pop("gene_table", ())
+    genes, slots, mapping = gene_slots(store, data.pop("genes"), tables, data.pop("min_mapped", 0.5))
+    known = {name: data.pop(name) for name in GENE_OPTIONS if name in data}
+    known = api.gene_constants(known, genes, read_table(tables) if tables else None)
     share = {"host": jax.process_index(), "n_hosts": jax.process_count()}
     data = {"seed": options["train"].get("seed", 0), **data}
     data["labels"] = known_labels(store, data.get("labels", ()), module)
@@ -75,10 +77,10 @@ def pretrain(
     return train.fit(
         step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {})),
         loader,
-        {"slots": slots, "measured": measured(store, slots, len(genes))},
+        {"slots": slots, "measured": measured(store, slots, len(genes)), **known},
         metadata,
         folder,
-        optimizer=options.get("optim", {}),
+        optimizer=by_epoch(options.get("optim", {}), loader),
         **options["train"],
         validation=Loader(store, part="val", **data, **share) if held_out else None,
         initial=warm_start(options["init_from"], genes) if options.get("init_from") else None,
@@ -88,10 +90,10 @@ def pretrain(
 
 def check(config: ConfigDict, module: ModuleType) -> None:
     """Raise ValueError for a key of `config` that nothing takes."""
-    ours = ("store", "genes", "gene_table", "min_mapped")
+    ours = ("store", "genes", "gene_table", "min_mapped", *GENE_OPTIONS)
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
         "data": [*ours, *configs.keywords(Loader, without=("part", "host", "n_hosts"))],
-        "optim": configs.keywords(optim.build, without=("steps",)),
+        "optim": [*configs.keywords(optim.build, without=("steps",)), "schedule_unit"],
         "train": configs.keywords(train.fit, without=("optimizer", "validation", "initial", "desk")),
     }
     configs.check(config.to_dict(), accepted)
@@ -140,6 +142,15 @@ def measured(store: Store, slots: np.ndarray, n_genes: int) -> np.ndarray:
     for study in map(store.study, store.studies):
         table[study.index, slots[:-1][study.measured]] = True
     return table[:, :n_genes]
+
+
+def by_epoch(options: dict[str, Any], loader: Loader) -> dict[str, Any]:
+    """Return the options of the optimiser: `schedule_unit` "epoch" becomes the number of updates of an epoch."""
+    options = dict(options)
+    unit = options.pop("schedule_unit", "update")
+    if unit not in ("update", "epoch"):
+        raise ValueError(f"optim.schedule_unit={unit!r}: must be update or epoch")
+    return options | ({"schedule_every": loader.epoch_steps} if unit == "epoch" else {})
 
 
 def sized(module: ModuleType, options: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -26,10 +26,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy import sparse
 
-from data_pipeline import h5ad, vocab
+from data_pipeline import edge_lists, gene_vectors, graph_file, h5ad, vocab
 from scfm_jax import __version__, checkpoint, infer, models
 from scfm_jax import weights as weights_file
 from scfm_jax.gene_representations import GeneRepresentations
+from scfm_jax.layers import graph
 from scfm_jax.types import Array
 
 BATCH = 256
@@ -38,6 +39,8 @@ MAX_CELLS = 16384
 """Cells of a sample that are embedded at a time by models that look at the whole sample."""
 GENE_BYTES = 128 << 20
 """Memory for the gene representations of the cells that a model of single cells is given at a time."""
+PUBLISHED_EDGES = 21
+"""Edges into each gene that are taken from scLong's csv, which lists more."""
 BAG = 50
 """Cells of a bag of a published model, which brings no data options."""
 
@@ -126,7 +129,7 @@ class Run:
                 self.model,
                 self.variables,
                 {**self.constants, **_constants(measured)},
-                self._batches(counts, bags, self.mapping),
+                self._batches(counts, bags, self.mapping, self._cells),
                 counts.n_cells,
                 inputs=self.meta["config"].get("inputs"),
                 mesh=mesh,
@@ -174,7 +177,7 @@ class Run:
             one = infer.pack(sparse.csr_matrix(measured.shape), np.zeros((1, 1), int), labels=self._labels())
             width = infer.gene_width(*args, one, **options)
             provenance = self._provenance(counts, how, width)
-        most = max(1, min(BATCH, GENE_BYTES // (4 * len(ids) * width)))
+        most = max(1, min(self._cells, GENE_BYTES // (4 * len(ids) * width)))
         if not getattr(self.module, "SAMPLE", False):
             bags = np.split(np.arange(len(rows)), range(most, len(rows), most))
 
@@ -207,7 +210,13 @@ class Run:
         """Return the rows of each batch of the model, and in words what a cell is seen together with."""
         if getattr(self.module, "SAMPLE", False):
             return samples(obs, sample_key, min(max_cells, self._bag or max_cells), seed)
-        return np.split(np.arange(len(obs)), range(BATCH, len(obs), BATCH)), "every cell is embedded by itself"
+        most = self._cells
+        return np.split(np.arange(len(obs)), range(most, len(obs), most)), "every cell is embedded by itself"
+
+    @property
+    def _cells(self) -> int:
+        """Cells at a time of a model of single cells."""
+        return getattr(self.module, "BATCH", BATCH)
 
     @property
     def _bag(self) -> int | None:
@@ -217,7 +226,7 @@ class Run:
         return self.meta["config"].get("data", {}).get("bag", BAG)
 
     def _batches(
-        self, counts: h5ad.Counts, bags: list[np.ndarray], mapping: vocab.Mapping, most: int = BATCH
+        self, counts: h5ad.Counts, bags: list[np.ndarray], mapping: vocab.Mapping, most: int
     ) -> Iterator[dict[str, Any]]:
         """Yield the batches: one sample of padded size, or `most` bags of one cell."""
         coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None
@@ -292,7 +301,37 @@ def from_published(model: str, weights: str | os.PathLike, config: str | os.Path
     models.get(model)
     sections, variables, genes = importlib.import_module(f"scfm_jax.convert.{model}").load(weights, config)
     meta = {"model": model, "config": sections, "genes": genes, "code_version": "published weights"}
-    return build(meta, variables, {}, pathlib.Path(weights).name)
+    constants = gene_constants(sections.get("data", {}), genes)
+    return build(meta, variables, constants, pathlib.Path(weights).name)
+
+
+def gene_constants(
+    options: Mapping[str, Any], genes: Sequence[str], table: vocab.GeneTable | None = None
+) -> dict[str, np.ndarray]:
+    """Return what is known of the genes beforehand, as constants of a training state; empty where nothing is given.
+
+    Args:
+      options: of a config's "data". graph: a file of `experiments.go_graph`, or a list of edges such as scLong's csv,
+        of which the 21 heaviest into each gene are taken. graph_weighted: use its weights, or none but with an edge
+        from every gene to itself. gene_vectors: see `data_pipeline.gene_vectors`.
+      table: names that genes have in these files.
+    """
+    constants = {}
+    if path := options.get("graph"):
+        if pathlib.Path(path).suffix == ".npz":
+            found, mapping = graph_file.read(path).onto(genes, table)
+            edges = found.source, found.target, found.weight
+        else:
+            edges, mapping = edge_lists.on_genes(edge_lists.read_directed(path), genes, table)
+            edges = edge_lists.directed(edges, PUBLISHED_EDGES)
+        weighted = options.get("graph_weighted", True)
+        built = graph.build(*edges, n_nodes=len(genes) + 1, weighted=weighted, self_loops=not weighted)
+        print(f"graph: {len(built.senders):,} edges; {mapping.report}", flush=True)
+        constants |= graph.constants(built)
+    if path := options.get("gene_vectors"):
+        constants["gene_vectors"], mapping = gene_vectors.onto(*gene_vectors.read(path), genes, table)
+        print(f"gene vectors: {mapping.report}", flush=True)
+    return constants
 
 
 def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, Any], source: str) -> Run:

@@ -73,8 +73,8 @@ def build(
       decay_steps: length of the schedule, the whole run by default.
       final_rate: the last learning rate, in units of the peak; with restarts the least.
       cycle, cycle_growth, cycle_peak: of `restarts`.
-      schedule_every: updates that the schedule counts as one step; the updates of an epoch where it goes by epochs
-        (`experiments.train` finds that number for "epoch").
+      schedule_every: updates that the schedule counts as one step (`experiments.train` gives those of an epoch where
+        `schedule_unit` is "epoch").
       no_decay: regular expressions of parameter paths that are not decayed.
       frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
       clip_norm: largest global gradient norm.
