@@ -125,7 +125,7 @@ def prefixed(network: scemb.Model, weights: dict, inputs: dict, keys: np.ndarray
 
 def adapter(case: Case, network: scemb.Model) -> lora.Adapter:
     """Return the recorded LoRA factors under the paths of our kernels."""
-    kernels = {name.removeprefix("bert."): "/".join(path) for name, path, _ in convert.entries(network)}
+    kernels = {name.removeprefix("bert."): "/".join(path[1:]) for name, (path,), _ in convert.entries(network)}
     factors: dict[str, dict[str, jnp.ndarray]] = {}
     for name, x in case.group("in").items():
         if found := re.fullmatch(r"lora/(.+)\.lora_([AB])\.weight", name):

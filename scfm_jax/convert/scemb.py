@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scfm_jax.convert import torch_state
+from scfm_jax.convert.torch_state import Entry
 from scfm_jax.layers.transformer import ACTIVATIONS
 from scfm_jax.models.scemb import MASK, PAD, SPECIAL, Model
 
@@ -25,41 +25,23 @@ TIED = {  # further names of the same array
 }
 UNUSED = ("bert.embeddings.position_ids", "bert.pooler.", "cls.seq_relationship.")  # nothing here depends on them
 
-Path = tuple[str, ...]
-Entry = tuple[str, Path, bool]  # published name, path in our parameters, is it transposed
-
 
 def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
     """Return the variables of `model` from a state dict; prefixes, which no published file has, are left out.
 
-    ValueError lists every unknown, missing or mis-shaped name at once, and tied arrays that are not equal.
+    ValueError lists every unknown, missing or mis-shaped name at once, or names arrays that should be tied and are not.
     """
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes(model)["params"]).items()}
-    flat, wrong, known = {}, [], set(TIED)
-    for name, path, transposed in entries(model):
-        known.add(name)
-        right = wanted[path][::-1] if transposed else wanted[path]
-        if name not in state:
-            wrong.append(f"missing {name}")
-        elif np.shape(state[name]) != right:
-            wrong.append(f"shape of {name} {np.shape(state[name])}, which should be {right}")
-        else:
-            value = np.asarray(state[name], np.float32)
-            flat[path] = jnp.asarray(value.T if transposed else value)
-    wrong += [f"unknown {name}" for name in state if name not in known and not name.startswith(UNUSED)]
     for name, same in TIED.items():
         if name in state and same in state and not np.array_equal(state[name], state[same]):
-            wrong.append(f"{name} is not {same}, to which it should be tied")
-    if wrong:
-        raise ValueError(f"{len(wrong)} names of the state dict do not fit this config: {'; '.join(wrong)}")
-    return {"params": stack(unflatten_dict(flat), model)}
+            raise ValueError(f"state dict: {name} is not {same}; only a decoder tied to the embedding is supported")
+    left_over = [name for name in state if name in TIED or name.startswith(UNUSED)]
+    tree = torch_state.variables(state, entries(model), shapes(model), left_over)
+    return {"params": stack(tree["params"], model)}
 
 
 def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """Return the parameters (or gradients) of `model` under their published names and in their published shapes."""
-    flat = flatten_dict(unstack(variables["params"], model))
-    arrays = {name: (np.asarray(flat[path]), transposed) for name, path, transposed in entries(model)}
-    return {name: array.T if transposed else array for name, (array, transposed) in arrays.items()}
+    return torch_state.state_dict({"params": unstack(variables["params"], model)}, entries(model))
 
 
 def shapes(model: Model) -> dict[str, Any]:
@@ -73,7 +55,7 @@ def shapes(model: Model) -> dict[str, Any]:
 def entries(model: Model) -> Iterator[Entry]:
     """Yield where every published name goes in the parameters of `model` with its blocks unrolled."""
     for theirs, ours in (("word", "word"), ("position", "position"), ("token_type", "type")):
-        yield f"bert.embeddings.{theirs}_embeddings.weight", (ours,), False
+        yield f"bert.embeddings.{theirs}_embeddings.weight", (("params", ours),), False
     yield from _norm("bert.embeddings.LayerNorm", "norm_embed")
     for i in range(model.num_layers):
         layer, block = f"bert.encoder.layer.{i}", f"block_{i}"
@@ -86,17 +68,17 @@ def entries(model: Model) -> Iterator[Entry]:
         yield from _norm(f"{layer}.output.LayerNorm", block, "norm2")
     yield from _linear("cls.predictions.transform.dense", "transform")
     yield from _norm("cls.predictions.transform.LayerNorm", "norm_head")
-    yield "cls.predictions.bias", ("decoder_bias",), False
+    yield "cls.predictions.bias", (("params", "decoder_bias"),), False
 
 
 def _linear(theirs: str, *ours: str) -> Iterator[Entry]:
-    yield f"{theirs}.weight", (*ours, "kernel"), True
-    yield f"{theirs}.bias", (*ours, "bias"), False
+    yield f"{theirs}.weight", (("params", *ours, "kernel"),), True
+    yield f"{theirs}.bias", (("params", *ours, "bias"),), False
 
 
 def _norm(theirs: str, *ours: str) -> Iterator[Entry]:
-    yield f"{theirs}.weight", (*ours, "scale"), False
-    yield f"{theirs}.bias", (*ours, "bias"), False
+    yield f"{theirs}.weight", (("params", *ours, "scale"),), False
+    yield f"{theirs}.bias", (("params", *ours, "bias"),), False
 
 
 def stack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
