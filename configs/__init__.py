@@ -1,4 +1,15 @@
-"""One file, one runnable claim: `--config=configs/pretrain_cellplm.py:tiny`."""
+"""One file, one runnable claim: `--config=configs/pretrain_cellplm.py:tiny`.
+
+get_config(variant) -> ConfigDict   of `experiments.train`. `sweep_<question>.py` has it too, the base of its sweep, and
+get_sweep(variant) -> dict          of `experiments.sweep`, with exactly these keys:
+  question   the title of the table.
+  config     "file.py:variant", what the points change. seeds: training seeds of every point.
+  points     the base first: {"axis", "label", "set": {config key: value}}, and where wanted "evaluate": {flag: value}
+             for its evaluation and "paper": {metric: the paper's number}.
+  evaluate   {"command": a module of `experiments` that takes --workdir, "flags": {flag: value}, "result": the JSON file
+             it writes there, whose "rows" have metrics and a "method" or "embedding", "method": which is the model's}.
+  metrics    {name in the rows: what it is}, the one that the paper reports first.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,0 +1,88 @@
+"""The ablations of sCT (InstaDeep, 2024/25) at a size for two CPU cores: which of its choices matter here, too?
+
+  python -m experiments.ingest --input=TRAIN1.h5ad,TRAIN2.h5ad --store=ALL --group_by=batch --gene_table=TABLE
+  python -m experiments.gene_list --store=ALL --number=128 --output=genes.txt
+  python -m experiments.ingest --input=TRAIN1.h5ad,TRAIN2.h5ad --store=STORE --group_by=batch --gene_table=TABLE \
+      --vocab=genes.txt --min_mapped=0
+  python -m experiments.sweep --sweep=configs/sweep_sct_ablation.py --workdir=runs/sct_ablation --parallel=2 \
+      --config.data.store=STORE --evaluate.input=HELD_OUT.h5ad --evaluate.gene_table=TABLE
+
+One axis at a time around the base: masking, normalisation, cells of a bag, bins; three seeds each. The genes are 128,
+by the rule of `experiments.gene_list`. All points see the same number of cells and of tokens: 50 cells a step, as one
+bag of 50, five of 10 or fifty of 1, for the same number of steps. Each is evaluated with bags as in training (the
+scales of a "standard" norm belong to the positions of a bag, so it has no other choice), on the same cells and masks of
+a file that no point has seen, 15 % of all genes hidden. The paper's number is the Matthews correlation of expressed
+genes in the point's own bins; `mcc` here is in five bins for all, so that fifteen compare, and errors are of counts.
+
+Variants: `small` (the claim), `tiny` (a smoke test of the same points).
+Expect: not yet run.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_sct
+
+SIZES = {
+    "tiny": {"bag": 50, "steps": 2, "rate": 5e-3},
+    "small": {"bag": 50, "steps": 100, "rate": 5e-3},
+}
+
+
+def get_config(variant: str = "small") -> ConfigDict:
+    """Return the base of the sweep, a config of experiments.train."""
+    if variant not in SIZES:
+        raise ValueError(f"variant {variant!r}: no such variant; there are {', '.join(SIZES)}")
+    size = SIZES[variant]
+    config = pretrain_sct.get_config("tiny")
+    config.data.update({"bag": size["bag"], "batch": 1, "min_mapped": 0.0, "buckets": (128, 16384)})
+    config.optim.learning_rate = size["rate"]
+    config.train.update(
+        {"steps": size["steps"], "log_every": 20, "eval_every": 0, "checkpoint_every": 50, "tensorboard": False}
+    )
+    return config
+
+
+def get_sweep(variant: str = "small") -> dict[str, Any]:
+    """Return the points; see `configs` for what a sweep is."""
+    if variant not in SIZES:
+        raise ValueError(f"variant {variant!r}: no such variant; there are {', '.join(SIZES)}")
+    return {
+        "question": "sCT's ablations: 15 % of the genes imputed, expressed ones scored",
+        "config": f"configs/sweep_sct_ablation.py:{variant}",
+        "seeds": (0, 1, 2),
+        "evaluate": {
+            "command": "sweep_impute",
+            "flags": {"rate": 0.15, "bins": 5, "seeds": 1, "cells": 2000, "bag": SIZES[variant]["bag"]},
+            "result": "sweep_imputation.json",
+            "method": "sct",
+        },
+        "metrics": {
+            "mcc": "Matthews correlation, 5 bins",
+            "mcc_own": "Matthews correlation, own bins",
+            "mae": "mean absolute error, counts",
+            "msle": "mean squared error, log1p counts",
+        },
+        "points": [
+            {"axis": "base", "label": "stratified, shared norm, 50 cells, 5 bins", "set": {}, "paper": {"mcc": 0.48}},
+            {"axis": "masking", "label": "uniform 15 %", "set": {"inputs.mask": "uniform"}, "paper": {"mcc": 0.34}},
+            {"axis": "masking", "label": "5 % of zeros", "set": {"inputs.zero_rate": 0.05}, "paper": {"mcc": 0.45}},
+            {"axis": "norm", "label": "standard", "set": {"model.norm": "standard"}, "paper": {"mcc": 0.39}},
+            {"axis": "norm", "label": "none", "set": {"model.norm": "none"}, "paper": {"mcc": 0.40}},
+            _cells(10, 0.44),
+            _cells(1, 0.07),
+            {"axis": "bins", "label": "15 bins", "set": {"model.n_bins": 15, "inputs.n_bins": 15}},
+        ],
+    }
+
+
+def _cells(bag: int, mcc: float) -> dict[str, Any]:
+    """Return the point of bags of so many cells, fifty cells a step."""
+    return {
+        "axis": "cells",
+        "label": f"{bag} cell{'s' if bag > 1 else ''}",
+        "set": {"data.bag": bag, "data.batch": 50 // bag},
+        "evaluate": {"bag": bag},
+        "paper": {"mcc": mcc},
+    }
