@@ -127,13 +127,17 @@ def initial(
     constants: Mapping[str, Any],
     seed: int,
     labels: Sequence[str] = (),
+    bag: int = 8,
     **inputs: Any,
 ) -> dict[str, Any]:
-    """Return fresh random variables of a model; the other arguments are as for `embed` and `pack`."""
+    """Return fresh random variables of a model; the other arguments are as for `embed` and `pack`.
+
+    Args:
+      bag: cells of a bag in training, which some parameters depend on (sCT's with norm "standard").
+    """
     width = np.shape(constants["measured"])[1]
-    batch = pack(
-        sp.csr_matrix((np.ones(8), np.zeros(8, int), np.arange(9)), (8, width)), np.arange(8)[None], labels=labels
-    )
+    counts = sp.csr_matrix((np.ones(bag), np.zeros(bag, int), np.arange(bag + 1)), (bag, width))
+    batch = pack(counts, np.arange(bag)[None], labels=labels)
     arrays = Batch(**{field: batch[field] for field in FIELDS})
     return dict(_init(module, model, _hashable(inputs), constants, arrays, jax.random.key(seed)))
 

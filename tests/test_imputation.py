@@ -33,10 +33,11 @@ def two_types(n: int = N, seed: int = 0) -> np.ndarray:
     return rng.poisson(np.where(own, 4.0, 0.2) * rng.uniform(0.5, 2, (n, 1))).astype(np.float32)
 
 
-def make_run(name: str) -> api.Run:
+def make_run(name: str, bag: int | None = None, **options) -> api.Run:
     """Return a small model with random weights."""
     sections = models.options(name, "tiny")
-    config = {**sections, "model": sections["model"] | SMALL[name], "data": {"labels": []}}
+    data = {"labels": []} | ({"bag": bag} if bag else {})
+    config = {**sections, "model": sections["model"] | SMALL[name] | options, "data": data}
     meta = {"model": name, "config": config, "genes": GENES, "classes": {}, "step": 3}
     return api.build(meta, {}, {}, "a test").twin(0)
 
@@ -170,9 +171,18 @@ def test_how_much_rarer_zeros_were_hidden_is_read_off_the_config(mask, zeros):
 
 @pytest.mark.parametrize(("name", "bag"), [("sct", 12), ("cellplm", 50)])
 def test_bags_have_the_size_of_training_where_it_matters(name, bag):
-    run = make_run(name)
-    run.meta["config"]["data"] = {"bag": 12}
-    assert imputing.trained_bag(run) == bag
+    assert imputing.trained_bag(make_run(name, 12)) == bag
+
+
+def test_parameters_of_a_place_in_the_bag_fit_bags_of_training_and_smaller_ones():
+    run = make_run("sct", 12, norm="standard")
+    assert run.variables["params"]["down_0"]["norm"]["scale"].shape == (12 * V,)
+    counts = two_types()
+    hidden, _ = draw("gene", counts, [0.4])
+    problem = make_problem(counts, hidden)  # in bags of 10
+    impute = Imputer("sct", run.module, run.model, run.meta["config"], run.constants)
+    said = impute(run.variables, problem, bins.fit(problem.counts, problem.depth))
+    np.testing.assert_allclose(said.sum(1), 1, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------ scores

@@ -102,6 +102,7 @@ class Imputer:
             raise ValueError(f"model {name!r} does not predict expression; those that do are {', '.join(ADAPTERS)}")
         inputs, loss = dict(config.get("inputs", {})), dict(config.get("loss", {}))
         self._module, self._constants = module, constants
+        self._least = config.get("data", {}).get("bag") or 1  # what parameters of a position in the bag are for
         self._call = jax.jit(functools.partial(ADAPTERS[name], module, model, inputs=inputs, loss=loss))
         self.binning = {key: inputs[key] for key in ("n_bins", "target_sum", "log") if key in inputs}
         """Options of `bins.fit` that the model was trained with."""
@@ -142,7 +143,7 @@ class Imputer:
         bags = list(problem.bags)
         if together is True:
             bags = [np.flatnonzero(problem.samples == code) for code in np.unique(problem.samples)]
-        most = max(map(len, bags))
+        most = max(map(len, bags)) if together != "bag" else max(self._least, *map(len, bags))
         sizes = [infer.size_up(len(bag), 64) if together is True else most for bag in bags]
         padded = [np.pad(bag, (0, size - len(bag)), constant_values=-1) for bag, size in zip(bags, sizes, strict=True)]
         return [bag[None] if together else bag[:, None] for bag in padded]
