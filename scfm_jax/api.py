@@ -192,7 +192,7 @@ class Run:
         """Return the same model with fresh random weights: the baseline that shows what training has added."""
         constants = {**self.constants, **_constants(np.ones((1, len(self.genes)), bool))}
         options = self.meta["config"].get("inputs", {})
-        variables = infer.initial(self.module, self.model, constants, seed, self._labels(), **options)
+        variables = infer.initial(self.module, self.model, constants, seed, self._labels(), self._bag or 8, **options)
         return dataclasses.replace(
             self, variables=variables, source=f"random weights of seed {seed}", mapping=None, provenance=None
         )
