@@ -34,7 +34,7 @@ is_a: GO:0000001 ! process
 id: GO:0000003
 namespace: biological_process
 is_a: GO:0000002 {source="x"} ! a process
-relationship: regulates GO:0000005 ! function
+relationship: regulates GO:0000008 ! component
 relationship: part_of GO:0000004 ! another
 
 [Term]
