@@ -4,10 +4,10 @@
       --config.data.store=STORE --evaluate.input=HELD_OUT.h5ad --evaluate.gene_table=TABLE
 
 STORE has single-cell and spatial studies, whose obs column "assay" names the technique: the point without spatial data
-leaves out the cells of SPATIAL. HELD_OUT has labels in obs["cell_type"] and is scored by the embedding of its cells: the
-share of cells whose five nearest neighbours name their type, and how clusters agree with types. All points train for
-the same number of steps on bags of the same size. "MLP encoder" has residual layers in the place of attention, so cells
-do not see each other; "no mixture prior" is a VAE with one Gaussian. The paper's scores are of other data and after
+leaves out the cells of SPATIAL. HELD_OUT has labels in obs["cell_type"] and is scored by the embedding of its cells:
+the share of cells whose five nearest neighbours name their type, and how clusters agree with types. All points train
+for the same number of steps on bags of the same size. "MLP" has residual layers in the place of attention, so cells do
+not see each other; "no mixture prior" is a VAE with one Gaussian. The paper's scores are of other data and after
 fine-tuning, so no number of its stands beside ours.
 
 Variants: `small` (the claim, 12 runs of about ten minutes), `tiny` (a smoke test of the same points).

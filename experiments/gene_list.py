@@ -10,11 +10,10 @@ is looked at, so a held-out file has no part in it. The list keeps the order of 
 
 import pathlib
 
-import numpy as np
 from absl import flags
 
-from data_pipeline.store import Store, open_store
-from experiments import cli
+from data_pipeline.store import open_store
+from experiments import cli, gene_ranks
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("store", None, "Folder made by experiments.ingest.")
@@ -27,40 +26,13 @@ def main(_) -> None:
     if not FLAGS.store or not FLAGS.output:
         raise ValueError("--store and --output say where genes come from and where the list goes (see --helpshort)")
     store = open_store(FLAGS.store)
-    share = expressed(store)
-    genes = choose(share, FLAGS.number, FLAGS.min_share)
+    share = gene_ranks.expressed(store)
+    genes = gene_ranks.choose(share, FLAGS.number, FLAGS.min_share)
     path = pathlib.Path(FLAGS.output)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text("".join(f"{store.genes[gene]}\n" for gene in genes))
     partial.replace(path)
     print(f"{path}: {len(genes)} genes, expressed in {share[genes].min():.1%} to {share[genes].max():.1%} of the cells")
-
-
-def expressed(store: Store, run: int = 4096) -> np.ndarray:
-    """Return the share of cells that express each gene, the mean over studies; NaN where one did not measure it. [G]"""
-    shares = []
-    for study in map(store.study, store.studies):
-        cells = np.zeros(len(store.genes))
-        for start in range(0, study.n_cells, run):
-            found, counts = study.read(start, min(start + run, study.n_cells)).result()
-            cells += np.bincount(found[counts > 0], minlength=len(cells))
-        shares.append(np.where(study.measured, cells / study.n_cells, np.nan))
-    return np.mean(shares, 0)
-
-
-def choose(share: np.ndarray, number: int, min_share: float) -> np.ndarray:
-    """Return `number` genes at equal distances in the ranking by `share` [G], in ascending order.
-
-    ValueError where fewer genes are expressed in at least `min_share` of the cells.
-    """
-    ranked = np.argsort(-share, kind="stable")
-    ranked = ranked[share[ranked] >= min_share]
-    if len(ranked) < number:
-        raise ValueError(
-            f"--number={number}: {len(ranked)} genes were measured in every study and are expressed in at least "
-            f"{min_share:g} of the cells; ask for fewer, or lower --min_share"
-        )
-    return np.sort(ranked[np.linspace(0, len(ranked) - 1, number).round().astype(int)])
 
 
 if __name__ == "__main__":

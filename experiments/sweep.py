@@ -21,13 +21,12 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 
 from experiments import cli, slurm, sweep_plan
-from experiments.sweep_crew import Crew, read_json
+from experiments.sweep_crew import Crew, check_same
 from experiments.sweep_plan import Plan, Point
 from scfm_jax import signals
 
@@ -107,27 +106,6 @@ def data_version(plan: Plan) -> str:
     if not pathlib.Path(source).exists():
         raise FileNotFoundError(f"--evaluate.input={source}: no such file")
     return str(open_store(plan.store).manifest["crc32c"])
-
-
-def check_same(workdir: pathlib.Path, point: Point, version: str) -> None:
-    """Raise ValueError where the folder of a point holds something of other settings than this call's."""
-    notes = read_json(workdir / point.name / "point.json")
-    if notes is None:
-        return
-    old, new = _flat(notes["settings"]), _flat({**point.settings, "store": version})
-    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if differ:
-        key = differ[0]
-        raise ValueError(
-            f"{workdir / point.name} was made with other settings: {key} is {old.get(key)!r} there and "
-            f"{new.get(key)!r} here; give the old values to go on with it, or another --workdir to start anew"
-        )
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"config.train.steps": 100, "evaluate.bag": "50", "store": checksum}."""
-    flat = {f"{part}.{key}": v for part in ("config", "evaluate") for key, v in settings.get(part, {}).items()}
-    return flat | {"store": settings.get("store")}
 
 
 def _same_command() -> list[str]:

@@ -192,6 +192,27 @@ def last_words(text: str) -> str:
     return (errors or lines or ["it said nothing"])[-1]
 
 
+def check_same(workdir: pathlib.Path, point: Point, version: str) -> None:
+    """Raise ValueError where the folder of a point holds something of other settings than this call's."""
+    notes = read_json(workdir / point.name / "point.json")
+    if notes is None:
+        return
+    old, new = _flat(notes["settings"]), _flat({**point.settings, "store": version})
+    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if differ:
+        key = differ[0]
+        raise ValueError(
+            f"{workdir / point.name} was made with other settings: {key} is {old.get(key)!r} there and "
+            f"{new.get(key)!r} here; give the old values to go on with it, or another --workdir to start anew"
+        )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"config.train.steps": 100, "evaluate.bag": "50", "store": checksum}."""
+    flat = {f"{part}.{key}": v for part in ("config", "evaluate") for key, v in settings.get(part, {}).items()}
+    return flat | {"store": settings.get("store")}
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     """Return what a JSON file holds, None where there is none."""
     return json.loads(path.read_text()) if path.exists() else None

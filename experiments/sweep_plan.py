@@ -135,7 +135,7 @@ def folder_name(changes: Mapping[str, Any]) -> str:
     if not changes:
         return "base"
     whole = ",".join(f"{key}={value}" for key, value in changes.items())
-    safe = re.sub(r"[^\w.+=,-]", "-", whole, flags=re.ASCII)
+    safe = re.sub(r"[^\w.+=-]*[^\w.+=,-][^\w.+=-]*", "-", whole, flags=re.ASCII)
     if safe == whole and len(safe) <= LONGEST:
         return safe
     return f"{safe[: LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"

@@ -1,0 +1,84 @@
+"""Gene imputation scored by a ruler that does not depend on the model: the same cells, masks and bins for all.
+
+The scores of `experiments.sweep_impute`; what it hides and who imputes are those of `imputing`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from experiments.imputing import Cells
+from scfm_jax import api
+from scfm_jax.tasks import bins, imputation
+from scfm_jax.tasks import imputation_baselines as baselines
+from scfm_jax.tasks.adapters import Imputer
+
+
+def of_seed(
+    run: api.Run, file: Cells, seed: int, rate: float, n_bins: int, cells: int, bag: int, ruler: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the scores of the model, its random twin and the baselines on `cells` random cells of a file."""
+    rng = np.random.default_rng(seed)
+    truth = file.take(rng.permutation(file.n)[:cells])
+    hidden, _ = next(imputation.get("gene").cases(truth, file.measured, [], [rate], rng))
+    bags = [np.arange(start, min(start + bag, len(truth))) for start in range(0, len(truth), bag)]
+    problem = imputation.pose(truth, file.measured, hidden, bags)
+    imputer = Imputer(run.name, run.module, run.model, run.meta["config"], run.constants)
+    seen = (truth, truth.sum(1)) if ruler == "cell" else (problem.counts, problem.depth)
+
+    def rulers(number: int) -> tuple[bins.Ruler, bins.Ruler]:  # of predictions, of the truth
+        options = imputer.binning | {"n_bins": number}
+        return bins.fit(*seen, **options), bins.fit(truth, truth.sum(1), **options)
+
+    shared, own = rulers(n_bins), rulers(imputer.binning.get("n_bins", n_bins))
+    for method, prediction in _predictions(run, run.twin(seed), imputer, problem, own[0]):
+        yield {"method": method, "seed": seed, **score(prediction, problem, truth, shared, own)}
+
+
+def score(
+    prediction: np.ndarray, problem: imputation.Problem, truth: np.ndarray, shared: tuple, own: tuple
+) -> dict[str, float]:
+    """Return the scores over the hidden entries of expressed genes.
+
+    Args:
+      prediction: expected counts [h], or shares of the bins of own[0] [h, bins].
+      shared, own: rulers of the predictions and of the truth: those to compare by, and the model's.
+    """
+    rows, columns = problem.entries
+    true = truth[rows, columns]
+    counted = true > 0
+    if prediction.ndim == 2:
+        counts = own[0].counts(prediction, rows)
+        said = rebin(prediction, shared[0].n_bins).argmax(1), prediction.argmax(1)
+    else:
+        counts = prediction
+        said = shared[0].bins(counts, rows), own[0].bins(counts, rows)
+    mcc, mcc_own = (
+        imputation.matthews(ruler[1].bins(true, rows)[counted], names[counted])
+        for ruler, names in zip((shared, own), said, strict=True)
+    )
+    error, logs = np.abs(counts - true)[counted], (np.log1p(counts) - np.log1p(true))[counted]
+    mae, msle = float(error.mean(dtype=np.float64)), float((logs**2).mean(dtype=np.float64))
+    return {"mcc": mcc, "mcc_own": mcc_own, "mae": mae, "msle": msle, "entries": int(counted.sum())}
+
+
+def rebin(shares: np.ndarray, n_bins: int) -> np.ndarray:
+    """Lay shares of equal bins of a range over another number of equal bins, evenly within each. [h, m] -> [h, n_bins]
+
+    Bin 0, no expression, stays what it is.
+    """
+    there, here = (np.linspace(0, 1, n) for n in (shares.shape[1], n_bins))
+    top, bottom = np.minimum(there[1:, None], here[1:]), np.maximum(there[:-1, None], here[:-1])
+    overlap = np.maximum(top - bottom, 0) * (len(there) - 1)
+    return np.concatenate([shares[:, :1], shares[:, 1:] @ overlap.astype(shares.dtype)], 1)
+
+
+def _predictions(
+    run: api.Run, twin: api.Run, imputer: Imputer, problem: imputation.Problem, ruler: bins.Ruler
+) -> Iterator[tuple[str, np.ndarray]]:
+    yield run.name, imputer(run.variables, problem, ruler)
+    yield "random twin", imputer(twin.variables, problem, ruler)
+    yield "gene mean", baselines.gene_mean(problem)
+    yield "most common bin", baselines.most_common_bin(problem, ruler)
+    yield f"{baselines.NEIGHBOURS} neighbours", baselines.nearest_neighbours(problem, baselines.distances(problem))
