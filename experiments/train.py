@@ -61,6 +61,10 @@ def pretrain(
     data["labels"] = known_labels(store, data.get("labels", ()), module)
     loader = Loader(store, part="train", **data, **share)
     held_out = loader.split_report["parts"]["val"]["cells"]
+    constants = {"slots": slots, "measured": measured(store, slots, len(genes)), **known}
+    if hasattr(module, "fit"):  # every process reads all cells: they must come to the same numbers
+        passes = {p: Loader(store, part=p, **data).epoch_batches() for p in ("train", *(["val"] if held_out else []))}
+        constants, options["inputs"] = module.fit(passes, constants, options.get("inputs", {}))
     metadata = {
         "model": config.model_name,
         "config": options | {"data": config.data.to_dict()},
@@ -77,7 +81,7 @@ def pretrain(
     return train.fit(
         step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {})),
         loader,
-        {"slots": slots, "measured": measured(store, slots, len(genes)), **known},
+        constants,
         metadata,
         folder,
         optimizer=by_epoch(options.get("optim", {}), loader),

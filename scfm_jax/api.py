@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -124,11 +125,16 @@ class Run:
             bags, how = self._bags(counts.obs, sample_key, max_cells, seed)
             measured = np.zeros((1, len(self.genes)), bool)
             measured[0, self.mapping.index[self.mapping.index >= 0]] = True
+            constants = {**self.constants, **_constants(measured)}
+            if not set(getattr(self.module, "FITTED", ())) <= constants.keys():
+                say(f"{', '.join(self.module.FITTED)} did not come with the weights: those of this file are taken")
+                once = {"train": self._batches(counts, bags, self.mapping, self._cells)}
+                constants, _ = self.module.fit(once, constants, self.meta["config"].get("inputs", {}))
             embedding = infer.embed(
                 self.module,
                 self.model,
                 self.variables,
-                {**self.constants, **_constants(measured)},
+                constants,
                 self._batches(counts, bags, self.mapping, self._cells),
                 counts.n_cells,
                 inputs=self.meta["config"].get("inputs"),
@@ -292,14 +298,18 @@ def load(path: str | os.PathLike, which: int | str | None = None) -> Run:
     return build(meta, variables, state.get("constants", {}), f"{folder}, step {restored.step}")
 
 
-def from_published(model: str, weights: str | os.PathLike, config: str | os.PathLike) -> Run:
-    """Return the run of published weights and the config file that was published with them.
+def from_published(model: str, weights: str | os.PathLike, config: str | os.PathLike | None = None) -> Run:
+    """Return the run of published weights and the file that was published with them: a config, or for Exceiver a list
+    of its genes, if you have one (its weights bring their config).
 
     Raises:
       ValueError, OSError: no such model, or a file that is not what it should be; names, shapes and keys are listed.
     """
     models.get(model)
-    sections, variables, genes = importlib.import_module(f"scfm_jax.convert.{model}").load(weights, config)
+    read = importlib.import_module(f"scfm_jax.convert.{model}").load
+    if config is None and list(inspect.signature(read).parameters.values())[1].default is inspect.Parameter.empty:
+        raise ValueError(f"{weights}: the weights of {model} need the config that was published with them")
+    sections, variables, genes = read(weights, *([] if config is None else [config]))
     meta = {"model": model, "config": sections, "genes": genes, "code_version": "published weights"}
     constants = gene_constants(sections.get("data", {}), genes)
     return build(meta, variables, constants, pathlib.Path(weights).name)

@@ -11,8 +11,11 @@ The contract of a model file, held by `tests/test_house.py`:
   loss(outputs, inputs, **config.loss) -> (scalar, {name: (weighted sum, weight)})
   flops(model, inputs) -> float                          forward FLOPs of one batch, from shapes alone.
   tokens(inputs) -> int32 scalar                         what "tokens/s" counts.
-  gene_ids(inputs) -> int [B, C, L]   optional; vocabulary id of each position of `Outputs.genes`, -1 for none, where the
-                     positions are not the vocabulary's genes in order (with at most one more).
+  fit({"train": batches, "val": ...}, constants, inputs) -> (constants, inputs)
+                     optional; what `prepare` must know of all cells, from one pass over them on the host before
+                     training: more constants (named in FITTED), options that the data decide.
+  gene_ids(inputs) -> int [B, C, L]   optional; vocabulary id of each position of `Outputs.genes`, -1 for none, where
+                     the positions are not the vocabulary's genes in order (with at most one more).
   project(params) -> params           optional; done after every update, for parameters that are kept within bounds.
   BATCH              optional; cells that are embedded at a time, for models of single cells.
   SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample, "bag"
