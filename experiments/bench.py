@@ -2,6 +2,10 @@
 
   python -m experiments.bench loader --input=a.h5ad,b.h5ad [--copies=4]     (or --store=DIR, a store that is there)
   python -m experiments.bench step --model=cellplm
+  python -m experiments.bench step --model=sct [--row=L] [--dtype=bfloat16] [--plan]
+
+`--row` chooses among the sizes that `experiments/bench_<model>.py` has; `--plan` compiles the step and says what memory
+it would take, without running it.
 
 Speeds are of this machine under its load of the moment, so cpu seconds are printed too.
 """
@@ -20,6 +24,11 @@ flags.DEFINE_list("input", [], "loader: files with raw counts, made into a store
 flags.DEFINE_integer("copies", 4, "loader: how often each cell of --input is put into its study.", lower_bound=1)
 flags.DEFINE_float("seconds", 5.0, "Time to measure each row for.", lower_bound=0.1)
 flags.DEFINE_string("model", "cellplm", "step: the model.")
+flags.DEFINE_string(
+    "row", None, "step: the size to measure, of those that the model's bench has; by default its first."
+)
+flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "step: what to compute in, instead of the model's own.")
+flags.DEFINE_bool("plan", False, "step: compile only, and say what memory the step would take.")
 flags.DEFINE_string("output", None, "File for the JSON, besides standard output.")
 
 WHAT = ("loader", "step")
@@ -50,7 +59,9 @@ def _loader() -> list[dict]:
 def _step() -> list[dict]:
     from experiments import bench_step
 
-    return bench_step.step_rows(FLAGS.model, seconds=FLAGS.seconds)
+    if FLAGS.plan:
+        return bench_step.plan_rows(FLAGS.model, row=FLAGS.row, dtype=FLAGS.dtype)
+    return bench_step.step_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype)
 
 
 def table(rows: list[dict]) -> str:

@@ -1,125 +1,207 @@
-"""Time one training step of a published layout and its parts, beside what the machine could do.
+"""Time one training step of a model and its parts, beside what the machine could do and what the original took.
 
-CellPLM: the 20230926 checkpoint's layout, one bag of 1,000 cells x 19,374 genes with about 1,750 expressed genes a cell
-(Poisson counts under log-normal gene means), AdamW. Two floors, of which the larger binds:
-  flops   2 x 3 x (1,000 x 19,374 x 1,024 less the inputs' gradient, which nobody needs, + 1,000 x 33.6M of the encoder
-          + 750 x (1.5M + 128 x 19,374) of decoder and head) = about 0.31 TFLOP: 3 s at the 100 GFLOP/s of two cores
-  bytes   72M float32 parameters, gradient and two moments: seven passes, 2 GB, 0.2 s at 10 GB/s; the likelihood is
-          about ten passes over 750 x 19,374 float32, 0.6 GB
+A model brings `experiments/bench_<model>.py` with
+
+  ROWS               {row: figures recorded of the original's step, by the keys of our rows}; the first is the default
+  case(row, small)   a `Case`: network, options, data and optimiser of that row; `small` shrinks everything, to test the
+                     bench itself
+  parts(...)         optional: (module, case, params, inputs, rngs) -> {part: (function, arguments)}, besides the parts
+                     that all have: prepare, forward, backward, optimiser
+
+A call that takes more than a minute is measured once, everything else again and again after one call that is not
+counted; compiling is never counted.
 """
 
 import functools
+import importlib
+import pathlib
 import resource
 import time
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from scfm_jax import hardware, models
 from scfm_jax.types import Batch
 
-N_CELLS, N_GENES, N_BATCHES, N_STUDIES = 1000, 19374, 12596, 484
+LONG = 60.0
+"""Seconds of a call that is measured once."""
 
 
-def step_rows(model: str, seconds: float = 5.0, small: bool = False) -> list[dict]:
-    """Return one row for the training step of `model` and one for each of its parts; ValueError for another model.
+class Case(NamedTuple):
+    """One row of a model's bench: `inputs` and `loss` are the keywords of the model's `prepare` and `loss`."""
 
-    The whole step comes first, so that the peak memory is its own. Every row is measured for about `seconds`. `small`
-    shrinks everything, to test the bench itself.
-    """
-    if model != "cellplm":
-        raise ValueError(f"bench step: no bench of model {model!r}; there is cellplm")
-    module = models.get(model)
-    network, options, batch, constants = cellplm_case(module, small)
-    prepare = functools.partial(module.prepare, constants=constants, train=True, **options)
+    network: nn.Module
+    inputs: dict[str, Any]
+    loss: dict[str, Any]
+    batch: Batch
+    constants: dict[str, Any]
+    optimizer: optax.GradientTransformation
+
+
+class Step(NamedTuple):
+    """The functions of a case, not yet compiled, and what they take."""
+
+    init: Callable
+    prepare: Callable
+    objective: Callable
+    update: Callable
+    rngs: dict[str, Any]
+
+
+def names() -> list[str]:
+    """Return the models that have a bench: those of the files `bench_<model>.py`."""
+    folder = pathlib.Path(__file__).parent
+    return [name for name in models.names() if (folder / f"bench_{name}.py").exists()]
+
+
+def find(model: str, row: str | None) -> tuple[ModuleType, str]:
+    """Return the bench of a model and the row to measure, by default its first; ValueError names those there are."""
+    if model not in names():
+        raise ValueError(f"bench step: no bench of model {model!r}; there is {', '.join(names())}")
+    bench = importlib.import_module(f"experiments.bench_{model}")
+    row = row or next(iter(bench.ROWS))
+    if row not in bench.ROWS:
+        raise ValueError(f"bench step: no row {row!r} of {model}; there is {', '.join(bench.ROWS)}")
+    return bench, row
+
+
+def build(module: ModuleType, case: Case) -> Step:
+    """Return the functions of a training step as `scfm_jax.step` composes them, on one device."""
     key = jax.random.key(0)
-    inputs = jax.jit(lambda batch: prepare(batch, rng=key, step=0))(batch)
     rngs = {"dropout": key, "latent": key}
-    params = jax.jit(lambda inputs: network.init({"params": key, **rngs}, inputs, train=True)["params"])(inputs)
-    optimizer = optax.adamw(2e-4, weight_decay=1e-8)
-    state = jax.jit(optimizer.init)(params)
+    prepare = functools.partial(module.prepare, constants=case.constants, train=True, **case.inputs)
 
-    def forward(params, inputs):
-        return network.apply({"params": params}, inputs, train=True, rngs=rngs)
+    def init(batch):
+        inputs = prepare(batch, rng=key, step=0)
+        params = case.network.init({"params": key, **rngs}, inputs, train=True)["params"]
+        return params, case.optimizer.init(params), jnp.zeros((), jnp.int32)
 
-    def objective(params, batch, step):
-        inputs = prepare(batch, rng=jax.random.fold_in(key, step), step=step)
-        return module.loss(forward(params, inputs), inputs)[0]
+    def objective(params, inputs):
+        return module.loss(case.network.apply({"params": params}, inputs, train=True, rngs=rngs), inputs, **case.loss)[
+            0
+        ]
 
     def update(carry, batch):
         params, state, step = carry
-        loss, grads = jax.value_and_grad(objective)(params, batch, step)
-        changes, state = optimizer.update(grads, state, params)
+        inputs = prepare(batch, rng=jax.random.fold_in(key, step), step=step)
+        loss, grads = jax.value_and_grad(objective)(params, inputs)
+        changes, state = case.optimizer.update(grads, state, params)
         return (optax.apply_updates(params, changes), state, step + 1), loss
 
-    whole = jax.jit(update, donate_argnums=0)
-    timing, (params, state, _) = measure_carried(whole, (params, state, jnp.zeros((), jnp.int32)), batch, seconds)
-    row = {"part": "whole step"} | timing
-    cells = int(module.tokens(inputs))
-    rate = 3 * module.flops(network, inputs) / row["s"]
-    row |= {"cells_per_s": cells / row["s"], "tokens_per_s": cells / row["s"], "gflop_per_s": rate / 1e9}
-    row |= {"mfu": rate / (hardware.peak_flops() or np.nan), "peak_gb": _peak_bytes() / 1e9}
-    head = jax.jit(forward)(params, inputs).logits
-    embedder = network.clone(enc_mod="none", head="embedder")
-    below = {name: value for name, value in params.items() if name not in ("encoder", "decoder")}
-    parts = {  # forward and backward, each up to where its name says
-        "prepare": (lambda batch: prepare(batch, rng=key, step=0), (batch,)),
-        "embedding and latent": (
-            jax.grad(lambda p, x: embedder.apply({"params": p}, x, train=True, rngs=rngs).cells.sum()),
-            (below, inputs),
-        ),
-        "the same with encoder": (jax.grad(lambda p, x: forward(p, x).cells.sum()), (params, inputs)),
-        "head and loss": (
-            jax.grad(lambda h, x: module.negative_binomial(h, x, True)[0]),
-            (head, inputs),
-        ),
-        "optimiser": (lambda p, s: optimizer.update(p, s, p), (params, state)),
-    }
-    rows = [{"part": name} | measure(jax.jit(f), arguments, seconds / 2) for name, (f, arguments) in parts.items()]
-    return [row, *rows]
+    return Step(init, lambda batch: prepare(batch, rng=key, step=0), objective, update, rngs)
 
 
-def cellplm_case(module, small: bool):
-    """Return (network, prepare options, batch, constants) of the published layout."""
-    n_cells, n_genes, n_batches, n_studies = (64, 200, 8, 4) if small else (N_CELLS, N_GENES, N_BATCHES, N_STUDIES)
+def step_rows(
+    model: str, seconds: float = 5.0, small: bool = False, row: str | None = None, dtype: str | None = None
+) -> list[dict]:
+    """Return a row for the training step of `model`, one for each of its parts and one for the original's.
+
+    The whole step comes first, so that the peak memory is its own. Every row is measured for about `seconds`.
+
+    Args:
+      row: a key of the bench's ROWS. dtype: of the computation, instead of the network's own.
+    """
+    bench, row = find(model, row)
+    module, case = models.get(model), _case(bench, row, small, dtype)
+    step = build(module, case)
+    carry = jax.jit(step.init)(case.batch)
+    whole, (params, state, _) = measure_carried(step.update, carry, case.batch, seconds)
+    whole = {"part": f"whole step, {row}"} | whole
+    inputs = jax.jit(step.prepare)(case.batch)
+    rate = 3 * module.flops(case.network, inputs) / whole["s"]
+    whole |= {"cells_per_s": int(case.batch.cell_mask.sum()) / whole["s"]}
+    whole |= {"tokens_per_s": int(module.tokens(inputs)) / whole["s"], "gflop_per_s": rate / 1e9}
+    whole |= {"mfu": rate / (hardware.peak_flops() or np.nan), "peak_gb": _peak_bytes() / 1e9}
+    parts = {"prepare": (step.prepare, (case.batch,)), "forward": (step.objective, (params, inputs))}
+    found = bench.parts(module, case, params, inputs, step.rngs) if hasattr(bench, "parts") else {}
+    parts |= {"backward": (jax.grad(step.objective), (params, inputs))} | found
+    parts["optimiser"] = (lambda p, s: case.optimizer.update(p, s, p), (params, state))
+    timed = {name: measure(function, arguments, seconds / 2) for name, (function, arguments) in parts.items()}
+    timed["backward"] = {key: value - timed["forward"][key] for key, value in timed["backward"].items()}
+    recorded = bench.ROWS[row]
+    original = [{"part": "the original, as recorded"} | recorded] if recorded and not small else []
+    return [whole, *({"part": name} | timing for name, timing in timed.items()), *original]
+
+
+def plan_rows(model: str, small: bool = False, row: str | None = None, dtype: str | None = None) -> list[dict]:
+    """Return what the compiled training step would need, without running it or making its arrays.
+
+    Memory is that of this machine's compiler: arguments (state and batch, updated in place) and temporaries, which
+    another device's compiler lays out in its own way. TFLOP are those of the model, forward and twice that backwards;
+    `run` adds the forward pass that recomputation repeats.
+    """
+    bench, row = find(model, row)
+    module, case = models.get(model), _case(bench, row, small, dtype)
+    step = build(module, case)
+    carry, inputs = jax.eval_shape(step.init, case.batch), jax.eval_shape(step.prepare, case.batch)
+    used = jax.jit(step.update, donate_argnums=0).lower(carry, case.batch).compile().memory_analysis()
+    flops = 3 * module.flops(case.network, inputs)
+    again = 4 / 3 if getattr(case.network, "remat", False) else 1
+    return [
+        {
+            "part": f"whole step, {row}, planned",
+            "arguments_gb": used.argument_size_in_bytes / 1e9,
+            "temporaries_gb": used.temp_size_in_bytes / 1e9,
+            "peak_gb": (used.argument_size_in_bytes + used.temp_size_in_bytes) / 1e9,
+            "tflop": flops / 1e12,
+            "run": again * flops / 1e12,
+        }
+    ]
+
+
+def bag(n_cells: int, n_genes: int) -> Batch:
+    """Return one bag of cells with Poisson counts under log-normal gene means: about 9 % of the genes are expressed."""
     rng = np.random.default_rng(0)
     means, depth = np.exp(rng.normal(-3.6, 1.9, n_genes)), np.exp(rng.normal(0, 0.4, n_cells))
     counts = np.minimum(rng.poisson(means * (depth * rng.gamma(2, 0.5, n_cells))[:, None]), 2000)
     order = np.argsort(counts == 0, axis=1, kind="stable")
     order = order[:, : -(-int((counts > 0).sum(1).max()) // 256) * 256]
     counts = np.take_along_axis(counts, order, 1)
-    batch = Batch(
+    return Batch(
         genes=np.where(counts > 0, order, n_genes).astype(np.int32)[None],
         counts=counts.astype(np.float32)[None],
         cell_mask=np.ones((1, n_cells), bool),
         study=np.zeros((1, n_cells), np.int32),
         coords=np.full((1, n_cells, 2), np.nan, np.float32),
-        labels={"batch": rng.integers(0, n_batches, (1, n_cells)).astype(np.int32)},
+        labels={},
     )
-    constants = {"slots": jnp.arange(n_genes + 1), "measured": jnp.ones((n_studies, n_genes), bool)}
-    variant = module.VARIANTS["tiny" if small else "published_20230926"]
-    network = module.Model(n_genes=n_genes, n_batches=n_batches, n_studies=n_studies, **variant["model"])
-    return network, {**variant.get("inputs", {}), "drop_node_rate": 0.0}, jax.device_put(batch), constants
 
 
 def measure(function: Callable, arguments: tuple, seconds: float) -> dict[str, float]:
-    """Return the median seconds and cpu seconds of a call, after one that is not counted."""
-    return measure_carried(lambda carry, _: (carry, function(*arguments)), None, None, seconds)[0]
+    """Return the median seconds and cpu seconds of a call."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return _repeat(lambda _: compiled(*arguments), None, seconds)[0]
 
 
 def measure_carried(function: Callable, carry, argument, seconds: float) -> tuple[dict[str, float], Any]:
-    """Return the same of `carry, _ = function(carry, argument)` called again and again, and the last carry."""
+    """Return the same of `carry, _ = function(carry, argument)` again and again in place, and the last carry."""
+    compiled = jax.jit(function, donate_argnums=0).lower(carry, argument).compile()
+    return _repeat(lambda carry: compiled(carry, argument)[0], carry, seconds)
+
+
+def _repeat(function: Callable, carry, seconds: float) -> tuple[dict[str, float], Any]:
     walls, cpus = [], []
     while sum(walls[1:]) < seconds or len(walls) < 4:
         wall, cpu = time.perf_counter(), _cpu()
-        carry, _ = jax.block_until_ready(function(carry, argument))
+        carry = jax.block_until_ready(function(carry))
         walls.append(time.perf_counter() - wall)
         cpus.append(_cpu() - cpu)
+        if walls[0] > LONG:
+            return {"s": walls[0], "cpu_s": cpus[0]}, carry
     return {"s": float(np.median(walls[1:])), "cpu_s": float(np.median(cpus[1:]))}, carry
+
+
+def _case(bench: ModuleType, row: str, small: bool, dtype: str | None) -> Case:
+    case = bench.case(row, small)
+    case = case._replace(batch=jax.device_put(case.batch))
+    return case if dtype is None else case._replace(network=case.network.clone(dtype=dtype))
 
 
 def _peak_bytes() -> int:

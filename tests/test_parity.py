@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import bench_step, parity
+from experiments import parity
 from tests.conftest import SHARED, needs_shared
 
 GOLDEN = SHARED / "golden" / "cellplm"
@@ -78,11 +78,3 @@ def test_error_and_tolerance_agree_with_isclose():
     each = [parity.relative_error(o, t, atol / rtol) <= rtol for o, t in zip(ours, theirs, strict=True)]
     assert each == list(np.isclose(ours, theirs, rtol=rtol, atol=atol))
     assert parity.relative_error(np.zeros(2), np.zeros(3), 0) == np.inf
-
-
-def test_bench_of_a_step_reports_the_step_and_its_parts():
-    rows = bench_step.step_rows("cellplm", seconds=0.01, small=True)
-    assert rows[0]["part"] == "whole step" and len(rows) == 6
-    assert all(row["s"] > 0 for row in rows) and {"cells_per_s", "mfu", "peak_gb"} <= set(rows[0])
-    with pytest.raises(ValueError, match="there is cellplm"):
-        bench_step.step_rows("scgpt")

@@ -16,7 +16,7 @@ import pytest
 from experiments import parity, parity_sct
 from scfm_jax import sharding
 from scfm_jax.convert import sct as convert
-from scfm_jax.layers import convolution
+from scfm_jax.layers import bins, convolution, position
 from scfm_jax.models import sct
 from scfm_jax.types import Batch
 from tests.conftest import SHARED, needs_shared
@@ -176,6 +176,26 @@ def test_a_masked_value_does_not_influence_its_prediction():
         assert np.abs(run(inputs) - run(changed)).max() > 1e-3
 
 
+def test_counts_that_are_hidden_may_change_places_and_no_score_moves():
+    """Sum, least and greatest are of all counts of a cell, as published; beyond them a hidden count tells nothing."""
+    batch = bag()
+    hidden = jnp.zeros((1, 4, GENES), bool).at[0, :, batch.genes[0, 0, :6]].set(True)
+    there = hidden[0, 0][batch.genes]  # [B, C, P]
+    swapped = jnp.stack(
+        [
+            jnp.where(t, 0, c).at[jnp.flatnonzero(t)].set(c[t][::-1])
+            for t, c in zip(there[0], batch.counts[0], strict=True)
+        ]
+    )
+    model, variables = built(prepared(batch))
+    run = quick(
+        lambda x: sct.gene_logits(*(model.apply(variables, x, train=True).logits[k] for k in ("features", "head")))
+    )
+    first, second = (prepared(batch.replace(counts=c), draws={"mask": hidden}) for c in (batch.counts, swapped[None]))
+    assert (first["tokens"] != second["tokens"]).any()
+    np.testing.assert_array_equal(run(first), run(second))
+
+
 def test_in_evaluation_the_embedding_sees_everything():
     inputs = prepared(bag(), nonzero_rate=0.5)
     model, variables = built(inputs)
@@ -199,23 +219,87 @@ def test_a_short_bag_gives_what_it_gives_alone():
         np.testing.assert_allclose(ours, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_what_padding_holds_reaches_nothing():
+    """Cells that are padding, whatever is in them, and the length to which expressed genes are padded."""
+    batch = bag(cells=6, bags=2)
+    batch = batch.replace(cell_mask=batch.cell_mask.at[0, 4:].set(False))
+    hidden = {"draws": {"mask": jax.random.bernoulli(jax.random.key(2), 0.3, (2, 6, GENES))}}
+    clean = prepared(batch, **hidden)
+    rubbish = batch.replace(
+        counts=batch.counts.at[0, 4:].mul(7), genes=batch.genes[..., ::-1], coords=batch.coords.at[0, 4:].set(jnp.nan)
+    )
+    rubbish = rubbish.replace(genes=rubbish.genes.at[1].set(batch.genes[1]).at[0, :4].set(batch.genes[0, :4]))
+    wide = ((0, 0), (0, 0), (0, 9))
+    longer = batch.replace(genes=jnp.pad(batch.genes, wide, constant_values=GENES), counts=jnp.pad(batch.counts, wide))
+    model, variables = built(clean, spatial="code")
+    real = batch.cell_mask[..., None]
+
+    def everything(inputs):
+        value, grads = value_and_grad(model, variables, inputs)
+        outputs = quick(lambda x: model.apply(variables, x, train=True))(inputs)
+        return (value, jnp.where(real, outputs.cells, 0), jnp.where(real[..., None], outputs.genes, 0)), grads
+
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)  # threads add in any order
+    expected = everything(clean)
+    for other in (rubbish, longer):
+        found = everything(prepared(other, **hidden))
+        jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
+        jax.tree.map(same, found[1], expected[1])
+
+
+def test_layers_without_attention_commute_with_the_order_of_cells_but_for_borders():
+    """Norms and pooling do, to the last bit; convolutions do where their taps do not reach over a border."""
+    x = jax.random.normal(jax.random.key(0), (1, 4, 32, 8))
+    order = jnp.array([2, 0, 3, 1])
+    kernel = jax.random.normal(jax.random.key(1), (15, 8, 8))
+    norm = convolution.GeneNorm()
+    scale = norm.init(jax.random.key(0), x)
+    for layer, reach in (
+        (lambda x: norm.apply(scale, x), 0),
+        (lambda x: convolution.pool(x, "max"), 0),
+        (lambda x: convolution.pool(x, "avg"), 0),
+        (lambda x: convolution.convolve(convolution.with_neighbours(x, 7, 7), kernel), 7),
+        (lambda x: convolution.convolve(convolution.with_neighbours(x, 2, 2), kernel[:5]), 2),
+        (lambda x: convolution.upsample(convolution.with_neighbours(x, 1, 1), kernel[:5]), 2),
+    ):
+        run = quick(layer)
+        turned, straight = run(x[:, order]), run(x)[:, order]
+        inside = slice(reach, turned.shape[2] - reach)
+        np.testing.assert_array_equal(turned[:, :, inside], straight[:, :, inside])
+        assert not reach or (turned != straight).any()
+
+
+def test_rotary_positions_tell_only_how_far_apart_cells_are():
+    """Empty places before the cells instead of behind them change nothing."""
+    batch = bag(cells=6)
+    late = jax.tree.map(lambda x: jnp.roll(x, 2, 1), batch)
+    inputs = [
+        prepared(b.replace(cell_mask=jnp.asarray([mask])), mask="none")
+        for b, mask in ((batch, [True] * 4 + [False] * 2), (late, [False] * 2 + [True] * 4))
+    ]
+    model, variables = built(inputs[0])
+    run = quick(lambda x: model.apply(variables, x).cells)
+    np.testing.assert_allclose(run(inputs[0])[:, :4], run(inputs[1])[:, 2:], rtol=1e-4, atol=1e-5)
+
+
 def test_order_of_cells_matters_only_through_borders_and_rotary_positions():
     """With convolutions that end at each cell and no positions, permuting the cells permutes the result."""
     inputs = prepared(bag(), mask="none")
     order = jnp.array([2, 0, 3, 1])
     turned = jax.tree.map(lambda x: x[:, order], inputs)
-    flat = convolution.convolve
+    together = convolution.with_neighbours
 
-    def apart(x, kernel, padding):  # each cell as a bag of its own
-        return flat(x.reshape(-1, 1, *x.shape[2:]), kernel, padding).reshape(*x.shape[:3], -1)
+    def apart(x, before, after):  # each cell as a bag of its own
+        return jnp.pad(x, ((0, 0), (0, 0), (before, after), (0, 0)))
 
     differences = {}
-    for pos, convolve in (("rope", flat), ("none", flat), ("none", apart)):
+    for pos, cells in (("rope", together), ("none", together), ("none", apart)):
         model, variables = built(inputs, pos=pos)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(convolution, "convolve", convolve)
+            patch.setattr(convolution, "with_neighbours", cells)
+            patch.setattr(sct, "with_neighbours", cells)
             run = quick(lambda x, model=model, variables=variables: model.apply(variables, x).genes)
-            differences[pos, convolve is flat] = float(jnp.abs(run(turned) - run(inputs)[:, order]).max())
+            differences[pos, cells is together] = float(jnp.abs(run(turned) - run(inputs)[:, order]).max())
     assert differences["none", False] < 1e-4 < 1e-2 < differences["none", True]
     assert differences["rope", True] > 1e-2
 
@@ -241,7 +325,18 @@ def test_upsampling_is_a_dilated_transposed_convolution():
     x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4, 6)), jax.random.normal(jax.random.key(1), (5, 6, 7))
     names, flat = ("NWC", "WIO", "NWC"), x.reshape(2, 12, 6)
     slow = jax.lax.conv_general_dilated(flat, kernel, (1,), [(3, 2)], lhs_dilation=(2,), dimension_numbers=names)
-    np.testing.assert_allclose(convolution.upsample(x, kernel), slow.reshape(2, 3, 8, 7), rtol=1e-5, atol=1e-5)
+    ours = convolution.upsample(convolution.with_neighbours(x, 1, 1), kernel)
+    np.testing.assert_allclose(ours, slow.reshape(2, 3, 8, 7), rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_of_cells_is_that_of_the_whole_bag():
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 8, 6)), jax.random.normal(jax.random.key(1), (15, 6, 7))
+    names, flat = ("NWC", "WIO", "NWC"), x.reshape(2, 24, 6)
+    whole = jax.lax.conv_general_dilated(flat, kernel, (1,), "SAME", dimension_numbers=names)
+    ours = convolution.convolve(convolution.with_neighbours(x, *convolution.reach(15)), kernel)
+    np.testing.assert_allclose(ours, whole.reshape(2, 3, 8, 7), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="cells of 4 positions"):
+        convolution.with_neighbours(x[:, :, :4], 7, 7)
 
 
 def test_gradient_of_the_norm_is_the_derived_one():
@@ -264,11 +359,11 @@ def test_gradient_of_the_norm_is_the_derived_one():
 
 def test_spatial_features_of_paper_and_code():
     coords = jnp.array([[[3.0, 5.0]]])
-    paper = sct.spatial_features(coords, "paper", 3, 1.0, 4.0)[0, 0]
+    paper = position.scale_waves(coords, "paper", 3, 1.0, 4.0)[0, 0]
     scale = np.array([1, 2, 4])
     waves = [np.cos(3 / scale), np.cos(5 / scale), np.sin(3 / scale), np.sin(5 / scale)]
     np.testing.assert_allclose(paper, np.stack(waves, 1).ravel(), rtol=1e-5)
-    code = sct.spatial_features(coords, "code", 3, 1.0, 4.0)[0, 0]
+    code = position.scale_waves(coords, "code", 3, 1.0, 4.0)[0, 0]
     scale = 4 ** (np.array([1, 2.5, 4]) / 2)
     np.testing.assert_allclose(code, np.stack([np.cos(3 / scale), np.sin(5 / scale)], 1).ravel(), rtol=1e-5)
 
@@ -303,7 +398,7 @@ def test_chunks_remat_and_scan_change_nothing():
     blocks = [scanned.pop(f"block_{i}") for i in range(2)]
     scanned["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
     for other in (
-        value_and_grad(model.clone(remat="dots"), variables, inputs, chunk=60),
+        value_and_grad(model.clone(remat="dots", query_chunk=30, cell_chunk=2), variables, inputs, chunk=60),
         value_and_grad(model.clone(scan=True, remat=True), {"params": scanned}, inputs),
     ):
         np.testing.assert_allclose(other[0], whole[0], rtol=1e-6)
@@ -317,6 +412,23 @@ def test_predictions_are_counts_within_the_range_of_the_cell():
     model, variables = built(inputs)
     counts = quick(lambda v: sct.predict(model.apply(v, inputs, train=True), inputs))(variables)
     assert counts.shape == (1, 4, GENES) and (counts >= 0).all() and counts.max() < bag().counts.max() * 1.2
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("target_sum", [0, 50.0])
+def test_predictions_undo_what_prepare_did(log, target_sum):
+    """A model that is sure of the truth predicts each count to half a bin, in whatever units the bins are."""
+    batch = bag()
+    inputs = quick(lambda b: prepared(b, mask="none", log=log, target_sum=target_sum, n_bins=15))(batch)
+    sure = {"kernel": jnp.eye(17) * 1e3, "bias": jnp.zeros(17)}
+    features = jax.nn.one_hot(inputs["tokens"], 17)
+    counts = sct.predict(sct.Outputs(cells=None, logits={"features": features, "head": [sure]}), inputs)
+    truth = jnp.zeros((1, 4, GENES + 1)).at[0, jnp.arange(4)[:, None], batch.genes[0]].set(batch.counts[0])[..., :-1]
+    values, scale = bins.normalized(truth, target_sum, log)
+    predicted = counts * scale[..., None]
+    predicted = jnp.log1p(predicted) if log else predicted
+    half = (inputs["edges"][..., 1:] - inputs["edges"][..., :-1]).max(-1, keepdims=True) / 2
+    assert (jnp.abs(predicted - values) <= half * 1.001).all() and (counts[truth == 0] == 0).all()
 
 
 def test_flops_are_those_that_xla_counts():

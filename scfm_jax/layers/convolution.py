@@ -1,9 +1,11 @@
 """Convolutions along the genes of a bag: channels last, cells end to end, normalised per cell over the genes.
 
-A bag [B, C, L, D] is convolved as one sequence of C x L positions, so kernels reach over the border of two cells; only
-its two ends are padded with zeros. A transposed convolution of stride 2 computes even and odd outputs apart, each with
-the taps that meet a sample: no tap is spent on the zeros between samples, and no gradient passes through a dilation,
-which costs XLA twenty times as much on a CPU.
+A bag [B, C, L, D] is convolved as one sequence of C x L positions: each cell gets the ends of its neighbours, so
+kernels reach over the border of two cells, and only the two ends of the bag are padded with zeros. What follows is then
+a matter of each cell alone, so a few cells can be worked on at a time, or cells can live on several devices that
+exchange nothing but those ends. A transposed convolution of stride 2 computes even and odd outputs apart, each with the
+taps that meet a sample: no tap is spent on the zeros between samples, and no gradient passes through a dilation, which
+costs XLA twenty times as much on a CPU.
 """
 
 import functools
@@ -19,20 +21,41 @@ NORMS = ("shared", "standard", "no_affine", "none")
 POOLINGS = ("avg", "max")
 
 
-def convolve(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
-    """Cross-correlate a bag with kernel [taps, D, F] along its positions, zeros beyond the ends. -> [B, C, L, F]"""
-    flat = x.reshape(x.shape[0], -1, x.shape[-1])
-    y = jax.lax.conv_general_dilated(flat, kernel, (1,), [padding], dimension_numbers=("NWC", "WIO", "NWC"))
-    return y.reshape(*x.shape[:-1], -1)
+def with_neighbours(x: Array, before: int, after: int) -> Array:
+    """Put the end of the previous cell before each, the start of the next behind it, zeros at the ends of the bag.
+
+    [B, C, L, D] -> [B, C, before + L + after, D]; ValueError where a kernel reaches further than a neighbour.
+    """
+    if max(before, after) > x.shape[2]:
+        raise ValueError(
+            f"cells of {x.shape[2]} positions: a kernel reaches {max(before, after)} positions into the next cell, so "
+            f"there must be as many: take more genes or model.num_downsamples lower"
+        )
+    first = jnp.pad(x[:, :-1, x.shape[2] - before :], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    last = jnp.pad(x[:, 1:, :after], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    return jnp.concatenate([first, x, last], 2)
+
+
+def reach(taps: int, stride: int = 1) -> tuple[int, int]:
+    """Return the positions of the previous and of the next cell that an output depends on."""
+    return (1, 1) if stride == 2 else ((taps - 1) // 2, taps // 2)
+
+
+def convolve(x: Array, kernel: Array) -> Array:
+    """Cross-correlate each cell, neighbours' ends included, with kernel [taps, D, F]. -> [B, C, L - taps + 1, F]"""
+    cells = x.reshape(-1, *x.shape[2:])
+    y = jax.lax.conv_general_dilated(cells, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+    return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def upsample(x: Array, kernel: Array) -> Array:
     """Transposed convolution of stride 2 with five taps [5, D, F] (SAME: zeros between samples, pad 3 and 2).
 
-    y[2m] = w1 x[m-1] + w3 x[m], y[2m+1] = w0 x[m-1] + w2 x[m] + w4 x[m+1]. -> [B, C, 2 L, F]
+    y[2m] = w1 x[m-1] + w3 x[m], y[2m+1] = w0 x[m-1] + w2 x[m] + w4 x[m+1], x with one position of each neighbour.
+    [B, C, L + 2, D] -> [B, C, 2 L, F]
     """
-    even, odd = convolve(x, kernel[1::2], (1, 0)), convolve(x, kernel[0::2], (1, 1))
-    return jnp.stack([even, odd], axis=3).reshape(*x.shape[:2], 2 * x.shape[2], -1)
+    even, odd = convolve(x[:, :, :-1], kernel[1::2]), convolve(x, kernel[0::2])
+    return jnp.stack([even, odd], axis=3).reshape(*even.shape[:2], -1, even.shape[3])
 
 
 def pool(x: Array, kind: str) -> Array:
@@ -108,7 +131,10 @@ class GeneNorm(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution of stride 1 (SAME) or, with `stride` 2, a transposed one that doubles the positions; with bias."""
+    """A convolution of stride 1 or, with `stride` 2, a transposed one that doubles the positions; with bias.
+
+    Cells come `with_neighbours`, as many positions as `reach` says.
+    """
 
     features: int
     taps: int
@@ -116,28 +142,49 @@ class Convolution(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:  # [B, C, L, D] -> [B, C, L or 2 L, F]
+    def __call__(self, x: Array) -> Array:  # [B, C, before + L + after, D] -> [B, C, L or 2 L, F]
         shape = (self.taps, x.shape[-1], self.features)
         kernel = self.param("kernel", lambda key: truncated(key, shape, self.taps * x.shape[-1])).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        x, before = x.astype(self.dtype), (self.taps - 1) // 2
+        x = x.astype(self.dtype)
         if self.taps == 1:
             return x @ kernel[0] + bias
-        y = upsample(x, kernel) if self.stride == 2 else convolve(x, kernel, (before, self.taps - 1 - before))
-        return y + bias
+        return (upsample(x, kernel) if self.stride == 2 else convolve(x, kernel)) + bias
 
 
 class Stage(nn.Module):
-    """gelu(convolution(norm(x))), then the same with one tap, added to itself; `real` [B, C] silences padding cells."""
+    """gelu(convolution(norm(x))), then the same with one tap, added to itself; then perhaps pooling.
+
+    More than `cell_chunk` cells (0: no limit) are worked on in parts after the first norm, once more in the backward
+    pass, so that the widest maps never exist whole; each part takes cells from everywhere in the bag, so that one that
+    is split over devices stays where it is. The norm "standard" needs all cells at once.
+    """
 
     features: int
     stride: int = 1
     norm: str = "shared"
     dtype: str = "float32"
+    pooling: str | None = None
+    cell_chunk: int = 0
 
     @nn.compact
-    def __call__(self, x: Array, real: Array) -> Array:  # [B, C, L, D] -> [B, C, L or 2 L, F]
+    def __call__(self, x: Array, real: Array) -> Array:  # [B, C, L, D], cells that are not padding [B, C]
         y = GeneNorm(self.norm, name="norm")(x) * real[..., None, None].astype(x.dtype)
+        y = with_neighbours(y, *reach(5, self.stride))
+        n_bags, n_cells = real.shape
+        most = n_cells if self.norm == "standard" else self.cell_chunk or n_cells
+        parts = next(n for n in range(1, n_cells + 1) if n_cells % n == 0 and n_cells <= n * most)
+        if parts == 1:
+            return self.each(y)
+        some = jnp.moveaxis(y.reshape(n_bags, -1, parts, *y.shape[2:]), 2, 0)
+        each = nn.remat(lambda stage, _, y: (None, stage.each(y)), prevent_cse=False)
+        _, y = nn.scan(each, variable_broadcast="params", split_rngs={"params": False})(self, None, some)
+        y = jnp.moveaxis(y, 0, 2)
+        return y.reshape(n_bags, n_cells, *y.shape[3:])
+
+    def each(self, y: Array) -> Array:
+        """Return what becomes of cells with their neighbours' ends. [B, C, before + L + after, D]"""
         y = jax.nn.gelu(Convolution(self.features, 5, self.stride, self.dtype, name="conv")(y))
         z = GeneNorm(self.norm, name="residual_norm")(y)
-        return y + jax.nn.gelu(Convolution(self.features, 1, dtype=self.dtype, name="residual_conv")(z))
+        y = y + jax.nn.gelu(Convolution(self.features, 1, dtype=self.dtype, name="residual_conv")(z))
+        return pool(y, self.pooling) if self.pooling else y

@@ -1,6 +1,7 @@
-"""Two-dimensional positions of cells as vectors: a grid of 100 x 100 places, sinusoidal or learned."""
+"""Two-dimensional positions of cells as vectors: a grid of 100 x 100 places, sinusoidal or learned; waves."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from scfm_jax.types import Array
@@ -27,6 +28,22 @@ def sinusoidal(coords: Array, width: int) -> Array:
     angles = jnp.stack([second, first], -1)[..., None] * frequency  # [..., 2, D/4]
     waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1)
     return waves.reshape(*coords.shape[:-1], width)
+
+
+def scale_waves(coords: Array, kind: str, scales: int, least: float, most: float) -> Array:
+    """Return waves of the coordinates at scales k = least (most / least)^(s / (scales - 1)). [B, C, 2] -> [B, C, F]
+
+    paper: cosine and sine of x / k and y / k, s from 0. code: cosine of x / k, sine of y / k, s from `least` to `most`.
+    """
+    with jax.ensure_compile_time_eval():  # as the original does, which a compiler's power differs from
+        s = jnp.linspace(least, most, scales) if kind == "code" else jnp.arange(scales)
+        scale = least * (most / least) ** (s / max(scales - 1, 1))
+    angle = coords[..., None, :] / scale[:, None]  # [B, C, scales, 2]
+    if kind == "code":
+        waves = jnp.stack([jnp.cos(angle[..., 0]), jnp.sin(angle[..., 1])], -1)
+    else:
+        waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+    return waves.reshape(*coords.shape[:2], -1)
 
 
 class Position(nn.Module):

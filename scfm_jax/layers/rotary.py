@@ -42,7 +42,9 @@ class Linear(nn.Module):
 class Block(nn.Module):
     """`x + attention(norm(x))`, then `x + W2 (silu(a) * b)` with (a, b) = W1 norm(x); softmax in float32.
 
-    Intermediates: attention [B, H, T, T], output.
+    More than `query_chunk` queries (0: no limit) are worked on in parts, once more in the backward pass, so that scores
+    never exist for all of them; each part takes queries from everywhere, so that a split sequence stays where it is.
+    Intermediates: attention [B, H, T, T] where there is one part, output.
     """
 
     heads: int
@@ -50,6 +52,7 @@ class Block(nn.Module):
     ffn_dim: int
     rope: bool = True
     dtype: str = "float32"
+    query_chunk: int = 0
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:  # [B, T, D], keys to attend to [B, T]
@@ -61,17 +64,28 @@ class Block(nn.Module):
 
     def attend(self, x: Array, mask: Array) -> Array:
         """Return what each position gathers from all, in this order of heads. [B, T, D]"""
-        width = self.heads * self.key_size
+        (n_bags, length), width = x.shape[:2], self.heads * self.key_size
         q, k, v = (
-            self.linear(width, name)(x).reshape(*x.shape[:2], self.heads, -1) for name in ("query", "key", "value")
+            self.linear(width, name)(x).reshape(n_bags, length, self.heads, -1) for name in ("query", "key", "value")
         )
         if self.rope:
             q, k = rotate(q), rotate(k)
-        scores = jnp.einsum("bqhk,bshk->bhqs", q * self.key_size**-0.5, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
-        self.sow("intermediates", "attention", weights)
-        y = jnp.einsum("bhqs,bshk->bqhk", weights.astype(self.dtype), v)
-        return self.linear(x.shape[-1], "out")(y.reshape(*x.shape[:2], width))
+
+        def gather(q: Array) -> tuple[Array, Array]:
+            scores = jnp.einsum("bqhk,bshk->bhqs", q * self.key_size**-0.5, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
+            return jnp.einsum("bhqs,bshk->bqhk", weights.astype(self.dtype), v), weights
+
+        most = self.query_chunk or length
+        parts = next(n for n in range(1, length + 1) if length % n == 0 and length <= n * most)
+        if parts == 1:
+            y, weights = gather(q)
+            self.sow("intermediates", "attention", weights)
+        else:
+            some = jnp.moveaxis(q.reshape(n_bags, -1, parts, *q.shape[2:]), 2, 0)
+            y = jax.lax.map(jax.checkpoint(lambda q: gather(q)[0], prevent_cse=False), some)
+            y = jnp.moveaxis(y, 0, 2)
+        return self.linear(x.shape[-1], "out")(y.reshape(n_bags, length, width))
 
     def linear(self, features: int, name: str, use_bias: bool = True) -> Linear:
         """Return one of the block's linear maps."""

@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.layers import bags, likelihood
-from scfm_jax.layers.convolution import NORMS, POOLINGS, Convolution, Stage, pool, truncated
+from scfm_jax.layers import bags, bins, likelihood, position
+from scfm_jax.layers.convolution import NORMS, POOLINGS, Convolution, Stage, reach, truncated, with_neighbours
 from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.rotary import Block
 from scfm_jax.types import Array, Batch, Outputs
@@ -73,7 +73,7 @@ def prepare(
       constants: "slots" [G + 1] and "measured" [S, V] (see the contract); no two store genes share a slot below V.
       target_sum: counts of a cell, over the model's genes, are scaled to this sum; 0 leaves them.
       log: bin log1p of that.
-      edges: precision of the bins' edges, see `bin_edges`.
+      edges: precision of the bins' edges, see `bins.bin_edges`.
       mask: stratified (zeros with `zero_rate`, others with `nonzero_rate`), uniform (all with `nonzero_rate`), cells
         (`mask_cells` whole cells of a bag), genes (the slots `mask_genes`, in every cell), none.
       score_unmeasured: mask and score also genes that a study of the bag did not measure.
@@ -81,20 +81,17 @@ def prepare(
       draws: a recorded "mask" [B, C, V] instead of `rng`.
 
     Returns a dict: tokens [B, C, V], bin of each gene, 0 for no expression; mask bool [B, C, V] of those to hide,
-    absent with mask "none"; edges [B, C, n_bins] and scale [B, C], which turn bins back into counts; cell_mask, coords.
+    absent with mask "none"; edges [B, C, n_bins], scale and log [B, C], which turn bins back into counts; cell_mask,
+    coords.
     """
     measured = constants["measured"]
     slots = constants["slots"][batch.genes]  # [B, C, P]
     counts = jnp.where(slots < measured.shape[1], batch.counts, 0).astype(jnp.float32)
-    scale = jnp.ones(counts.shape[:2])
-    if target_sum:
-        scale = target_sum / jnp.maximum(counts.sum(-1), 1e-9)
-    values = counts * scale[..., None]
-    values = jnp.log1p(values) if log else values
-    borders = bin_edges(values, n_bins, edges)
-    bins = sum((values >= borders[..., i, None]).astype(jnp.int32) for i in range(n_bins - 1))
-    tokens = likelihood.scatter(slots, jnp.where(values > 0, bins, 0), measured.shape[1])
-    inputs = {"tokens": tokens, "edges": borders, "scale": scale, "cell_mask": batch.cell_mask}
+    values, scale = bins.normalized(counts, target_sum, log)
+    borders = bins.bin_edges(values, n_bins, edges)
+    tokens = likelihood.scatter(slots, bins.binned(values, borders), measured.shape[1])
+    inputs = {"tokens": tokens, "edges": borders, "scale": scale, "log": jnp.full(scale.shape, log)}
+    inputs["cell_mask"] = batch.cell_mask
     inputs["coords"] = _relative(batch.coords, batch.cell_mask) if coords == "relative" else batch.coords
     if mask == "none":
         return inputs
@@ -106,35 +103,6 @@ def prepare(
     if not score_unmeasured:
         scored = scored & bags.measured_genes(measured, batch)[:, None]
     return inputs | {"mask": hidden & scored}
-
-
-def bin_edges(values: Array, n_bins: int, precision: str = "float64") -> Array:
-    """Return float32 edges of `n_bins - 1` equal bins between the least and the greatest of a cell's positive values.
-
-    As numpy computes them: linspace(min, max, n_bins), the last one 0.01 higher; min -+ 0.1 and infinity where all
-    values are equal. "float64" edges are rounded up to the next float32, so `value >= edge` is what it is in float64.
-    [B, C, P] -> [B, C, n_bins]
-    """
-    if precision not in ("float32", "float64"):
-        raise ValueError(f"edges {precision!r}: there are float32, float64")
-    low = jnp.min(values, -1, initial=jnp.inf, where=values > 0)[..., None]
-    high = jnp.max(values, -1, initial=-jnp.inf, where=values > 0)[..., None]
-    low, high = jnp.where(low <= high, low, 0), jnp.where(low <= high, high, 0)
-    bits = (11, 52) if precision == "float64" else (8, 23)
-    with jax.enable_x64(True):
-
-        def rounded(x: Array) -> Array:
-            return jax.lax.reduce_precision(x, *bits)
-
-        least, most = low.astype(jnp.float64), high.astype(jnp.float64)
-        parts = jax.lax.optimization_barrier(jnp.float64(n_bins - 1))  # a constant would be inverted
-        steps = rounded(jnp.arange(n_bins, dtype=jnp.float64) * rounded(rounded(most - least) / parts))
-        last = rounded(most + rounded(jnp.float64(0.01)))
-        exact = jnp.where(jnp.arange(n_bins) < n_bins - 1, rounded(least + steps), last)
-        edges = exact.astype(jnp.float32)
-        edges = jnp.where(edges.astype(jnp.float64) < exact, jnp.nextafter(edges, jnp.float32(jnp.inf)), edges)
-    lone = jnp.concatenate([low - 0.1, low + 0.1, jnp.full((*low.shape[:-1], n_bins), jnp.inf)], -1)[..., :n_bins]
-    return jnp.where(low == high, lone, edges)
 
 
 def draw_mask(
@@ -171,6 +139,8 @@ class Model(nn.Module):
 
     `genes` is what the towers make of each gene [B, C, V, token_dim]; `cell_layer` "mean" averages over the blocks.
     `remat`: False, True or "full" (keep only what goes into a stage or block), "dots" (keep matrix products, too).
+    `cell_chunk`: cells that a stage works on at a time (0: all), each part once more in the backward pass.
+    `query_chunk`: queries that attention works on at a time (0: all); its maps are kept only where that is all.
     Parameters depend on the number of genes, not on the number of cells (but with norm "standard").
     Intermediates: residual_{i}, conv_out, transformer_out, deconv_out, attention and output of every block.
     """
@@ -195,6 +165,8 @@ class Model(nn.Module):
     sigma_max: float = 10.0
     cell_layer: str = "last"
     dtype: str = "float32"
+    cell_chunk: int = 0
+    query_chunk: int = 1024
     remat: bool | str = False
     scan: bool = False
 
@@ -208,9 +180,10 @@ class Model(nn.Module):
             features = {"code": 2, "paper": 4}[self.spatial] * self.num_scales
             self.position = self.linear("position", features, self.token_dim)
         self.stem = Convolution(self.token_dim, 15, dtype=self.dtype)
-        self.down = [stage(width, 1, self.norm, self.dtype) for width in widths[1:]]
-        self.up = [stage(width, 2, self.norm, self.dtype) for width in widths[-2::-1]]
-        options = (self.num_heads, self.key_size, self.ffn_dim, self.pos == "rope", self.dtype)
+        options = {"norm": self.norm, "dtype": self.dtype, "cell_chunk": self.cell_chunk}
+        self.down = [stage(width, pooling=self.pooling, **options) for width in widths[1:]]
+        self.up = [stage(width, stride=2, **options) for width in widths[-2::-1]]
+        options = (self.num_heads, self.key_size, self.ffn_dim, self.pos == "rope", self.dtype, self.query_chunk)
         if self.scan:
             axes = {"variable_axes": {"params": 0, "intermediates": 0}, "in_axes": nn.broadcast}
             block = nn.scan(block, split_rngs={"params": True}, length=self.num_layers, **axes)
@@ -234,11 +207,11 @@ class Model(nn.Module):
         """Return (features of the genes [B, C, L, token_dim], embeddings of the cells [B, C, D])."""
         real, skips = inputs["cell_mask"], []
         x = self.embed(tokens, inputs["coords"]) * real[..., None, None].astype(self.dtype)
-        x = jax.nn.gelu(self.stem(x))
+        x = jax.nn.gelu(self.stem(with_neighbours(x, *reach(15))))
         for i, stage in enumerate(self.down):
             self.sow("intermediates", f"residual_{i}", x)
             skips.append(x)
-            x = pool(stage(x, real), self.pooling)
+            x = stage(x, real)
         x, cells = self.transform(x, real)
         for stage in self.up:
             x = stage(x, real)
@@ -254,9 +227,8 @@ class Model(nn.Module):
         if self.spatial == "none":
             return x
         known = ~jnp.isnan(coords).any(-1, keepdims=True)
-        waves = spatial_features(
-            jnp.where(known, coords, 0), self.spatial, self.num_scales, self.sigma_min, self.sigma_max
-        )
+        scales = (self.num_scales, self.sigma_min, self.sigma_max)
+        waves = position.scale_waves(jnp.where(known, coords, 0), self.spatial, *scales)
         place = jnp.where(known, waves @ self.position["kernel"] + self.position["bias"], 0)
         return x + place[:, :, None].astype(x.dtype)
 
@@ -295,22 +267,6 @@ class Model(nn.Module):
                 raise ValueError(f"{name} {getattr(self, name)!r}: there are {', '.join(map(repr, known))}")
         if self.token_dim % 32 or self.embed_dim % 32:
             raise ValueError(f"token_dim={self.token_dim}, embed_dim={self.embed_dim}: must be multiples of 32")
-
-
-def spatial_features(coords: Array, kind: str, scales: int, least: float, most: float) -> Array:
-    """Return waves of the coordinates at scales k = least (most / least)^(s / (scales - 1)). [B, C, 2] -> [B, C, F]
-
-    paper: cosine and sine of x / k and y / k, s from 0. code: cosine of x / k, sine of y / k, s from `least` to `most`.
-    """
-    with jax.ensure_compile_time_eval():  # as the original does, which a compiler's power differs from
-        s = jnp.linspace(least, most, scales) if kind == "code" else jnp.arange(scales)
-        scale = least * (most / least) ** (s / max(scales - 1, 1))
-    angle = coords[..., None, :] / scale[:, None]  # [B, C, scales, 2]
-    if kind == "code":
-        waves = jnp.stack([jnp.cos(angle[..., 0]), jnp.sin(angle[..., 1])], -1)
-    else:
-        waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-    return waves.reshape(*coords.shape[:2], -1)
 
 
 # ---------------------------------------------------------------------------------------------------------- objective
@@ -360,16 +316,10 @@ def gene_logits(features: Array, head: list[dict[str, Array]]) -> Array:
 
 
 def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
-    """Return expected counts: the middles of the bins weighted by their probabilities, turned back. [B, C, V]
-
-    For the default transform only (counts per `target_sum`, log1p).
-    """
-    n_genes, edges = inputs["tokens"].shape[2], inputs["edges"]
-    scores = gene_logits(outputs.logits["features"][:, :, :n_genes], outputs.logits["head"])
-    share = jax.nn.softmax(scores[..., : edges.shape[-1]], -1)
-    middle = (edges[..., 1:] + edges[..., :-1]) / 2  # [B, C, n_bins - 1]
-    middle = jnp.where(jnp.isfinite(middle), middle, middle[..., :1])
-    return jnp.expm1(jnp.einsum("bcvn,bcn->bcv", share[..., 1:], middle)) / inputs["scale"][..., None]
+    """Return expected counts: the bins' middles weighted by their probabilities, `prepare` turned back. [B, C, V]"""
+    scores = gene_logits(outputs.logits["features"][:, :, : inputs["tokens"].shape[2]], outputs.logits["head"])
+    shares = jax.nn.softmax(scores[..., : inputs["edges"].shape[-1]], -1)
+    return bins.expected_counts(shares, inputs["edges"], inputs["scale"], inputs["log"])
 
 
 def _parts(shape: tuple[int, int, int], chunk: int) -> int:
@@ -403,9 +353,8 @@ def flops(model: Model, inputs: dict[str, Any]) -> float:
 
 
 SMALL = dict(num_downsamples=5, token_dim=32, embed_dim=256, ffn_dim=512, num_layers=2, num_heads=4)
-PUBLISHED = dict(
-    num_downsamples=8, token_dim=64, embed_dim=1024, ffn_dim=2048, num_layers=4, num_heads=16, key_size=64
-)  # fmt: skip
+PUBLISHED = dict(num_downsamples=8, token_dim=64, embed_dim=1024, ffn_dim=2048, num_layers=4, num_heads=16)
+PUBLISHED |= {"cell_chunk": 10}
 VARIANTS = {
     "tiny": {"model": dict(SMALL, num_downsamples=3, embed_dim=64, ffn_dim=96, num_layers=1, key_size=16)},
     "small": {"model": dict(SMALL)},
