@@ -51,7 +51,17 @@ def main(argv: Sequence[str]) -> None:
     types = dict(text.rpartition("=")[::2] if "=" in text else (text, text) for text in FLAGS.types)
     table = marker_table.read(FLAGS.markers, FLAGS.tissue)
     known = {label: marker_table.of_type(table, name) for label, name in types.items()}
-    names = ("labels", "top", "cells", "min_expressed", "seeds", "layer", "raw", "gene_table", "min_mapped")
+    names = (
+        "labels",
+        "top",
+        "cells",
+        "min_expressed",
+        "seeds",
+        "layer",
+        "raw",
+        "gene_table",
+        "min_mapped",
+    )
     options = {name: FLAGS[name].value for name in names} | {"sample_key": FLAGS.sample_key or None}
     found = marking.evaluate(api.load(FLAGS.workdir), FLAGS.input, known, **options)
     found["markers"] = f"{os.path.basename(FLAGS.markers)}, {', '.join(FLAGS.tissue) or 'all tissues'}"

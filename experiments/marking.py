@@ -15,6 +15,7 @@ import pandas as pd
 from data_pipeline import h5ad, vocab
 from experiments import heat_map, marker_table
 from scfm_jax import api
+from scfm_jax.gene_representations import GeneRepresentations
 from scfm_jax.tasks import marker_genes as task
 from scfm_jax.tasks.embedding import UNLABELLED
 
@@ -57,26 +58,28 @@ def evaluate(
         path = pathlib.Path(str(counts.path))
         types = _types(counts.obs, labels, known)
         for seed in range(seeds):
-            rows = task.draw(types, cells, np.random.default_rng(seed))
+            rng = np.random.default_rng(seed)
+            rows = task.draw(types, cells, rng)
             given = {"rows": rows, "seed": seed, **options}
             genes = run.gene_representations(source, **given, say=say if seed == 0 else lambda _: None)
-            means = genes.mean(types[rows])
-            twin = run.twin(seed).gene_representations(source, **given, say=lambda _: None).mean(types[rows])
-            matrix = run.mapping.apply(counts.take(rows))[:, genes.ids]
-            codes = np.array([means.groups.index(label) for label in types[rows]])
             if seed == 0:
                 names = symbols(genes, run.mapping, counts)
                 marked = {label: _marked(label, known[label], names, genes.genes, table) for label in known}
-            for label, markers in marked.items():
-                problem = _pose(matrix, codes, means.groups.index(label), markers, min_expressed, top)
-                ranked = dict(_rankings(run.name, means.values, twin.values, problem))
+            twin = run.twin(seed).gene_representations(source, **given, say=lambda _: None)
+            values = task.expression(run.mapping.apply(counts.take(rows))[:, genes.ids])
+            member = np.stack([types[rows] == label for label in known], 1)
+            models = {run.name: _halves(genes, member), "random twin": _halves(twin, member)}
+            for i, (label, markers) in enumerate(marked.items()):
+                problem = _pose(values, member[:, i], markers, min_expressed, top)
+                halves = {who: (own[i], rest[i]) for who, (own, rest) in models.items()}
+                ranked = dict(_rankings(halves, problem))
                 for ranking, score in ranked.items():
                     scores = task.enrichment(score, problem["markers"], problem["level"], top)
                     found["rows"].append({"type": label, "ranking": ranking, "seed": seed, **scores})
                 if seed == 0:
                     found["known"][label] = _numbers(known[label], markers, problem)
                     found["top"][label] = dict(_tops(ranked, problem, names, top))
-                    found["heat_maps"][label] = dict(_drawn(run.name, ranked, means.of(label), problem, names, top))
+                    found["heat_maps"][label] = dict(_drawn(run.name, ranked, halves[run.name][0], problem, names, top))
             say(f"scored with seed {seed}")
     return {
         "input": path.name,
@@ -84,7 +87,7 @@ def evaluate(
         "weights": run.source,
         "trained_on": path.stem in run.classes.get("study", ()),
         "labels": labels,
-        "types": means.groups,
+        "types": sorted(set(types[rows])),
         "cells": cells,
         "top_genes": top,
         "min_expressed": min_expressed,
@@ -95,7 +98,13 @@ def evaluate(
     }
 
 
-def symbols(genes: Any, mapping: vocab.Mapping, counts: h5ad.Counts) -> list[str]:
+def _halves(genes: GeneRepresentations, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean representations over the cells of each group, and over the others. bool [n, S] -> [S, K, D] twice"""
+    values, seen = genes.mean_of(np.concatenate([member, np.ones((len(member), 1), bool)], 1))
+    return values[:-1], task.remainder(values[:-1], seen[:-1], values[-1], seen[-1])
+
+
+def symbols(genes: GeneRepresentations, mapping: vocab.Mapping, counts: h5ad.Counts) -> list[str]:
     """Return the symbol of each gene, as the file has it, else its name in the model; each name once. [K]"""
     second = vocab.second_names(counts.var) or [""] * counts.n_genes
     column = np.full(mapping.n_vocab, -1)
@@ -142,23 +151,21 @@ def _marked(
     return marked
 
 
-def _pose(matrix: Any, codes: np.ndarray, which: int, markers: np.ndarray, least: float, top: int) -> dict[str, Any]:
-    """Return the candidates of a type and what is known of them: expression, its bin, who is a marker."""
-    n_types = codes.max() + 1
-    chosen = task.candidates(task.expressed(matrix, codes, n_types)[which], least, top)
-    mean = task.expression(matrix, codes, n_types)[:, chosen]
-    level = task.levels(mean[which])
-    return {"which": which, "genes": chosen, "mean": mean, "level": level, "markers": markers[chosen]}
+def _pose(values: Any, member: np.ndarray, markers: np.ndarray, least: float, top: int) -> dict[str, Any]:
+    """Return the candidates of a group of cells and what is known of them: expression, its bin, who is a marker."""
+    chosen = task.candidates(task.mean(values > 0, member), least, top)
+    own, rest = task.mean(values, member)[chosen], task.mean(values, ~member)[chosen]
+    return {"genes": chosen, "own": own, "rest": rest, "level": task.levels(own), "markers": markers[chosen]}
 
 
 def _rankings(
-    name: str, values: np.ndarray, twin: np.ndarray, problem: dict[str, Any]
+    models: Mapping[str, tuple[np.ndarray, np.ndarray]], problem: dict[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name and the scores of every ranking of the candidates: the model's, the twin's, those without."""
-    for who, means in ((name, values), ("random twin", twin)):
-        for ranking, score in task.rankings(means[:, problem["genes"]], problem["which"]).items():
+    for who, (own, rest) in models.items():
+        for ranking, score in task.rankings(own[problem["genes"]], rest[problem["genes"]]).items():
             yield f"{who}: {ranking}", score
-    yield from task.baselines(problem["mean"], problem["which"]).items()
+    yield from task.baselines(problem["own"], problem["rest"]).items()
 
 
 def _numbers(known: pd.DataFrame, markers: np.ndarray, problem: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +212,7 @@ def table(found: dict[str, Any]) -> str:
         lines += [
             f"### {label}: {known['among_candidates']} markers of {known['name']} among {known['candidates']} genes",
             "",
-            f"| ranking | markers of {found['top_genes']} | by chance | p | matched AUROC | p |",
+            f"| ranking | markers of {found['top_genes']} | chance | p | matched AUROC | p |",
             "|---|---|---|---|---|---|",
         ]
         for ranking, rows in of_type.groupby("ranking", sort=False):
@@ -217,8 +224,8 @@ def table(found: dict[str, Any]) -> str:
     cells = f"at most {found['cells']} cells" if found["cells"] else "all cells"
     lines += [
         f"{cells} of each of {len(found['types'])} types; mean ± half the range, and the largest p, over "
-        f"{found['seeds']} seeds. Chance exchanges a marker with another of 25 genes as highly expressed in the type; "
-        "matched AUROC is the chance that a marker ranks above such a gene."
+        f"{found['seeds']} seeds. Chance, and p: a marker is exchanged with another of 25 genes as highly expressed in "
+        "the type (genes taken for independent); matched AUROC: the chance that a marker ranks above such a gene."
     ]
     if found["trained_on"]:
         lines.append(f"Caution: by its name {found['input']} is a study that the model was trained on.")

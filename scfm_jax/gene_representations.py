@@ -92,24 +92,32 @@ class GeneRepresentations:
           ValueError: no such column, a number of labels that is not that of cells, no labelled cell, too many groups,
             or a value that is not finite.
         """
-        labels = self._labels(by)
-        codes, groups = pd.factorize(labels, sort=True)
-        size = len(groups) * len(self.genes) * self.width * 4
-        if not len(groups) or size > SUM_BYTES:
-            why = f"would take {size / 1e9:.1f} GB" if len(groups) else "no cell has a label"
-            raise ValueError(f"means over {len(groups)} groups: {why}; choose other labels")
-        group_of = np.full(self.rows.max() + 1, -1)
-        group_of[self.rows] = codes
-        shape = (len(groups), len(self.genes))
+        codes, groups = pd.factorize(self._labels(by), sort=True)
+        values, seen = self.mean_of(codes[:, None] == np.arange(len(groups)))
+        cells = np.bincount(codes[codes >= 0], minlength=len(groups))
+        return Means(values, [str(group) for group in groups], cells, seen, self.genes)
+
+    def mean_of(self, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (means [S, K, D], numbers of cells [S, K]) of groups that may share cells. member: bool [n, S]"""
+        shape = (member.shape[1], len(self.genes))
+        size = int(np.prod(shape)) * self.width * 4
+        if not member.any() or size > SUM_BYTES:
+            why = (
+                f"would take {size / 1e9:.1f} GB, choose fewer"
+                if member.any()
+                else "no cell has a label, choose others"
+            )
+            raise ValueError(f"means over {shape[0]} groups: {why}")
+        of_row = np.zeros((self.rows.max() + 2, shape[0]), np.float32)  # the last one is that of the padding
+        of_row[self.rows] = member
         sums = jnp.zeros((*shape, self.width)), jnp.zeros(shape)
         for index, values in self.batches():
-            sums = _add(sums, values, np.where(index >= 0, group_of[index], -1))
+            sums = _add(sums, values, of_row[index])
         total, seen = np.asarray(sums[0]), np.asarray(sums[1])
         if not seen.any() or not np.isfinite(total).all():
             raise ValueError("gene representations are not finite: are the weights whole?")
         means = np.where(seen > 0, 1, np.nan)[..., None].astype(np.float32) * total / np.maximum(seen, 1)[..., None]
-        cells = np.bincount(codes[codes >= 0], minlength=len(groups))
-        return Means(means, [str(group) for group in groups], cells, seen.astype(int), self.genes)
+        return means, seen.astype(int)
 
     def write(self, path: str | os.PathLike, dtype: str = "float32") -> None:
         """Write all cells to a new zarr group: `values` [n, K, D], a chunk a cell, and `rows` [n].
@@ -154,11 +162,10 @@ class GeneRepresentations:
 
 
 @functools.partial(jax.jit, donate_argnames="sums")
-def _add(sums: tuple[Array, Array], values: Array, groups: Array) -> tuple[Array, Array]:
-    """Add representations [B, C, K, D] to sums [S, K, D] and numbers [S, K] of their groups [B, C]; -1 is none."""
+def _add(sums: tuple[Array, Array], values: Array, member: Array) -> tuple[Array, Array]:
+    """Add representations [B, C, K, D] to sums [S, K, D] and numbers [S, K] of groups; member, 0 or 1: [B, C, S]."""
     total, seen = sums
-    member = jax.nn.one_hot(groups, seen.shape[0])  # of -1 all zeros
-    here = ~jnp.isnan(values).all(-1) & (groups >= 0)[..., None]
+    here = ~jnp.isnan(values).all(-1) & (member > 0).any(-1, keepdims=True)
     values = jnp.where(here[..., None], values, 0)
     add = functools.partial(jnp.einsum, precision="highest")
     return total + add("bcs,bckd->skd", member, values), seen + add("bcs,bck->sk", member, here.astype(jnp.float32))

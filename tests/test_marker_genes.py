@@ -211,31 +211,40 @@ def test_similarity_is_the_cosine():
     wanted = [[1, 1, 0, -1, 0], [1, 1, 0, -1, 0], [0, 0, 1, 0, 0], [-1, -1, 0, 1, 0], [0, 0, 0, 0, 0]]
     np.testing.assert_allclose(task.similarity(values), wanted, atol=1e-12)
     random = np.random.default_rng(0).normal(size=(2, 30, 5)).astype(np.float32)
-    summed = task.rankings(random, 1)["summed"]
-    np.testing.assert_allclose(summed, task.similarity(random[1]).sum(1) - 1, rtol=1e-5)
+    summed = task.rankings(*random)["summed"]
+    np.testing.assert_allclose(summed, task.similarity(random[0]).sum(1) - 1, rtol=1e-5)
 
 
 def test_rankings_find_what_is_particular_to_a_type():
     rng = np.random.default_rng(0)
-    values = np.tile(rng.normal(size=(200, 64)), (4, 1, 1))
-    values[2, :20] += 3 * rng.normal(size=64)  # these genes point one way, in type 2 alone
-    scores = task.rankings(values, 2)
+    own, rest = np.tile(rng.normal(size=(200, 64)), (2, 1, 1))
+    own[:20] += 3 * rng.normal(size=64)  # these genes point one way, in this type alone
+    scores = task.rankings(own, rest)
     for name in task.RANKINGS:
         assert set(task.top(scores[name], 20)) == set(range(20)), name
-    assert np.isin(task.top(task.rankings(values, 0)["contrast"], 20), range(20)).sum() < 10
-    values[:2, 5] = np.nan
-    np.testing.assert_allclose(task.rankings(values, 2)["shift"], scores["shift"])
-    with pytest.raises(ValueError, match="takes another"):
-        task.rankings(values[:1], 0)
+    assert np.isin(task.top(task.rankings(rest, own)["contrast"], 20), range(20)).sum() < 10
+    rest[5] = np.nan
+    assert task.rankings(own, rest)["shift"][5] == pytest.approx(np.linalg.norm(own[5]))
 
 
-def test_expression_and_fold_change_are_of_the_types():
-    counts = sparse.csr_matrix(np.array([[1.0, 3], [2, 2], [0, 4], [5, 5]]))
-    codes = np.array([0, 0, 1, -1])
-    mean = task.expression(counts, codes, 2, target_sum=4)
-    np.testing.assert_allclose(mean, [[np.log([2, 3]).mean(), np.log([4, 3]).mean()], [0, np.log(5)]])
-    np.testing.assert_allclose(task.baselines(mean, 0)["fold change"], mean[0] - mean[1])
-    np.testing.assert_allclose(task.expressed(counts, codes, 2), [[1, 1], [0, 1]])
+def test_the_remainder_is_the_mean_of_the_other_cells(adata):
+    found = ranked().gene_representations(adata, **QUIET)
+    member = np.random.default_rng(0).random((90, 3)) < 0.3
+    member[:, 1], member[:, 2] = np.arange(90) > 1, True
+    values, seen = found.mean_of(member)
+    others, of_others = found.mean_of(~member[:, :2])
+    rest = task.remainder(values[:2], seen[:2], values[2], seen[2])
+    assert (seen[2] - seen[:2] == of_others).all() and np.isnan(others).any()
+    np.testing.assert_allclose(rest, others, rtol=1e-4, atol=1e-5)
+
+
+def test_expression_and_fold_change_are_of_the_group():
+    counts = sparse.csr_matrix(np.array([[1.0, 3], [2, 2], [0, 4]]))
+    values, member = task.expression(counts, target_sum=4), np.array([True, True, False])
+    own, rest = task.mean(values, member), task.mean(values, ~member)
+    np.testing.assert_allclose([own, rest], [[np.log([2, 3]).mean(), np.log([4, 3]).mean()], [0, np.log(5)]])
+    np.testing.assert_allclose(task.baselines(own, rest)["fold change"], own - rest)
+    np.testing.assert_allclose(task.mean(values > 0, ~member), [0, 1])
 
 
 def test_p_of_hits_is_that_of_permutations_within_bins():

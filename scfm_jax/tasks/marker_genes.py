@@ -3,18 +3,22 @@
 The paper: 50 cells of a type, the representation of each gene averaged over them, cosine similarities between genes,
 the 50 genes of the highest summed similarity, a clustered heat map of those. That is `summed`. It says nothing of other
 types, so two rankings of our own, from the same averages, ask what is particular to the type:
-  shift      how far a gene's representation lies from its average over the other types (Euclidean)
-  contrast   its summed similarity, less that in the other types on average
-Beside them: mean expression, and log fold change against the other types.
+  shift      how far a gene's representation lies from its average over cells of the other types (Euclidean)
+  contrast   its summed similarity, less that in the cells of the other types
+Beside them: mean expression, and log fold change against the cells of the other types.
 
 The paper names no candidates; genes that hardly any cell of the type expresses look alike to a model and would win by
 number alone, so all rankings are of the genes that a share of the type's cells express (`candidates`). The released
 code ranks by attention maps of the large encoder instead and adds the known markers to the map by hand: not done here.
 
 Enrichment (`enrichment`): are the known markers of the type among the top genes more often than genes as highly
-expressed? The null exchanges markers with other candidates of the same bin of mean expression in the type (25 genes),
-so being highly expressed earns nothing but for what little it differs within a bin; its distribution is computed
-exactly, not by drawing. Arrays in, floats out.
+expressed? The null exchanges markers with candidates of the same bin of mean expression in the type (25 genes), so
+being highly expressed earns nothing but for what little it differs within a bin; its distribution is computed exactly,
+not drawn. Like all such tests it takes genes for independent, but markers of a type rise and fall together: in a group
+of random cells that by chance has more of the type, they all come first, with a small p. So p says that the markers are
+at the top for these cells, not how sure that is for others; random twin, baselines and seeds say more. Shuffling the
+cells instead was tried and tells little: where ranks are all that counts, a slight excess of the type is as good as the
+type itself. Arrays in, floats out.
 """
 
 from collections.abc import Sequence
@@ -29,10 +33,10 @@ ALIKE = 25
 """Genes that count as equally highly expressed."""
 RANKINGS = {
     "summed": "summed cosine similarity (the paper's)",
-    "shift": "distance from the other types",
-    "contrast": "summed similarity less that in the other types",
+    "shift": "distance from the other cells",
+    "contrast": "summed similarity less that in the other cells",
 }
-BASELINES = {"expression": "mean expression", "fold change": "log fold change against the other types"}
+BASELINES = {"expression": "mean expression", "fold change": "log fold change against other cells"}
 
 
 def similarity(values: np.ndarray) -> np.ndarray:
@@ -42,24 +46,19 @@ def similarity(values: np.ndarray) -> np.ndarray:
     return np.clip(unit @ unit.T, -1, 1)
 
 
-def rankings(values: np.ndarray, which: int) -> dict[str, np.ndarray]:
-    """Return the RANKINGS of the candidates of type `which`, higher is better. [S, K, D] -> {name: [K]}
+def rankings(own: np.ndarray, rest: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the RANKINGS of the candidates of a type, higher is better. [K, D], [K, D] -> {name: [K]}
 
     Args:
-      values: mean representations of the candidates in each type, two types or more; NaN where a type has none, which
-        counts as zero in a similarity and does not count in an average.
+      own, rest: mean representations of the candidates in the type and in the other cells; NaN where there is none,
+        which counts as zero.
     """
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} type: what is particular to a type takes another to compare it with")
-    others = np.arange(len(values)) != which
-    seen = ~np.isnan(values).any(2)
-    values = np.where(seen[..., None], values, 0)
-    totals = np.stack([_summed(of_type) for of_type in values])
-    elsewhere = values[others].sum(0) / np.maximum(seen[others].sum(0), 1)[:, None]
+    own, rest = np.nan_to_num(own), np.nan_to_num(rest)
+    totals = _summed(own)
     return {
-        "summed": totals[which],
-        "shift": np.linalg.norm(values[which] - elsewhere, axis=1),
-        "contrast": totals[which] - totals[others].mean(0),
+        "summed": totals,
+        "shift": np.linalg.norm(own - rest, axis=1),
+        "contrast": totals - _summed(rest),
     }
 
 
@@ -70,29 +69,30 @@ def _summed(values: np.ndarray) -> np.ndarray:
     return unit @ unit.sum(0) - (length[:, 0] > 0)
 
 
-def expression(counts: sparse.csr_matrix, codes: np.ndarray, n_types: int, target_sum: float = 1e4) -> np.ndarray:
-    """Return the mean of log1p of counts per `target_sum`, by type. counts [n, V], codes [n] (-1: none) -> [S, V]"""
+def remainder(own: np.ndarray, seen: np.ndarray, whole: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Return the mean over the cells that are not in a group, from that over the group and that over all cells.
+
+    own [..., K, D] over seen [..., K] cells, whole [K, D] over `of` [K] cells -> [..., K, D], NaN where there is none.
+    """
+    left = (of - seen)[..., None]
+    total = np.nan_to_num(whole) * of[:, None] - np.nan_to_num(own) * seen[..., None]
+    return np.where(left > 0, total / np.maximum(left, 1), np.nan)
+
+
+def expression(counts: sparse.csr_matrix, target_sum: float = 1e4) -> sparse.csr_matrix:
+    """Return log1p of counts per `target_sum` in each cell. [n, V]"""
     total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
-    normal = sparse.csr_matrix(sparse.diags(target_sum / total) @ counts).log1p()
-    return _means(normal, codes, n_types)
+    return sparse.csr_matrix(sparse.diags(target_sum / total) @ counts).log1p()
 
 
-def expressed(counts: sparse.csr_matrix, codes: np.ndarray, n_types: int) -> np.ndarray:
-    """Return the share of each type's cells that have any count of a gene. [n, V] -> [S, V]"""
-    return _means(sparse.csr_matrix(counts > 0).astype(float), codes, n_types)
+def mean(x: sparse.csr_matrix, member: np.ndarray) -> np.ndarray:
+    """Return the mean over the cells of a group. [n, V], bool [n] -> [V]"""
+    return np.asarray(member.astype(float) @ x).ravel() / max(member.sum(), 1)
 
 
-def _means(x: sparse.csr_matrix, codes: np.ndarray, n_types: int) -> np.ndarray:
-    """Return the means of the rows of each type. [n, V] -> [S, V]"""
-    cells = np.maximum(np.bincount(codes[codes >= 0], minlength=n_types), 1)
-    member = sparse.csr_matrix(np.arange(n_types)[:, None] == codes[None])
-    return np.asarray((member.astype(float) @ x).todense()) / cells[:, None]
-
-
-def baselines(mean: np.ndarray, which: int) -> dict[str, np.ndarray]:
-    """Return the BASELINES of the candidates of type `which`, from `expression`. [S, K] -> {name: [K]}"""
-    others = np.arange(len(mean)) != which
-    return {"expression": mean[which], "fold change": mean[which] - mean[others].mean(0)}
+def baselines(own: np.ndarray, rest: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the BASELINES from the mean `expression` in the type and in other cells. [K], [K] -> {name: [K]}"""
+    return {"expression": own, "fold change": own - rest}
 
 
 def candidates(share: np.ndarray, least: float, at_least: int = TOP) -> np.ndarray:
@@ -141,19 +141,13 @@ def enrichment(score: np.ndarray, markers: np.ndarray, level: np.ndarray, n: int
     chosen = np.zeros(len(score), bool)
     chosen[top(score, n)] = True
     chance, expected = np.ones(1), 0.0
-    above, pairs, variance = 0.0, 0.0, 0.0
     for value in np.unique(level[markers]):
         inside = level == value
         size, known, taken = int(inside.sum()), int(markers[inside].sum()), int(chosen[inside].sum())
         chance = np.convolve(chance, stats.hypergeom.pmf(np.arange(known + 1), size, taken, known))
         expected += taken * known / size
-        other = size - known
-        if other:
-            ranks = stats.rankdata(score[inside])
-            above += ranks[markers[inside]].sum() - known * (known + 1) / 2
-            pairs += known * other
-            variance += known * other / size * ((ranks - ranks.mean()) ** 2).sum() / (size - 1)
     hits = int((chosen & markers).sum())
+    above, pairs, variance = _wins(score, markers, level)
     beyond = (above - pairs / 2) / np.sqrt(variance) if variance else np.nan
     return {
         "hits": hits,
@@ -162,6 +156,20 @@ def enrichment(score: np.ndarray, markers: np.ndarray, level: np.ndarray, n: int
         "matched_auroc": float(above / pairs) if pairs else float("nan"),
         "auroc_p": float(stats.norm.sf(beyond)),
     }
+
+
+def _wins(score: np.ndarray, markers: np.ndarray, level: np.ndarray) -> tuple[float, float, float]:
+    """Return how many pairs of a marker and another gene of its bin the marker wins, of how many, and the variance."""
+    above = pairs = variance = 0.0
+    for value in np.unique(level[markers]):
+        inside = level == value
+        size, known = int(inside.sum()), int(markers[inside].sum())
+        if known < size:
+            ranks = stats.rankdata(score[inside])
+            above += ranks[markers[inside]].sum() - known * (known + 1) / 2
+            pairs += known * (size - known)
+            variance += known * (size - known) / size * ((ranks - ranks.mean()) ** 2).sum() / (size - 1)
+    return above, pairs, variance
 
 
 def order(similarities: np.ndarray) -> np.ndarray:
