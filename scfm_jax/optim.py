@@ -13,7 +13,7 @@ from scfm_jax.sharding import path_name
 from scfm_jax.types import Array
 
 NAMES = ("adamw", "adam", "sgd", "adafactor")
-SCHEDULES = ("constant", "warmup", "warmup_cosine", "cosine_restarts")
+SCHEDULES = ("constant", "warmup", "warmup_cosine", "warmup_linear", "cosine_restarts")
 
 
 class Optimizer(NamedTuple):
@@ -67,7 +67,7 @@ def build(
       steps: length of the run, the default of `decay_steps`.
       name: adamw, adam, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by the
         learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
-      schedule: constant, warmup (linear, then constant), warmup_cosine or cosine_restarts, see `restarts`.
+      schedule: constant, warmup (linear, then constant), warmup_cosine, warmup_linear, cosine_restarts (`restarts`).
       warmup: steps of the linear warm-up, or where it is below 1 the share of the schedule that they are.
       warmup_from: the learning rate of step 0 where there is a warm-up, in units of the peak.
       decay_steps: length of the schedule, the whole run by default.
@@ -187,6 +187,9 @@ def _schedule(name: str, peak: float, start: tuple[float, float], decay: int, fi
         return lambda step: jnp.asarray(peak, jnp.float32)
     if name == "warmup":
         return optax.warmup_constant_schedule(first * peak, peak, max(warmup, 1))
+    if name == "warmup_linear":
+        parts = [(first * peak, peak, max(warmup, 1)), (peak, final * peak, max(decay - warmup, 1))]
+        return optax.join_schedules([optax.linear_schedule(*part) for part in parts], [warmup])
     if not warmup:
         return optax.cosine_decay_schedule(peak, decay, final)
     if warmup >= decay:
