@@ -38,7 +38,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.optim = {
         "name": "adamw",
         "learning_rate": size["rate"],
-        "schedule": "warmup_cosine",
+        "schedule": "warmup_linear",
         "warmup": size["warmup"],
         "weight_decay": 1e-3,
         "no_decay": ("bias$", "norm"),
@@ -47,5 +47,5 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "ema": placeholder(float),
     }
     if size["warmup"] >= 1:
-        config.model.update({"remat": "dots", "scan": True})
+        config.model.update({"remat": True, "scan": True})
     return config

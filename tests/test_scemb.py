@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from configs import pretrain_scemb
 from data_pipeline import synthetic
 from data_pipeline.ingest import file_sources, ingest
 from experiments import parity
@@ -536,6 +537,21 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
 # -------------------------------------------------------------------------------------------------- command and mesh
 
 
+def test_every_variant_is_a_config_whose_sizes_fit():
+    for variant, parts in scemb.VARIANTS.items():
+        made = pretrain_scemb.get_config(variant)
+        inputs, n_positions = made.inputs, made.model.n_positions
+        assert n_positions == (inputs.max_len if inputs.position == "rank" else inputs.n_bins + 1)
+        assert all(made.model[key] == value for key, value in parts.get("model", {}).items())
+
+
+def test_the_rate_rises_and_falls_in_straight_lines():
+    config = pretrain_scemb.get_config("paper").optim
+    options = {key: config[key] for key in ("learning_rate", "schedule")}
+    rate = optim.build({"x": jnp.zeros(1)}, **options, warmup=10, steps=110).schedule
+    np.testing.assert_allclose([rate(i) for i in (0, 5, 10, 60, 110)], np.array([0, 0.5, 1, 0.5, 0]) * 1e-4, atol=1e-9)
+
+
 OPTIONS = {
     "data.batch": 8,
     "model.embed_dim": 16,
@@ -565,7 +581,7 @@ def test_the_command_trains_is_stopped_and_resumes(tmp_path, compilation_cache):
 
     tiny.finish(command("whole"))
     process = command("parts")
-    while (line := process.stdout.readline()) and "step 4/" not in line:
+    while (line := process.stdout.readline()) and "step 3/" not in line:
         pass
     process.send_signal(signal.SIGTERM)
     assert tiny.finish(process).splitlines()[-1] == signals.RESUME
