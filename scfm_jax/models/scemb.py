@@ -123,16 +123,11 @@ def bin_edges(values: Array, n_bins: int) -> tuple[Array, Array]:
 
 def bins(values: Array, below: Array, above: Array, noise: Array | None = None) -> Array:
     """Return the number of edges at or below each value, 1 ... n_bins; with noise in [0, 1) one of all its bins."""
-    most = sum_over(values[..., None] >= above[..., None, :])
+    most = (values[..., None] >= above[..., None, :]).sum(-1, dtype=jnp.int32)
     if noise is None:
         return most
-    least = sum_over(values[..., None] > below[..., None, :])
+    least = (values[..., None] > below[..., None, :]).sum(-1, dtype=jnp.int32)
     return jnp.ceil(noise * (least - most) + most).astype(jnp.int32)
-
-
-def sum_over(hits: Array) -> Array:
-    """Count along the last axis."""
-    return hits.sum(-1, dtype=jnp.int32)
 
 
 def hide(
@@ -324,6 +319,11 @@ def gene_logits(head: dict[str, Array]) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------------ costs and sizes
+
+
+def gene_ids(inputs: dict[str, Any]) -> Array:
+    """Return the vocabulary id of each token, below 0 for what is no gene. [B, C, T]"""
+    return inputs["tokens"] - SPECIAL
 
 
 def tokens(inputs: dict[str, Any]) -> Array:
