@@ -60,9 +60,9 @@ def get_sweep(variant: str = "small") -> dict[str, Any]:
         },
         "metrics": {
             "mcc": "Matthews correlation, 5 bins",
-            "mcc_own": "Matthews correlation, own bins",
             "mae": "mean absolute error, counts",
             "msle": "mean squared error, log1p counts",
+            "mcc_own": "Matthews correlation, own bins",
         },
         "points": [
             {"axis": "base", "label": "stratified, shared norm, 50 cells, 5 bins", "set": {}, "paper": {"mcc": 0.48}},

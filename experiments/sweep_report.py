@@ -154,8 +154,8 @@ def comma_separated(plan: Plan, rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def plot(plan: Plan, rows: Sequence[Row]) -> bytes:
-    """Draw every row as a mean with its interval and the single seeds, the paper's numbers beside them, as SVG."""
+def plot(plan: Plan, rows: Sequence[Row], kind: str = "svg") -> bytes:
+    """Draw every row as a mean with its interval and the single seeds, the paper's numbers beside them."""
     rows = [row for row in rows if row.seeds]
     metrics = list(plan.metrics.items())[:PANELS]
     figure = Figure(figsize=(2.6 + 2.9 * len(metrics), 1.5 + 0.36 * len(rows)), layout="constrained")
@@ -175,14 +175,14 @@ def plot(plan: Plan, rows: Sequence[Row]) -> bytes:
     for place in (i for i in range(1, len(rows)) if rows[i].axis != rows[i - 1].axis):
         for axes in panels:
             axes.axhline(place - 0.5, color=figures.FAINT, lw=0.8)
-    names = [row.label if row.base else f"{row.axis}: {row.label}" for row in rows]
+    names = [row.label if row.base or math.isnan(row.seconds) else f"{row.axis}: {row.label}" for row in rows]
     panels[0].set_yticks(range(len(rows)), names)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
     return file.getvalue()
 
 
@@ -197,7 +197,7 @@ def _draw(axes: Any, place: int, row: Row, metric: str) -> None:
         seeds = [place + 0.22] * row.seeds
         axes.plot(row.scores[metric], seeds, "|", color=colour, ms=5, alpha=0.8, label="one seed")
     if metric in row.paper:
-        axes.plot(row.paper[metric], place, "D", mfc="white", mec=THEIRS, mew=1.6, ms=6, label="the paper's")
+        axes.plot(row.paper[metric], place, "D", mfc="none", mec=THEIRS, mew=1.8, ms=9, label="the paper's")
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
