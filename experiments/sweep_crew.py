@@ -26,21 +26,27 @@ POLL_S, PATIENCE_S = 0.1, 300.0
 class Job:
     """A point that is being worked on: its child process, and the lock that the child inherits.
 
-    Who holds the lock is at work on this point, a child that outlived a killed sweep included.
+    Who holds the lock is at work on this point, a child that outlived a killed sweep included. BlockingIOError where
+    another process holds it.
     """
 
     def __init__(self, plan: Plan, point: Point, workdir: pathlib.Path, version: str):
         self.plan, self.point, self.folder = plan, point, workdir / point.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise
         self.notes = read_json(self.folder / "point.json") or {}
         self.notes |= {"label": point.label, "axis": point.axis, "set": dict(point.changes), "seed": point.seed}
         self.notes |= {"settings": {**point.settings, "store": version}}
         self.notes.pop("failed", None)
         self.times = self.notes.setdefault("seconds", {})
         self.cache = workdir / "compiled"
-        self.start("evaluate" if self.times.get("train", {}).get("done") else "train")
+        trained = self.times.get("train", {}).get("done") and (self.folder / "run").is_dir()
+        self.start("evaluate" if trained else "train")
 
     def start(self, stage: str) -> None:
         """Start the command of a stage; its output is added to <stage>.log."""
@@ -113,6 +119,8 @@ class Crew:
             while jobs or (waiting and not self._stopping):
                 while waiting and len(jobs) < self.parallel and not self._stopping:
                     point = waiting.pop(0)
+                    if (self.workdir / point.name / "result.json").exists():
+                        continue  # another sweep in this folder was quicker
                     try:
                         jobs.append(Job(self.plan, point, self.workdir, self.version))
                     except BlockingIOError:
