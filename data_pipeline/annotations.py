@@ -11,6 +11,7 @@ What is dropped and why is counted in `Annotations.notes`, never silent:
 Secondary ids (alt_id) and replaced terms (replaced_by) become the term they stand for.
 """
 
+import operator
 import os
 import zipfile
 from collections.abc import Sequence
@@ -61,12 +62,14 @@ def read_gaf(path: str | os.PathLike, taxon: str | None = None) -> pd.DataFrame:
     """
     lines = read_lines(Path(path))
     version = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("!gaf-version:")), "2")
-    rows = [line.split("\t") for line in lines if line and not line.startswith("!")]
-    short = next((row for row in rows if len(row) < 15), None)
+    rows = [line for line in lines if line and not line.startswith("!")]
+    short = next((line for line in rows if line.count("\t") < 14), None)
     if not version.startswith("2") or not rows or short is not None:
-        what = f"a row of {len(short)} columns" if short else f"version {version}" if rows else "no annotations"
+        columns = f"a row of {short.count(chr(9)) + 1} columns" if short else ""
+        what = columns or (f"version {version}" if rows else "no annotations")
         raise ValueError(f"{path}: {what}: a GAF 2 file is expected, with 17 columns separated by tabs")
-    frame = pd.DataFrame({column: [row[i] for row in rows] for column, i in _GAF.items()}, dtype=object)
+    fields = zip(*(operator.itemgetter(*_GAF.values())(line.split("\t")) for line in rows), strict=True)
+    frame = pd.DataFrame(dict(zip(_GAF, fields, strict=True)), dtype=object)
     species = frame.taxon.str.split("|").str[0].str.removeprefix("taxon:")
     if taxon is None and species.nunique() > 1:
         found = ", ".join(sorted(species.unique())[:5])
