@@ -81,7 +81,35 @@ def sct(
     return flat.reshape(*features.shape[:3], n_bins)
 
 
-ADAPTERS = {"cellplm": cellplm, "sct": sct}
+def sclong(
+    module: ModuleType,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    constants: Mapping[str, Array],
+    hidden: Array,
+    seen: Mapping[str, Array],
+    inputs: Mapping[str, Any],
+    loss: Mapping[str, Any],
+) -> Array:
+    """Return the predicted values of genes whose input is [MASK], turned back into counts.
+
+    The visible counts are normalised by their own sum and maximum, and the prediction is undone by the same two. Where
+    nothing is visible there are none: the prediction is scaled to the estimated total. The model was trained on masked
+    genes that are expressed, so it does not predict zeros.
+    """
+    del loss
+    options = {**inputs, "mask_rate": 0.0}
+    given = module.prepare(batch, constants, jax.random.key(0), step=0, train=False, **options)
+    masked = jnp.where(hidden, module.MASK, given["values"])
+    values = model.apply(variables, given | {"values": masked}, train=False).logits["genes"]
+    counts = module.to_counts(values, given, options.get("transform", "normalised"))
+    blind = batch.counts.sum(-1) <= 0
+    whole = jnp.maximum(jnp.where(constants["measured"][0], counts, 0).sum(-1), 1e-9)
+    return counts * jnp.where(blind, seen["depth"] / whole, 1)[..., None]
+
+
+ADAPTERS = {"cellplm": cellplm, "sct": sct, "sclong": sclong}
 
 
 class Imputer:
