@@ -603,7 +603,7 @@ def test_a_recorded_graph_is_reproduced(make):
     assert "out/topk_src" in parity.compare(case, parity_sclong_graph.go_graph(case), {})[2]
 
 
-COMPLEXES = "PSMA1:PSMB5,MCM2:MCM7,CD3D:CD3E,NDUFA1:NDUFB3,ACTR2:ARPC2,POLR2A:POLR2B,SMC1A:SMC3"
+COMPLEXES = "PSMA1:PSMB5,MCM2:MCM7,HLA-A:HLA-B,NDUFA1:NDUFB3,COX4I1:COX5A,POLR2A:POLR2B,SMC1A:SMC3"
 
 
 @needs_shared
