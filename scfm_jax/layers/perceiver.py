@@ -17,7 +17,9 @@ from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**20}  # stays in a processor's cache
+WIDER = 4  # matrix products of heads wider than 1 want more rows
 CHUNK = 2**26  # fills an accelerator
+KEPT = 32  # from this width on a product W1 x is kept for the backward pass
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -59,8 +61,8 @@ def attend(
 
 def parts(n_queries: int, keys: Array, chunk: int) -> int:
     """Return the number of chunks of queries that keep the weights within `chunk` (see `attend`)."""
-    chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNK)
-    n_cells, heads, _, n_keys = keys.shape
+    n_cells, heads, width, n_keys = keys.shape
+    chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNK) * (WIDER if width > 1 else 1)
     return min(n_queries, -(-n_cells * heads * n_queries * n_keys // chunk))
 
 
@@ -112,7 +114,8 @@ def _backward(lift, n, saved, grad):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (keys, values, *(shared[:2] if shared is not None else ())))
     sums, d_queries = _scan(part, zeros, tuple(_split(x, n) for x in (queries, log_sum, grad, level)))
     d_shared = (*sums[2:], jnp.zeros_like(shared[2])) if shared is not None else None
-    return _join(d_queries, queries.shape[2]), sums[0], sums[1], jnp.zeros_like(bias), d_shared
+    found = (_join(d_queries, queries.shape[2]), sums[0], sums[1], jnp.zeros_like(bias), d_shared)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (queries, keys, values, bias, shared))
 
 
 _attend.defvjp(_forward, _backward)
@@ -139,7 +142,7 @@ def _shared_weights(q, keys, lift):
 def _logits(q: Array, keys: Array) -> Array:
     """[N or 1, H, Q, K], [N, H, K, P] -> [N, H, Q, P]; heads of width 1 need no matrix product."""
     if q.shape[-1] == 1:
-        return q * keys
+        return q.astype(jnp.float32) * keys
     equation = "hqk,nhkp->nhqp" if q.shape[0] == 1 else "nhqk,nhkp->nhqp"
     return jnp.einsum(equation, q[0] if q.shape[0] == 1 else q, keys, preferred_element_type=jnp.float32)
 
@@ -182,6 +185,8 @@ def gelu(x: Array) -> Array:
 def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array | None, chunk: int) -> Array:
     """Return W2 dropout(gelu(W1 x)) of latents [N, Q, D]; the hidden layer exists a chunk at a time, forth and back.
 
+    The backward pass makes it again where W1 x costs less than keeping it: for widths below `KEPT`.
+
     Args:
       weights: kernel, bias, kernel, bias.
       rate, key: of the dropout; no key, no dropout.
@@ -197,7 +202,8 @@ def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array |
             hidden = jnp.where(keep, hidden / (1 - rate), 0)
         return None, (hidden @ w2 + b2)[:, None]
 
-    part = part if n == 1 else jax.checkpoint(part, prevent_cse=False)
+    policy = jax.checkpoint_policies.dots_saveable if x.shape[-1] >= KEPT else None
+    part = part if n == 1 else jax.checkpoint(part, prevent_cse=False, policy=policy)
     _, out = _scan(part, None, (_split(x[:, None], n), jnp.arange(n)))
     return _join(out, x.shape[1])[:, 0]
 
