@@ -33,34 +33,45 @@ def of_seed(
 
     shared, own = rulers(n_bins), rulers(imputer.binning.get("n_bins", n_bins))
     for method, prediction in _predictions(run, run.twin(seed), imputer, problem, own[0]):
-        yield {"method": method, "seed": seed, **score(prediction, problem, truth, shared, own)}
+        yield {"method": method, "seed": seed, **score(prediction, problem, truth, shared, own, imputer.zeros)}
 
 
 def score(
-    prediction: np.ndarray, problem: imputation.Problem, truth: np.ndarray, shared: tuple, own: tuple
+    prediction: np.ndarray,
+    problem: imputation.Problem,
+    truth: np.ndarray,
+    shared: tuple[bins.Ruler, bins.Ruler],
+    own: tuple[bins.Ruler, bins.Ruler],
+    zeros: float = 1.0,
 ) -> dict[str, float]:
-    """Return the scores over the hidden entries of expressed genes.
+    """Return the scores over the hidden entries: of expressed genes, and mcc_all of all.
 
     Args:
       prediction: expected counts [h], or shares of the bins of own[0] [h, bins].
       shared, own: rulers of the predictions and of the truth: those to compare by, and the model's.
+      zeros: how many times as often as others zeros were hidden in training; mcc_all is of shares for even masks.
     """
     rows, columns = problem.entries
-    true = truth[rows, columns]
+    true, n_bins = truth[rows, columns], shared[0].n_bins
     counted = true > 0
     if prediction.ndim == 2:
         counts = own[0].counts(prediction, rows)
-        said = rebin(prediction, shared[0].n_bins).argmax(1), prediction.argmax(1)
+        said, said_own = rebin(prediction, n_bins).argmax(1), prediction.argmax(1)
+        said_even = rebin(bins.even(prediction, zeros), n_bins).argmax(1)
     else:
         counts = prediction
-        said = shared[0].bins(counts, rows), own[0].bins(counts, rows)
-    mcc, mcc_own = (
-        imputation.matthews(ruler[1].bins(true, rows)[counted], names[counted])
-        for ruler, names in zip((shared, own), said, strict=True)
-    )
-    error, logs = np.abs(counts - true)[counted], (np.log1p(counts) - np.log1p(true))[counted]
-    mae, msle = float(error.mean(dtype=np.float64)), float((logs**2).mean(dtype=np.float64))
-    return {"mcc": mcc, "mcc_own": mcc_own, "mae": mae, "msle": msle, "entries": int(counted.sum())}
+        said, said_own = shared[0].bins(counts, rows), own[0].bins(counts, rows)
+        said_even = said
+    wanted, error = shared[1].bins(true, rows), (counts - true)[counted]
+    logs = (np.log1p(counts) - np.log1p(true))[counted]
+    return {
+        "mcc": imputation.matthews(wanted[counted], said[counted]),
+        "mcc_own": imputation.matthews(own[1].bins(true, rows)[counted], said_own[counted]),
+        "mcc_all": imputation.matthews(wanted, said_even),
+        "mae": float(np.abs(error).mean(dtype=np.float64)),
+        "msle": float((logs**2).mean(dtype=np.float64)),
+        "entries": int(counted.sum()),
+    }
 
 
 def rebin(shares: np.ndarray, n_bins: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli, slurm, sweep_plan
-from experiments.sweep_crew import Crew, check_same
+from experiments.sweep_crew import Crew, check_same, result
 from experiments.sweep_plan import Plan, Point
 from scfm_jax import signals
 
@@ -76,7 +76,7 @@ def main(_) -> int:
 
 def _run(plan: Plan, points: Sequence[Point], workdir: pathlib.Path, version: str) -> int:
     """Run the points, report, and return the exit status."""
-    todo = [point for point in points if not (workdir / point.name / "result.json").exists()]
+    todo = [point for point in points if not result(plan, workdir, point)]
     print(f"{len(points)} points, {len(points) - len(todo)} finished before", flush=True)
     crew = Crew(plan, workdir, version, FLAGS.parallel)
     stopped = crew.run(todo)

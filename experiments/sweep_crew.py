@@ -119,7 +119,7 @@ class Crew:
             while jobs or (waiting and not self._stopping):
                 while waiting and len(jobs) < self.parallel and not self._stopping:
                     point = waiting.pop(0)
-                    if (self.workdir / point.name / "result.json").exists():
+                    if result(self.plan, self.workdir, point):
                         continue  # another sweep in this folder was quicker
                     try:
                         jobs.append(Job(self.plan, point, self.workdir, self.version))
@@ -175,6 +175,12 @@ class Crew:
 
     def _stop(self, number: int, _frame: object) -> None:
         self._stopping = True
+
+
+def result(plan: Plan, workdir: pathlib.Path, point: Point) -> dict[str, Any] | None:
+    """Return the result of a finished point; None where there is none, or it lacks a metric that is asked for now."""
+    found = read_json(workdir / point.name / "result.json")
+    return found if found and set(plan.metrics) <= found["scores"].get(plan.method, {}).keys() else None
 
 
 def _line(job: Job) -> str:

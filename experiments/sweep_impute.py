@@ -6,7 +6,9 @@ What `experiments.impute --task=gene` scores, but for three things. Cells and ma
 size of bags, so two runs are compared entry by entry. Truth and predictions are put into `--bins` bins, whatever the
 model's own number: shares of its bins are laid over those, evenly within a bin (with equal numbers nothing changes, see
 `shared_bins`), and "mcc_own" keeps the paper's way, the model's own bins. Counts are scored without bins: mean absolute
-error, and mean squared error of log1p. All are of expressed genes. Writes W/sweep_imputation.json.
+error, and mean squared error of log1p. These are of expressed genes, as in the paper, and a model whose training hid
+zeros rarely says zero rarely, which that rewards; "mcc_all" is of all hidden entries and corrects for the masks. Writes
+W/sweep_imputation.json.
 """
 
 import json

@@ -17,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments import figures
+from experiments.sweep_crew import result
 from experiments.sweep_plan import Plan
 from scfm_jax.tasks.imputation import interval
 
@@ -68,9 +69,9 @@ def read(plan: Plan, workdir: pathlib.Path) -> list[Row]:
     points = {}
     for point in plan.points:
         points.setdefault(point.label + point.axis, point)
-        found, path = results.setdefault(point.label + point.axis, {}), workdir / point.name / "result.json"
-        if path.exists():
-            found[point.seed] = json.loads(path.read_text())
+        found = results.setdefault(point.label + point.axis, {})
+        if finished := result(plan, workdir, point):
+            found[point.seed] = finished
     bases = results[next(key for key, point in points.items() if point.base)]
     rows = [_row(plan, points[key], found, bases) for key, found in results.items()]
     beside = dict.fromkeys(m for found in bases.values() for m in found["scores"] if m != plan.method)
@@ -81,13 +82,13 @@ def read(plan: Plan, workdir: pathlib.Path) -> list[Row]:
 
 
 def _row(plan: Plan, point: Any, found: Mapping[int, Any], bases: Mapping[int, Any]) -> Row:
-    scores = {m: [result["scores"][plan.method][m] for result in found.values()] for m in plan.metrics}
+    scores = {m: [one["scores"][plan.method][m] for one in found.values()] for m in plan.metrics}
     both = [] if point.base else [seed for seed in found if seed in bases]
     difference = {
         m: [found[seed]["scores"][plan.method][m] - bases[seed]["scores"][plan.method][m] for seed in both]
         for m in plan.metrics
     }
-    spent = [sum(stage["cpu"] for stage in result["seconds"].values()) for result in found.values()]
+    spent = [sum(stage["cpu"] for stage in one["seconds"].values()) for one in found.values()]
     seconds = sum(spent) / len(spent) if spent else math.nan
     seeds = len({other.seed for other in plan.points})
     return Row(point.axis, point.label, point.base, point.paper, scores, difference, seconds, seeds)
@@ -119,7 +120,7 @@ def unfinished(plan: Plan, workdir: pathlib.Path) -> str:
     """Return a line for each point without a result, with its reason where it failed."""
     lines = []
     for point in plan.points:
-        if not (workdir / point.name / "result.json").exists():
+        if not result(plan, workdir, point):
             notes = workdir / point.name / "point.json"
             reason = json.loads(notes.read_text()).get("failed") if notes.exists() else None
             lines.append(f"- no result: {point.name}" + (f": {reason}" if reason else ""))

@@ -183,6 +183,17 @@ def test_what_failed_in_evaluation_is_not_trained_again(plain, tmp_path):
     assert not crew_of(plan, tmp_path)[0].failed and (tmp_path / "started").read_text() == "0"
 
 
+def test_a_result_without_a_metric_that_is_new_is_scored_again_and_not_trained(plain, tmp_path):
+    plan = make_plan(tmp_path, ["pass"])
+    crew_of(plan, tmp_path)
+    more = Plan("q", {"accuracy": "share", "entries": "n"}, plan.result, plan.method, None, plan.points)
+    assert sweep_crew.result(plan, tmp_path, plan.points[0]) and not sweep_crew.result(more, tmp_path, plan.points[0])
+    plan.points[0].evaluate[1] = (SCORES % 0.5).replace("'accuracy'", "'entries': 3, 'accuracy'")
+    assert not sweep_crew.Crew(more, tmp_path, "crc", 1).run(more.points)
+    assert sweep_crew.result(more, tmp_path, plan.points[0])["scores"]["ours"] == {"accuracy": 0.5, "entries": 3}
+    assert (tmp_path / "started").read_text() == "0"
+
+
 def test_an_evaluation_without_rows_of_the_model_is_a_failure(plain, tmp_path):
     plan = make_plan(tmp_path, ["pass"])
     other = Plan(plan.question, plan.metrics, plan.result, "theirs", None, plan.points)
@@ -352,6 +363,13 @@ def test_scores_are_those_of_imputation_where_bins_are_the_models_own():
         ours = shared_bins.score(prediction, problem, truth, five, five)
         assert ours["mcc"] == ours["mcc_own"] == pytest.approx(theirs["mcc_expressed"])
         assert ours["mae"] == pytest.approx(theirs["mae_expressed"])
+        assert ours["mcc_all"] == pytest.approx(theirs["mcc_all"])
+    rare = shared_bins.score(
+        bins.even(shares := rng.dirichlet(np.ones(5), hidden.sum()), 15), problem, truth, five, five, 1 / 15
+    )
+    assert rare["mcc_all"] == shared_bins.score(shares, problem, truth, five, five)["mcc_all"] != 0, (
+        "masks are corrected"
+    )
     perfect = shared_bins.score(truth[problem.entries], problem, truth, (five[1],) * 2, (five[1],) * 2)
     assert perfect["mcc"] == 1 and perfect["mae"] == perfect["msle"] == 0
 
