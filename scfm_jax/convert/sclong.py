@@ -115,10 +115,12 @@ def _unstack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
     tree = {collection: dict(content) for collection, content in variables.items()}
     if "mask" in tree.get("params", {}):
         tree["params"]["mask"] = tree["params"]["mask"][None]
-    if model.scan and "large" in tree.get("params", {}):
-        layers = tree["params"]["large"]["layers"]
-        take = {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], layers) for i in range(model.large_depth)}
-        tree["params"]["large"] = take
+    for stack in STACKS:
+        if layers := dict(tree.get("params", {}).get(stack, {})):
+            scanned = layers.pop("layers", {})
+            length = len(jax.tree.leaves(scanned)[0]) if scanned else 0
+            layers |= {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], scanned) for i in range(length)}
+            tree["params"][stack] = layers
     for stack in tree.get("buffers", {}):
         drawn = tree["buffers"][stack]["projection"]
         one = {f"projection_{i}": drawn[i] for i in range(len(drawn))}
@@ -130,9 +132,11 @@ def _stack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
     """Undo `_unstack`."""
     tree = {collection: dict(content) for collection, content in variables.items()}
     tree["params"]["mask"] = tree["params"]["mask"][0]
-    if model.scan:
-        layers = [tree["params"]["large"][f"layer_{i}"] for i in range(model.large_depth)]
-        tree["params"]["large"] = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    for stack in STACKS if model.scan else ():
+        layers = dict(tree["params"].get(stack, {}))
+        scanned = [layers.pop(f"layer_{i}") for i in range(len(layers) - (stack == "decoder"))]
+        joined = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *scanned)} if scanned else {}
+        tree["params"][stack] = layers | joined
     for stack, content in tree["buffers"].items():
         drawn = [content[f"projection_{i}"] for i in range(len(content) - 1)]
         tree["buffers"][stack] = {"calls": content["calls"], "projection": jnp.stack(drawn)}

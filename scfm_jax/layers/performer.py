@@ -31,6 +31,9 @@ def n_features(size: int) -> int:
 class Layer(nn.Module):
     """One block; with `rows` only those tokens ask, though all are asked, and only they come out.
 
+    Of its own for the backward pass it keeps its input, the heads, what they gather, and the hidden layer before its
+    activation; norms and activations are computed again.
+
     Intermediates: attended (before the output projection), branch, mlp_branch.
     """
 
@@ -48,13 +51,27 @@ class Layer(nn.Module):
         self, x: Array, projection: Array, mask: Array, rows: Array | None = None
     ) -> tuple[Array, None]:  # [B, T, D], [M, K], [B, T], [B, R] -> [B, T or R, D]
         width, inner = x.shape[-1], self.heads * self.key_size
-        y = LayerNorm(name="norm1")(x)
 
-        def heads(name: str, y: Array) -> Array:  # [B, T, H, K]
-            return Dense(inner, self.qkv_bias, self.dtype, name=name)(y).reshape(*y.shape[:2], self.heads, -1)
+        def dense(features: int, name: str, bias: bool = True) -> Dense:
+            return Dense(features, bias, self.dtype, name=name)
 
-        asking = y if rows is None else take(y, rows)
-        q, k, v = heads("query", asking), heads("key", y), heads("value", y)
+        def ask(_: nn.Module, x: Array) -> tuple[Array, ...]:  # [B, T, H, K]
+            y = LayerNorm(name="norm1")(x)
+            asking = y if rows is None else take(y, rows)
+            heads = (("query", asking), ("key", y), ("value", y))
+            maps = (dense(inner, name, self.qkv_bias)(y) for name, y in heads)
+            return tuple(y.reshape(*y.shape[:2], self.heads, -1) for y in maps)
+
+        def gather(_: nn.Module, y: Array) -> Array:
+            return dense(width, "out")(y.reshape(*y.shape[:2], inner).astype(self.dtype))
+
+        def widen(_: nn.Module, x: Array) -> Array:
+            return dense(4 * width, "mlp_in")(LayerNorm(name="norm2")(x))
+
+        def narrow(_: nn.Module, y: Array) -> Array:
+            return dense(width, "mlp_out")(jax.nn.gelu(y, approximate=False))
+
+        q, k, v = nn.remat(ask)(self, x)
         self.sow("intermediates", "heads", (q, k, v))
         if self.kind == "exact":
             y = attention.exact_attention(q, k, v, mask)
@@ -62,11 +79,10 @@ class Layer(nn.Module):
             how = {"kernel": self.kernel, "key_max": self.key_max, "detach_max": self.detach_max}
             y = attention.favor_attention(q, k, v, mask, projection, **how)
         self.sow("intermediates", "attended", y)
-        y = Dense(width, dtype=self.dtype, name="out")(y.reshape(*y.shape[:2], inner).astype(self.dtype))
+        y = nn.remat(gather)(self, y)
         self.sow("intermediates", "branch", y)
         x = y + (x if rows is None else take(x, rows))
-        y = Dense(4 * width, dtype=self.dtype, name="mlp_in")(LayerNorm(name="norm2")(x))
-        y = Dense(width, dtype=self.dtype, name="mlp_out")(jax.nn.gelu(y, approximate=False))
+        y = nn.remat(narrow)(self, nn.remat(widen)(self, x))
         self.sow("intermediates", "mlp_branch", y)
         return x + y, None
 
@@ -74,6 +90,7 @@ class Layer(nn.Module):
 class Performer(nn.Module):
     """`depth` layers; `scan` compiles one for all (parameters stacked), `remat` recomputes them backwards.
 
+    `apart`: the last layer is no part of the scan, and where `rows` are asked for it computes those alone.
     `layer`: keywords of `Layer`. `redraw`: forwards that are counted before the features are drawn anew; 0 for never.
     """
 
@@ -82,26 +99,29 @@ class Performer(nn.Module):
     redraw: int = 1000
     remat: bool | str = False
     scan: bool = False
+    apart: bool = False
 
     @nn.compact
     def __call__(
         self, x: Array, mask: Array, rows: Array | None = None, train: bool = False
     ) -> tuple[Array, Array | None]:  # [B, T, D], [B, T], [B, R] -> [B, T, D], [B, R, D]
-        """Return (all tokens, those of `rows`: the last layer computes only what is used of either)."""
+        """Return (all tokens, those of `rows`); of the two XLA drops what is not used."""
         projections = self.features(train)
         layer = Layer
         if self.remat:
             policy = REMAT["full" if self.remat is True else self.remat]
             layer = nn.remat(Layer, policy=policy, prevent_cse=not self.scan)
-        if self.scan:
+        before = self.depth - self.apart
+        if self.scan and before:
             axes = {"variable_axes": {"params": 0, "intermediates": 0}, "in_axes": (0, nn.broadcast)}
-            layer = nn.scan(layer, split_rngs={"params": True}, length=self.depth, **axes)
-            if rows is not None:
-                raise ValueError("rows: the last layer of a scanned stack cannot be left out; use scan=False")
-            return layer(**self.layer, name="layers")(x, projections, mask)[0], None
-        for i in range(self.depth - 1):
-            x, _ = layer(**self.layer, name=f"layer_{i}")(x, projections[i], mask)
-        last = layer(**self.layer, name=f"layer_{self.depth - 1}")
+            layers = nn.scan(layer, split_rngs={"params": True}, length=before, **axes)(**self.layer, name="layers")
+            x, _ = layers(x, projections[:before], mask)
+        else:
+            for i in range(before):
+                x, _ = layer(**self.layer, name=f"layer_{i}")(x, projections[i], mask)
+        if not self.apart:
+            return x, None
+        last = layer(**self.layer, name=f"layer_{before}")
         some = None if rows is None else last(x, projections[-1], mask, rows)[0]
         return last(x, projections[-1], mask)[0], some
 

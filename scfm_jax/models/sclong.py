@@ -151,8 +151,9 @@ class Model(nn.Module):
     `genes` are these [B, C, V, D]; `logits` are predicted values, "scored" [B, C, R] and "genes" [B, C, V].
     `cells` "outsiders" embeds a cell as the sum over D for each position, as the batch script of the code means to.
     `context` "top" leaves out the values of all genes but the top ones. `redraw`: see `layers.performer`; 0 for never.
-    `scan` and `remat` are for the deep stack: one compilation for all its layers (True), recomputing them backwards
-    (False, True or "full", "dots"). Rows of the gene tables that were not given start normal with deviation 0.3.
+    `scan`: one compilation for all layers of a stack, and less memory. `remat`: recompute layers backwards: False, True
+    or "full" (keep only what goes in), "dots" (keep matrix products, too). Rows of the gene tables that were not given
+    start normal with deviation 0.3.
     Intermediates: token_emb, token_norm, graph, top_encodings, left_encodings, merged_encodings, merged_decodings, what
     goes into and comes out of the stacks, and those of their layers.
     """
@@ -196,8 +197,9 @@ class Model(nn.Module):
         layer = {"kind": self.attention, "kernel": self.kernel, "key_max": self.key_max, "dtype": dtype}
         layer |= {"detach_max": self.detach_max, "qkv_bias": self.qkv_bias}
 
-        def stack(depth: int, heads: int, size: int, **deep: Any) -> Performer:
-            return Performer(depth, {**layer, "heads": heads, "key_size": size}, self.redraw, **deep)
+        def stack(depth: int, heads: int, size: int, apart: bool = False) -> Performer:
+            settings = {**layer, "heads": heads, "key_size": size}
+            return Performer(depth, settings, self.redraw, self.remat, self.scan, apart)
 
         self.expression_in, self.expression_out = Dense(EXPRESSION_DIM), Dense(base)
         self.mask = self.param("mask", lambda key: in_unit_ball(jax.random.normal(key, (base,))))
@@ -206,12 +208,12 @@ class Model(nn.Module):
         layers = self.graph_layers if self.graph else 0
         self.identity = GeneVectors(self.positions, base, layers, self.gene_table or not self.graph)
         self.to_large, self.large_norm = Dense(self.large_dim, dtype=dtype), LayerNorm()
-        deep = {"remat": self.remat, "scan": self.scan}
-        self.large = stack(self.large_depth, self.large_heads, self.large_key_size, **deep)
+        self.large = stack(self.large_depth, self.large_heads, self.large_key_size)
         self.to_base, self.base_norm = Dense(base, dtype=dtype), LayerNorm()
         if self.context == "all" and self.top_seq_len < self.positions:
             self.mini = stack(self.mini_depth, self.mini_heads, self.mini_key_size)
-        self.decoder, self.decode_norm = stack(self.dec_depth, self.dec_heads, self.dec_key_size), LayerNorm()
+        self.decoder = stack(self.dec_depth, self.dec_heads, self.dec_key_size, apart=True)
+        self.decode_norm = LayerNorm()
         self.head_ = GeneHead(self.positions, self.head_dim) if self.head == "gene" else Dense(1)
 
     def __call__(self, inputs: dict[str, Any], train: bool = False) -> Outputs:
