@@ -14,7 +14,9 @@ Two floors of the published row, counted before anything was made faster; the la
 
 What must be alive at once in float32: what goes into each stage of the towers, 1.5 GB down (its skips) and 1.5 GB up;
 inside the one stage that is recomputed about eight maps of at most 192 x 998,400, 6 GB; 1.3 GB of parameters, gradient
-and moments; a block's scores, 0.97 GB and as much again for their gradient, less where queries come in chunks.
+and moments; a block's scores, 0.97 GB and as much again for their gradient. Recomputation alone does not get there on a
+CPU, whose compiler drops the barriers that keep it from being done early: `--plan` says 42.5 GB for whole stages, and
+16.7 GB where a stage works on 10 cells at a time.
 """
 
 from types import ModuleType

@@ -5,12 +5,14 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import parity, parity_sct
@@ -453,32 +455,100 @@ def prepared_like(genes: int, cells: int = 4) -> dict:
     } | cell
 
 
+def losses(dtype: str, steps: int, **options) -> np.ndarray:
+    """Return the losses of Adam steps on bags of cells whose genes differ in how often they are expressed."""
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(0.3, 2, GENES)
+    counts = jnp.asarray(rng.poisson(rate, (steps, 1, 8, GENES)), jnp.float32)
+    batch = bag(cells=8).replace(genes=jnp.broadcast_to(jnp.arange(GENES), (1, 8, GENES)))
+    model = sct.Model(n_genes=GENES, dtype=dtype, **TINY | options)
+    inputs = prepared(batch.replace(counts=counts[0]))
+    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(inputs)
+    optimizer = optax.adam(3e-3)
+
+    def step(carry, drawn):
+        variables, state = carry
+        counts, key = drawn
+        inputs = sct.prepare(batch.replace(counts=counts), constants(), key, step=0, train=True, nonzero_rate=0.5)
+
+        def value(variables):
+            return sct.loss(model.apply(variables, inputs, train=True), inputs)[0]
+
+        loss, grads = jax.value_and_grad(value)(variables)
+        changes, state = optimizer.update(grads, state)
+        return (optax.apply_updates(variables, changes), state), loss
+
+    keys = jax.random.split(jax.random.key(1), steps)
+    return np.asarray(
+        jax.jit(lambda *x: jax.lax.scan(step, *x)[1])((variables, optimizer.init(variables)), (counts, keys))
+    )
+
+
+def test_training_in_bfloat16_stays_near_float32():
+    exact, rough = losses("float32", 40), losses("bfloat16", 40)
+    assert exact[-10:].mean() < 0.7 * exact[:2].mean()
+    assert 0 < np.abs(rough - exact).max() < 0.3 and abs((rough - exact)[-10:].mean()) < 0.1
+
+
 # --------------------------------------------------------------------------------------------------------------- meshes
 
 
-def on_mesh(**mesh: int) -> dict[str, np.ndarray]:
-    """Return loss and gradients of a bag of 8 cells on a mesh of the devices there are."""
+MESHES = [  # and how many bags
+    ({"data": 8}, 8),
+    ({"data": 1, "fsdp": 8}, 8),
+    ({"data": 1, "seq": 8}, 1),
+    ({"data": 2, "fsdp": 2, "seq": 2}, 4),
+]
+
+
+def on_mesh(bags: int, **mesh: int) -> dict[str, np.ndarray]:
+    """Return loss, features and gradients of bags of 8 cells, parameters and batch on a mesh of the devices."""
     devices = sharding.make_mesh(**mesh)
-    inputs = prepared(bag(cells=8, bags=2), nonzero_rate=0.5)
-    model, variables = built(inputs)
+    inputs = prepared(bag(cells=8, bags=bags), nonzero_rate=0.5)
+    model, variables = built(inputs, cell_chunk=max(4, devices.shape["seq"]))
+
+    def value(variables, inputs):
+        outputs = model.apply(variables, inputs, train=True)
+        return sct.loss(outputs, inputs)[0], outputs.genes
+
     with jax.set_mesh(devices):
         placed = jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(devices, x.ndim)), inputs)
-        value, grads = value_and_grad(model, variables, placed)
+        layout = sharding.state_shardings({"params": variables["params"]}, devices, min_size=0)
+        kernel = layout["params"]["up_0"]["conv"]["kernel"]
+        assert kernel.shard_shape((5, 32, 32)) == (5, 32 // devices.shape["fsdp"], 32)
+        step = quick(jax.value_and_grad(value, has_aux=True))
+        compiled = step.lower(jax.device_put(dict(variables), layout), placed).compile()
+        if devices.shape["seq"] > 1:  # a neighbour's ends travel; no map of a whole bag is ever on one device
+            assert "collective-permute" in compiled.as_text()
+            assert not re.search(r"f32\[\d+,\d+,\d+,32\]\S* all-gather\(", compiled.as_text())
+        (loss, genes), grads = compiled(jax.device_put(dict(variables), layout), placed)
+    split = devices.shape["data"] * devices.shape["fsdp"]
+    assert genes.sharding.shard_shape(genes.shape)[:2] == (bags // split, 8 // devices.shape["seq"])
     leaves = jax.tree_util.tree_leaves_with_path(grads)
-    return {"loss": np.asarray(value)} | {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    found = {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {"loss": np.asarray(loss), "genes": np.asarray(genes)} | found
 
 
 @pytest.mark.slow
-def test_cells_of_a_bag_split_over_devices_give_the_same_numbers(tmp_path):
+def test_bags_parameters_and_cells_split_over_devices_give_the_same_numbers(tmp_path):
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_sct", str(tmp_path / "sharded.npz")]
+    command = [sys.executable, "-m", "tests.test_sct", str(tmp_path)]
     subprocess.run(command, check=True, env=env, cwd=pathlib.Path(__file__).resolve().parents[1])
-    ours = on_mesh(data=1) if jax.device_count() == 1 else None
-    with np.load(tmp_path / "sharded.npz") as sharded:
-        assert set(sharded) == set(ours)
-        for name, value in ours.items():
-            np.testing.assert_allclose(sharded[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    one = {bags: on_mesh(bags, data=1) for bags in (1, 4, 8)}
+    for i, (mesh, bags) in enumerate(MESHES):
+        with np.load(tmp_path / f"{i}.npz") as sharded:
+            assert set(sharded) == set(one[bags])
+            for name, value in one[bags].items():
+                np.testing.assert_allclose(sharded[name], value, rtol=1e-3, atol=2e-5, err_msg=f"{mesh} {name}")
+
+
+def test_cells_that_do_not_divide_over_the_devices_are_refused():
+    mesh = jax.sharding.AbstractMesh((1, 1, 8), sharding.AXES)
+    with pytest.raises(ValueError, match=r"1 bags of 10 cells does not divide .* seq = 8 .*config.data.bag") as error:
+        sharding.put_batch(jax.tree.map(np.asarray, bag(cells=10)), mesh)
+    assert "\n" not in str(error.value)
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **on_mesh(data=1, seq=8))
+    for i, (mesh, bags) in enumerate(MESHES):
+        np.savez(pathlib.Path(sys.argv[1]) / f"{i}.npz", **on_mesh(bags, **mesh))

@@ -3,9 +3,10 @@
 A bag [B, C, L, D] is convolved as one sequence of C x L positions: each cell gets the ends of its neighbours, so
 kernels reach over the border of two cells, and only the two ends of the bag are padded with zeros. What follows is then
 a matter of each cell alone, so a few cells can be worked on at a time, or cells can live on several devices that
-exchange nothing but those ends. A transposed convolution of stride 2 computes even and odd outputs apart, each with the
-taps that meet a sample: no tap is spent on the zeros between samples, and no gradient passes through a dilation, which
-costs XLA twenty times as much on a CPU.
+exchange nothing but those ends (of one bag each: with several, bags and cells share an axis that XLA gathers). A
+transposed convolution of stride 2 computes even and odd outputs apart, each with the taps that meet a sample: no tap is
+spent on the zeros between samples, and no gradient passes through a dilation, which costs XLA twenty times as much on a
+CPU.
 """
 
 import functools
