@@ -244,7 +244,7 @@ def test_dealt_by_length_padding_is_spread_and_a_pass_has_every_cell_once():
     drawn = np.concatenate(batches)
     cells = eligible()
     assert np.array_equal(np.sort(drawn[drawn >= 0]), cells.rows(np.arange(cells.places[-1])))
-    assert (drawn < 0).sum() > 24 and all((batch >= 0).any() for batch in batches)
+    assert (drawn < 0).sum() > 24 > 2 * max((batch < 0).sum() for batch in batches)
 
 
 def test_by_length_little_is_padding_in_few_shapes(store, truth):
