@@ -6,7 +6,9 @@ Variants: `tiny` (a smoke test), `small` (2 CPU cores), `paper` (12 layers of 76
 positions, batches of 64 cells) and `geneformer` (the layout of the first Geneformer: 6 layers of 256, ranks).
 Cells come by length: sizes of P are an eighth of an octave apart, and batches hold cells of similar length.
 
-Expect: not yet run (the paper: 30 M cells, 8 H100, about ten days).
+On nine studies of 14,576 cells (1,050 genes a sentence) 4 % of the tokens are padding at 16 cells a batch, 6 % at 64.
+
+Expect: paper and geneformer are not yet run (the paper: 30 M cells, 8 H100, about ten days).
 """
 
 from ml_collections import ConfigDict
