@@ -16,7 +16,9 @@ genes in the point's own bins; `mcc` here is in five bins for all, so that fifte
 Scoring expressed genes alone rewards a mask that hides zeros rarely; `mcc_all` counts zeros and corrects for the mask.
 
 Variants: `small` (the claim), `tiny` (a smoke test of the same points).
-Expect: not yet run.
+Expect, trained on four studies of 5,101 PBMCs, scored on 2,000 cells of pbmc3k, about 55 cpu seconds a run (first four
+points with seed 0; the others are not yet run): mcc 0.50 of the base, 0.25 uniform, 0.18 with 5 % of zeros, 0.23 with a
+standard norm; mcc_all 0.29, 0.31, 0.30, 0.03: what masking gains here is a matter of which genes are counted.
 """
 
 from typing import Any
