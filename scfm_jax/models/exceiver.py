@@ -35,11 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax.layers import likelihood
+from scfm_jax.layers.latent_attention import Background, attend
 from scfm_jax.layers.norms import LayerNorm
-from scfm_jax.layers.perceiver import Background, CrossBlock, LatentStack, attend, columns, gelu, torch_linear
+from scfm_jax.layers.perceiver import CrossBlock, LatentStack, columns, gelu, torch_linear
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes", "n_classes": "tissue"}
+FITTED = ("mean", "scale")
 HEADS = 4  # of both cross-attentions
 CLIP, SHIFT = 10.0, 1.0
 ZEROS = ("exclude", "additive_one")
