@@ -454,7 +454,7 @@ def test_a_sweep_from_one_command(ground, compilation_cache, tmp_path):
     text = text.replace("scores.json", "sweep_imputation.json").replace('"ours"', '"sct"')
     given = [f"--sweep={write(tmp_path, text)}", f"--workdir={tmp_path}/w", "--parallel=2", "--config.data.bag=10"]
     given += [f"--config.data.store={ground}/store", f"--evaluate.input={ground}/x.h5ad"]
-    ended = commands.run("sweep", *given, folder=tmp_path)
+    ended = commands.run("sweep", *given, folder=tmp_path, timeout=500)
     assert ended.code == 1, ended.err
     assert "error: 1 of 2 points have no result: model.norm=sharde/seed=0: train ended with status 2: norm" in ended.err
     assert "**as it is** (base)" in ended.out and "gene mean" in ended.out
