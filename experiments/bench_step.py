@@ -73,27 +73,30 @@ def find(model: str, row: str | None) -> tuple[ModuleType, str]:
 
 
 def build(module: ModuleType, case: Case) -> Step:
-    """Return the functions of a training step as `scfm_jax.step` composes them, on one device."""
+    """Return the functions of a training step as `scfm_jax.step` composes them, on one device.
+
+    Variables that are not trained (random features, say) stay as they were drawn.
+    """
     key = jax.random.key(0)
     rngs = {"dropout": key, "latent": key}
     prepare = functools.partial(module.prepare, constants=case.constants, train=True, **case.inputs)
 
     def init(batch):
         inputs = prepare(batch, rng=key, step=0)
-        params = case.network.init({"params": key, **rngs}, inputs, train=True)["params"]
-        return params, case.optimizer.init(params), jnp.zeros((), jnp.int32)
+        variables = dict(case.network.init({"params": key, **rngs}, inputs, train=True))
+        params = variables.pop("params")
+        return params, case.optimizer.init(params), jnp.zeros((), jnp.int32), variables
 
-    def objective(params, inputs):
-        return module.loss(case.network.apply({"params": params}, inputs, train=True, rngs=rngs), inputs, **case.loss)[
-            0
-        ]
+    def objective(params, inputs, others):
+        outputs = case.network.apply({"params": params, **others}, inputs, train=True, rngs=rngs)
+        return module.loss(outputs, inputs, **case.loss)[0]
 
     def update(carry, batch):
-        params, state, step = carry
+        params, state, step, others = carry
         inputs = prepare(batch, rng=jax.random.fold_in(key, step), step=step)
-        loss, grads = jax.value_and_grad(objective)(params, inputs)
+        loss, grads = jax.value_and_grad(objective)(params, inputs, others)
         changes, state = case.optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, changes), state, step + 1), loss
+        return (optax.apply_updates(params, changes), state, step + 1, others), loss
 
     return Step(init, lambda batch: prepare(batch, rng=key, step=0), objective, update, rngs)
 
@@ -112,16 +115,16 @@ def step_rows(
     module, case = models.get(model), _case(bench, row, small, dtype)
     step = build(module, case)
     carry = jax.jit(step.init)(case.batch)
-    whole, (params, state, _) = measure_carried(step.update, carry, case.batch, seconds)
+    whole, (params, state, _, others) = measure_carried(step.update, carry, case.batch, seconds)
     whole = {"part": f"whole step, {row}"} | whole
     inputs = jax.jit(step.prepare)(case.batch)
     rate = 3 * module.flops(case.network, inputs) / whole["s"]
     whole |= {"cells_per_s": int(case.batch.cell_mask.sum()) / whole["s"]}
     whole |= {"tokens_per_s": int(module.tokens(inputs)) / whole["s"], "gflop_per_s": rate / 1e9}
     whole |= {"mfu": rate / (hardware.peak_flops() or np.nan), "peak_gb": _peak_bytes() / 1e9}
-    parts = {"prepare": (step.prepare, (case.batch,)), "forward": (step.objective, (params, inputs))}
+    parts = {"prepare": (step.prepare, (case.batch,)), "forward": (step.objective, (params, inputs, others))}
     found = bench.parts(module, case, params, inputs, step.rngs) if hasattr(bench, "parts") else {}
-    parts |= {"backward": (jax.grad(step.objective), (params, inputs))} | found
+    parts |= {"backward": (jax.grad(step.objective), (params, inputs, others))} | found
     parts["optimiser"] = (lambda p, s: case.optimizer.update(p, s, p), (params, state))
     timed = {name: measure(function, arguments, seconds / 2) for name, (function, arguments) in parts.items()}
     timed["backward"] = {key: value - timed["forward"][key] for key, value in timed["backward"].items()}
