@@ -348,6 +348,14 @@ def test_hidden_cells_are_near_in_space_and_in_their_sample():
     assert np.argsort(apart[0])[:4].tolist() == [3, 6, 9, 12] and np.isinf(apart[:, 0]).all()
 
 
+def test_cells_of_which_nothing_is_known_get_the_gene_mean():
+    hidden = np.broadcast_to((np.arange(N) < 8)[:, None], (N, V))
+    problem = make_problem(two_types(), hidden)
+    apart, mean = baselines.distances(problem), baselines.gene_mean(problem)
+    np.testing.assert_allclose(baselines.nearest_neighbours(problem, apart), mean, rtol=1e-4)
+    np.testing.assert_allclose(baselines.diffusion(problem, apart), mean, rtol=1e-4)
+
+
 def test_spatial_bags_are_compact_and_whole():
     coords = np.random.default_rng(0).random((430, 2))
     parts = imputing.halves(np.arange(430), coords, 50)

@@ -53,8 +53,9 @@ def diffusion(problem: Problem, apart: np.ndarray, k: int = NEIGHBOURS, steps: i
     far = np.sqrt(np.take_along_axis(apart, near, 1))
     width = far[:, [min(k, far.shape[1]) - 1]]
     width = np.where(np.isfinite(width) & (width > 0), width, 1)
-    kernel = np.identity(len(apart))
+    kernel = np.zeros_like(apart)
     np.put_along_axis(kernel, near, np.exp(-far / width), 1)
+    np.fill_diagonal(kernel, 1)  # last: a cell that is far from all others may count among its own nearest
     kernel = kernel + kernel.T
     return smooth(problem, np.linalg.matrix_power(kernel / kernel.sum(1, keepdims=True), steps))
 
