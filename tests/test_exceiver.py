@@ -543,7 +543,7 @@ def test_a_run_stopped_and_resumed_equals_the_whole_and_embeds(tmp_path, compila
         options |= {"train.eval_every": 4, "train.checkpoint_every": 4, "model.query_len": 4, "model.ffn_dim": 8}
         flags = [f"--config.{key}={value}" for key, value in options.items()]
         config = "--config=configs/pretrain_exceiver.py:tiny"
-        ended = commands.run("train", config, f"--workdir={tmp_path / workdir}", *flags, folder=tmp_path)
+        ended = commands.run("train", config, f"--workdir={tmp_path / workdir}", *flags, folder=tmp_path, timeout=300)
         assert ended.code == 0, ended.err
 
     train("whole", 8)
