@@ -26,6 +26,7 @@ from scfm_jax.tasks import bins, imputation
 from tests import commands
 
 SCT, CELLPLM = "configs/sweep_sct_ablation.py", "configs/sweep_cellplm_ablation.py"
+SCLONG = "configs/sweep_sclong_ablation.py"
 FILE = """
 def get_sweep(variant="a"):
     return {{
@@ -90,7 +91,7 @@ def test_plan_has_every_point_for_every_seed_and_overrides_in_its_commands(tmp_p
     assert [p.seed for p in read(tmp_path, seeds=[7]).points] == [7, 7]
 
 
-@pytest.mark.parametrize("path", [SCT, CELLPLM])
+@pytest.mark.parametrize("path", [SCT, CELLPLM, SCLONG])
 def test_our_sweeps_set_keys_that_exist(path):
     for variant in ("tiny", "small"):
         plan = sweep_plan.read(f"{path}:{variant}", pathlib.Path("w"), {})
