@@ -127,10 +127,18 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, batch)
 
 
-def constrain(x: Array) -> Array:
-    """Keep an activation [B, C, ...] where its batch lives; without a mesh (`jax.set_mesh`) do nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+def constrain(x: Array, merged: bool = False) -> Array:
+    """Keep an activation [B, C, ...] where its batch lives; without a mesh (`jax.set_mesh`) do nothing.
+
+    `merged`: one of cells by themselves, [B * C, ...]. Without this the partitioner is free to split a matrix product
+    as its weights are split over fsdp, and then it is activations that travel.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
+    if merged:
+        split = len(x) % mesh.size == 0
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES)) if split else x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BAGS, "seq", *[None] * (x.ndim - 2)))
 
 

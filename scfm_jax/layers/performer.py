@@ -9,11 +9,13 @@ is a function of the run's key and step: no key is kept, and a resumed run draws
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scfm_jax import sharding
 from scfm_jax.layers import attention
 from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.linear import Dense
@@ -52,8 +54,9 @@ class Layer(nn.Module):
     ) -> tuple[Array, None]:  # [B, T, D], [M, K], [B, T], [B, R] -> [B, T or R, D]
         width, inner = x.shape[-1], self.heads * self.key_size
 
-        def dense(features: int, name: str, bias: bool = True) -> Dense:
-            return Dense(features, bias, self.dtype, name=name)
+        def dense(features: int, name: str, bias: bool = True) -> Callable[[Array], Array]:
+            product = Dense(features, bias, self.dtype, name=name)
+            return lambda y: sharding.constrain(product(y), merged=True)
 
         def ask(_: nn.Module, x: Array) -> tuple[Array, ...]:  # [B, T, H, K]
             y = LayerNorm(name="norm1")(x)
@@ -71,6 +74,7 @@ class Layer(nn.Module):
         def narrow(_: nn.Module, y: Array) -> Array:
             return dense(width, "mlp_out")(jax.nn.gelu(y, approximate=False))
 
+        x = sharding.constrain(x, merged=True)
         q, k, v = nn.remat(ask)(self, x)
         self.sow("intermediates", "heads", (q, k, v))
         if self.kind == "exact":
