@@ -267,10 +267,13 @@ def favor_features(x: Array, projection: Array, *, keys: bool, kernel: str = "so
 
 
 def draw_projection(key: Array, features: int, size: int) -> Array:
-    """Draw the random features of FAVOR+ [features, size]: orthogonal blocks, rows as long as normal vectors are."""
+    """Draw the random features of FAVOR+ [features, size]: orthogonal blocks, rows as long as normal vectors are.
+
+    Block by block: two batched QR at once wait for each other for ever on the CPU's threads (jax 0.10.2). Do not vmap it.
+    """
     block_key, norm_key = jax.random.split(key)
     blocks = jax.random.normal(block_key, (math.ceil(features / size), size, size))
-    rows = jnp.linalg.qr(blocks)[0].swapaxes(-1, -2).reshape(-1, size)[:features]
+    rows = jax.lax.map(lambda block: jnp.linalg.qr(block)[0].T, blocks).reshape(-1, size)[:features]
     lengths = jnp.linalg.norm(jax.random.normal(norm_key, (features, size)), axis=-1)
     return rows * lengths[:, None]
 

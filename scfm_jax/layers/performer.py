@@ -135,7 +135,7 @@ class Performer(nn.Module):
         draw = functools.partial(attention.draw_projection, features=n_features(size), size=size)
 
         def draws(key: Array) -> Array:
-            return jax.vmap(draw)(jax.random.split(key, self.depth))
+            return jax.lax.map(draw, jax.random.split(key, self.depth))
 
         drawn = self.variable("buffers", "projection", lambda: draws(self.make_rng("params")))
         calls = self.variable("buffers", "calls", lambda: jnp.zeros((), jnp.int32))
