@@ -92,7 +92,7 @@ def drawn() -> dict:
     variables = jax.tree.map(np.asarray, jax.jit(model.init, **quick)(jax.random.key(0), inputs))
     for stack in ("large", "mini", "decoder"):
         for layer in variables["params"][stack].values():
-            layer["key"]["kernel"] = layer["key"]["kernel"] * 6
+            layer["key"]["kernel"] = layer["key"]["kernel"] * 2
     return variables
 
 
