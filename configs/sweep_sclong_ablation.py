@@ -30,7 +30,7 @@ from configs import pretrain_sclong
 TOP, RATE = 77, 1e-2
 SIZES = {
     "tiny": {"batch": 4, "steps": 2, "every": 1},
-    "small": {"batch": 8, "steps": 400, "every": 100},
+    "small": {"batch": 8, "steps": 300, "every": 100},
 }
 
 
