@@ -1,0 +1,197 @@
+"""scLong at its published size: the memory that training takes on devices one does not hold, one step, one forward.
+
+  python -m experiments.scale_sclong plan --devices=8 --cells=1,2,4 --remat=none,dots,full
+  python -m experiments.scale_sclong step --devices=8 --depth=2 --dtype=float32
+  python -m experiments.scale_sclong forward --input=pbmc3k.h5ad --genes=GENES --graph=GRAPH
+
+`plan` compiles the training step of `experiments.train` for host devices that split parameters and optimiser state
+(fsdp) and cells, and prints what the compiler would give each of them; no array is ever made. `step` runs that step,
+`forward` embeds one cell. Layers are scanned, so compiling takes as long for 42 of them as for 2.
+
+What a plan is not: it is the CPU compiler's, which has no bfloat16 products (operands are turned into float32, so that
+temporaries are larger than an accelerator's), fuses otherwise and reserves nothing for its libraries (allow 2 GB).
+Attention's chunks are as long as on an accelerator.
+"""
+
+import functools
+import json
+import re
+import resource
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments import bench_sclong, cli
+from experiments.bench_step import bag
+from scfm_jax import optim, sharding, step
+from scfm_jax.layers import attention
+from scfm_jax.models import sclong
+from scfm_jax.types import Batch
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("devices", 8, "plan, step: devices, as which this machine's processor poses.", 1)
+flags.DEFINE_list("cells", ["1"], "plan: cells on each device, one row of the table for each. step: the first is used.")
+flags.DEFINE_list("remat", ["full"], "The same: full, dots or none.")
+flags.DEFINE_integer("steps", 1, "step: updates to run.", 1)
+flags.DEFINE_integer("n_genes", 27_874, "plan, step: genes.", 1)
+flags.DEFINE_integer("top", 4096, "Genes that go through the large stack.", 1)
+flags.DEFINE_integer("depth", 42, "Layers of the large stack.", 1)
+flags.DEFINE_integer(
+    "microbatches", 1, "plan, step: parts one after the other, of so many cells on each device each.", 1
+)
+flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "What is computed in; parameters are float32.")
+flags.DEFINE_string("input", None, "forward: a file of raw counts.")
+flags.DEFINE_integer("cell", 0, "forward: which of its cells.", 0)
+flags.DEFINE_string("genes", None, "forward: the gene list, one a line.")
+flags.DEFINE_string("graph", None, "forward: its graph, a file of experiments.go_graph.")
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+
+def main(argv: list[str]) -> None:
+    what = {"plan": plan, "step": run_step, "forward": forward}
+    if len(argv) != 2 or argv[1] not in what:
+        raise ValueError(f"scale_sclong {' '.join(argv[1:]) or '(nothing)'}: say what to do: {', '.join(what)}")
+    if argv[1] != "forward":
+        jax.config.update("jax_num_cpu_devices", FLAGS.devices)
+    for row in what[argv[1]]():
+        print(json.dumps(row), flush=True)
+
+
+def network(n_genes: int, remat: str = "none") -> sclong.Model:
+    """Return the published network with the flags' depth and precision, its layers scanned."""
+    options = {"top_seq_len": FLAGS.top, "large_depth": FLAGS.depth, "dtype": FLAGS.dtype, "scan": True}
+    return sclong.Model(n_genes=n_genes, remat=False if remat == "none" else remat, **options)
+
+
+class Training:
+    """The training step of the published config on a mesh of all devices, split over them by fsdp."""
+
+    def __init__(self, remat: str, cells: int) -> None:
+        self.objective = step.pretraining(sclong, network(FLAGS.n_genes, remat), {}, {})
+        options = dict(steps=11_875, name="adam", learning_rate=5e-5, schedule="constant", clip_norm=100.0)
+        self.optimizer = functools.partial(optim.build, **options)
+        self.mesh = sharding.make_mesh(data=1, fsdp=jax.device_count())
+        total = cells * jax.device_count() * FLAGS.microbatches
+        self.batch = jax.tree.map(lambda x: x.swapaxes(0, 1), bag(total, FLAGS.n_genes))
+        self.constants = bench_sclong.constants(FLAGS.n_genes)
+        self.init = functools.partial(step.init_state, self.objective, self.optimizer, 0)
+        self.shapes = jax.eval_shape(self.init, self.batch, self.constants)
+        self.layout = sharding.state_shardings(self.shapes, self.mesh)
+
+    def compile(self, quick: bool = False) -> Any:
+        """Return the compiled step, made of shapes alone; `quick`: it will not be run, so nothing is tuned."""
+        optimizer = self.optimizer(self.shapes.params)
+        place = NamedSharding(self.mesh, PartitionSpec())
+        update = jax.jit(
+            functools.partial(step.train_step, self.objective, optimizer, FLAGS.microbatches),
+            donate_argnums=0,
+            out_shardings=(self.layout, place),
+        )
+        where = jax.tree.map(lambda x: sharding.batch_sharding(self.mesh, x.ndim), self.batch)
+        batch = sharding.abstract(self.batch, where)
+        return update.lower(sharding.abstract(self.shapes, self.layout), batch).compile(
+            compiler_options={"xla_backend_optimization_level": 0} if quick else None
+        )
+
+
+def plan() -> Iterator[dict]:
+    """Yield a row of memory of each device for every number of cells and way to recompute; runs nothing."""
+    attention.CHUNK.pop("cpu", None)  # the chunks of other devices
+    for remat in FLAGS.remat:
+        for cells in map(int, FLAGS.cells):
+            started = time.perf_counter()
+            training = Training(remat, cells)
+            with jax.set_mesh(training.mesh):
+                compiled = training.compile(quick=True)
+            used = compiled.memory_analysis()
+            row = {"devices": FLAGS.devices, "remat": remat, "cells": cells, "microbatches": FLAGS.microbatches}
+            row |= {"state_gb": used.argument_size_in_bytes / 1e9, "temporaries_gb": used.temp_size_in_bytes / 1e9}
+            row |= {"peak_gb": row["state_gb"] + row["temporaries_gb"]} | collectives(compiled.as_text())
+            yield row | {"compile_s": time.perf_counter() - started}
+
+
+def collectives(text: str) -> dict[str, int]:
+    """Return how often each kind of exchange between devices is in the text of a compiled program."""
+    found = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+    return {kind: number for kind, number in found.items() if number}
+
+
+def run_step() -> Iterator[dict]:
+    """Yield loss, norm of the gradient and cost of each update."""
+    training = Training(FLAGS.remat[0], int(FLAGS.cells[0]))
+    with jax.set_mesh(training.mesh):
+        state = jax.jit(training.init, out_shardings=training.layout)(training.batch, training.constants)
+        jax.block_until_ready(state)
+        made = _peak()
+        compiled, batch = training.compile(), sharding.put_batch(training.batch, training.mesh)
+        leaves = jax.tree.leaves((state.params, state.opt_state))
+        share = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+        state_gb = {"state_gb": sum(leaf.nbytes for leaf in leaves) / 1e9, "of_a_device_gb": share / 1e9}
+        for _ in range(FLAGS.steps):
+            wall, cpu = time.perf_counter(), time.process_time()
+            state, metrics = jax.block_until_ready(compiled(state, batch))
+            row = {"devices": FLAGS.devices, "cells": len(training.batch.genes), "depth": FLAGS.depth}
+            row |= {"loss": f"{float(metrics['loss'][0] / metrics['loss'][1]):.7f}"}
+            row |= {"grad_norm": f"{float(metrics['grad_norm'][0]):.6f}", "s": time.perf_counter() - wall}
+            yield row | {"cpu_s": time.process_time() - cpu, "made_gb": made, "peak_gb": _peak()} | state_gb
+
+
+def forward() -> list[dict]:
+    """Return what embedding one real cell takes, with random weights."""
+    if not (FLAGS.input and FLAGS.genes and FLAGS.graph):
+        raise ValueError("scale_sclong forward: --input, --genes and --graph say which cell, its genes and their graph")
+    constants, batch = _cell()
+    model, key = network(constants["measured"].shape[1]), jax.random.key(0)
+
+    def prepare(batch: Batch, constants: dict) -> dict:
+        return sclong.prepare(batch, constants, key, step=0, train=False, mask_rate=0.0)
+
+    inputs = jax.jit(prepare)(batch, constants)
+    started = time.perf_counter()
+    variables = jax.block_until_ready(jax.jit(lambda inputs: model.init(key, inputs))(inputs))
+    row = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))}
+    row |= {"expressed": int((batch.counts > 0).sum()), "edges": len(constants["graph_weight"])}
+    row |= {"made_s": time.perf_counter() - started, "made_gb": _peak()}
+    compiled = (
+        jax.jit(lambda variables, inputs: model.apply(variables, inputs).cells).lower(variables, inputs).compile()
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    cells = np.asarray(compiled(variables, inputs))
+    row |= {"s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu, "peak_gb": _peak()}
+    row |= {
+        "gflop": sclong.flops(model, inputs) / 1e9,
+        "temporaries_gb": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+    }
+    row |= {"norm": float(np.linalg.norm(cells)), "finite": bool(np.isfinite(cells).all())}
+    return [row]
+
+
+def _cell() -> tuple[dict, Batch]:
+    """Return (constants, batch) of the cell and graph that the flags name."""
+    from data_pipeline import h5ad, vocab
+    from scfm_jax import api, infer
+
+    genes = vocab.read_genes(FLAGS.genes)
+    with h5ad.read_counts(FLAGS.input) as counts:
+        mapping = vocab.map_genes(counts.genes, genes, ensembl=vocab.second_names(counts.var), min_mapped=0.3)
+        print(mapping.report)
+        packed = infer.pack(mapping.apply(counts.take(np.array([FLAGS.cell]))), np.zeros((1, 1), int))
+    known = {"slots": np.arange(len(genes) + 1, dtype=np.int32), "measured": np.ones((1, len(genes)), bool)}
+    known |= api.gene_constants({"graph": FLAGS.graph}, genes)
+    fields = {name: packed[name] for name in Batch.__dataclass_fields__}
+    return jax.tree.map(jnp.asarray, known), Batch(**fields)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)
