@@ -14,11 +14,24 @@ their vectors and are predicted, but whatever is not among the top has no value)
 `experiments.gene_list`, and the top ones 77 of them: 15 %, as 4,096 of 27,874 are. Gene vectors start at random;
 vectors that are made of the Gene Ontology would give the graph away. All points see the same cells in the same order.
 Each is scored on the same cells and masks of a file that no point has seen, 15 % of all genes hidden, expressed ones
-counted: `msle` is nearest to what is trained; `mcc` is in five bins. The paper's ablations are of fine-tuned tasks, so
-no number of its stands beside ours. Validation losses: `python -m experiments.report` of the runs.
+counted: `msle` is nearest to what is trained; `mcc` is in five bins. No number of the paper's stands beside ours: its
+data and sizes are other ones. Losses and their curves: metrics.jsonl of the runs, `python -m experiments.report`.
 
 Variants: `small` (the claim), `tiny` (a smoke test of the same points).
-Expect: not yet run.
+Expect (PBMC of pbmc_10x_3chem, pbmc_pisces_1000, pbmc_citeseq_5k10k_400, tested on pbmc3k; 45 CPU seconds a run and 25
+more where a point is compiled first, 5 minutes in all on two shared cores; mean ± half the 95 % interval, 3 seeds):
+
+                                     validation loss     msle
+  Gene Ontology graph                0.69 ± 0.21         0.306 ± 0.047
+  the same, its gene names shuffled  0.79 ± 0.30         0.355 ± 0.082     (another graph file, run apart)
+  no graph                           1.13 ± 0.56         0.535 ± 0.292
+  values of the top genes alone      1.18 ± 1.14         0.510 ± 0.425
+  gene mean                                              0.363
+
+300 steps are far from convergence: losses still fall, and what is measured is how fast points learn. Every seed learns
+faster with the graph, but most of that is the graph's second table of vectors and its layer, for a graph of shuffled
+names gives it, too; what the Gene Ontology itself adds (0.05 ± 0.08 of msle) is within the seeds' scatter. `mcc` of all
+points is below that of the gene mean (0.05 against 0.16).
 """
 
 from typing import Any
