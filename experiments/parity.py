@@ -9,8 +9,7 @@ most its rtol. Every `out/*` and `grad/*` of a case must be reproduced, a parame
 have none here, and exit status 0 means that all cases pass.
 
 A model brings `experiments/parity_<model>.py` with `KINDS`, {kind: function of a `Case` that returns {"out/...": array,
-"grad/...": array}}, and may bring `TOLERANCES`, {pattern of array names: {"rtol": ..., "atol": ...}}, or a function of
-the case that returns this.
+"grad/...": array}}, and may bring `TOLERANCES`, {pattern of array names: {"rtol": ..., "atol": ...}}.
 """
 
 import dataclasses
@@ -77,8 +76,7 @@ def check(folder: pathlib.Path) -> Result:
             raise ValueError(f"kind {kind!r}: there are {', '.join(runner.KINDS)}")
         with jax.default_matmul_precision("highest"):
             ours = runner.KINDS[kind](case)
-        looser = getattr(runner, "TOLERANCES", {})
-        worst, name, failed = compare(case, ours, looser(case) if callable(looser) else looser)
+        worst, name, failed = compare(case, ours, getattr(runner, "TOLERANCES", {}))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return Result(False, f"FAIL {label} kind={kind} max_rel=nan {reason}")

@@ -1,4 +1,9 @@
-"""Golden cases of Exceiver: whole models from raw counts on, with both kinds of mask, and steps of the optimiser."""
+"""Golden cases of Exceiver: whole models from raw counts on, with both kinds of mask, and steps of the optimiser.
+
+The encoder sums as the original does (`Model.in_order`): with 19,067 genes the recording is further from a float64
+evaluation than its tolerance (4.0e-4 of 2e-4 in a gradient, 3.5e-5 of 2e-5 in a latent), nearly all of it from one
+float32 sum over the genes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +19,12 @@ Arrays = dict[str, np.ndarray]
 MODES = {"float_mask": "additive_one", "bool_mask": "exclude"}
 
 
-def model(case: Case) -> Arrays:
-    """Fit the scaler, mask, run forward, loss and gradients in both modes, embed, and train as the original did."""
+def model(case: Case, in_order: bool = True) -> Arrays:
+    """Fit the scaler, mask, run forward, loss and gradients in both modes, embed, and train as the original did.
+
+    Args:
+      in_order: whether the encoder sums as the original does (see `Model`), else as this project does otherwise.
+    """
     given, state = case.group("in"), case.group("param")
     settings = convert.config(case.meta["config"] | {"frac": case.meta["frac"]})
     counts = given["raw_counts"]
@@ -25,7 +34,7 @@ def model(case: Case) -> Arrays:
     ours = {"out/n_mask": np.asarray(options["n_mask"]), "out/kept_cells": kept}
     inputs = model_inputs(case, constants, options, counts[case.group("out")["kept_cells"][given["idx"]]])
     for mode, zero_mask in MODES.items():
-        network = exceiver.Model(**settings["model"] | {"zero_mask": zero_mask})
+        network = exceiver.Model(**settings["model"] | {"zero_mask": zero_mask, "in_order": in_order})
         weights = convert.params(state, network)["params"]
         found = {f"{mode}/{name}": x for name, x in run(network, weights, inputs).items()}
         ours |= {f"out/{name}": x for name, x in found.items()} | gradients(case, mode, network, weights, inputs)
@@ -144,16 +153,4 @@ def train(case: Case, network: exceiver.Model, weights: dict, inputs: dict) -> A
     return found | {"lr": np.asarray(rates)} | {f"param_after{steps}/{name}": x for name, x in after.items()}
 
 
-def tolerances(case: Case) -> dict[str, dict[str, float]]:
-    """Return the case's tolerances, larger where sums over its genes are long.
-
-    A float32 sum over n genes is off by about sqrt(n) eps, and eight layers magnify that: with 19,067 genes the
-    recorded arrays themselves are up to 4.1e-4 (gradients) and 3.5e-5 (latents) off a float64 evaluation, ours 1.7e-4
-    and 2e-5.
-    """
-    more = max(1.0, (case.group("in")["raw_counts"].shape[1] / 1000) ** 0.5)
-    given = case.meta["tolerance"]
-    return {f"{group}/.*": {name: more * x for name, x in given[group].items()} for group in ("out", "grad")}
-
-
-KINDS, TOLERANCES = {"model": model}, tolerances
+KINDS = {"model": model}

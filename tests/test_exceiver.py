@@ -14,7 +14,7 @@ import pytest
 
 from data_pipeline import synthetic
 from data_pipeline.ingest import file_sources, ingest
-from experiments import bench_exceiver, parity
+from experiments import bench_exceiver, parity, parity_exceiver
 from scfm_jax import api, checkpoint, sharding
 from scfm_jax.convert import exceiver as convert
 from scfm_jax.layers import latent_attention, perceiver
@@ -85,13 +85,29 @@ def test_golden_case(folder):
     assert result.passed, result.line
 
 
-def test_long_sums_loosen_a_case_and_short_ones_do_not():
-    from experiments import parity_exceiver
+# what the recording itself is off a float64 evaluation, where that is more than the case's tolerance
+ROUNDED = {
+    "out/bool_mask/process_latent": 3.5e-5,
+    "grad/float_mask/query_emb": 2.1e-4,
+    "grad/float_mask/encoder_cross_attn.cross_attn.in_proj_weight": 4.0e-4,
+    "grad/bool_mask/query_emb": 2.9e-4,
+}
 
-    given = {"out": {"rtol": 2e-5, "atol": 2e-5}, "grad": {"rtol": 2e-4, "atol": 1e-5}}
-    short, long = (parity.Case(None, {"tolerance": given}, {"in/raw_counts": np.zeros((1, n))}) for n in (900, 16000))
-    assert parity_exceiver.tolerances(short) == {"out/.*": given["out"], "grad/.*": given["grad"]}
-    assert parity_exceiver.tolerances(long)["grad/.*"] == {"rtol": pytest.approx(8e-4), "atol": pytest.approx(4e-5)}
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rounded"), [("base_samedim", {}), ("classifier_diffdim", {}), ("published_ckpt", ROUNDED)]
+)
+def test_the_encoder_in_parts_gives_what_was_recorded_but_for_its_rounding(name, rounded):
+    case = parity.read(SHARED / "golden" / "exceiver" / name)
+    with jax.default_matmul_precision("highest"):
+        ours = parity_exceiver.model(case, in_order=False)
+    worst, where, failed = parity.compare(case, ours, {})
+    assert set(failed) <= set(rounded), (worst, where, failed)
+    for key, own in rounded.items():
+        rtol, atol = parity.tolerance(case, key, {})
+        assert parity.relative_error(ours[key], case.arrays[key], atol / rtol) <= own + rtol, key
 
 
 @pytest.mark.parametrize(("variant", "classes", "published"), [("published", 0, 243_891), ("classifier", 24, 114_899)])
@@ -212,10 +228,24 @@ def test_attention_in_parts_is_attention(width, shared):
         same(run(functools.partial(latent_attention.attend, chunk=chunk)), theirs, 1e-3, 1e-4)
 
 
-def test_a_cell_without_a_key_gets_nothing():
+def test_values_are_added_one_after_another_where_asked():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, (2, 1, 1, 4096)).astype(np.float32)
+    logits = jnp.asarray(rng.integers(0, 2, values.shape) * np.log(2), jnp.float32)
+    bias = jnp.zeros((2, 4096))
+    ours = jax.jit(latent_attention.attend_in_order)(jnp.ones((1, 1, 1, 1)), logits, jnp.asarray(values), bias)
+    weight = np.where(np.asarray(logits) > 0, np.float32(1), np.float32(0.5))  # all sums of which are exact
+    weight = weight / weight.sum(-1, keepdims=True)
+    added = np.cumsum(weight * values, -1, dtype=np.float32)[..., -1:]
+    np.testing.assert_array_equal(ours, added)
+    assert not np.array_equal(added, (weight * values).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("attend", [latent_attention.attend, latent_attention.attend_in_order])
+def test_a_cell_without_a_key_gets_nothing(attend):
     x = jnp.ones((2, 1, 1, 3))
     bias = jnp.stack([jnp.zeros(3), jnp.full(3, -jnp.inf)])
-    value, grads = jax.value_and_grad(lambda x: latent_attention.attend(jnp.ones((1, 1, 4, 1)), x, x, bias).sum())(x)
+    value, grads = jax.value_and_grad(lambda x: attend(jnp.ones((1, 1, 4, 1)), x, x, bias).sum())(x)
     assert value == 4 and np.isfinite(grads).all() and not grads[1].any()
 
 
@@ -272,12 +302,24 @@ def plain_encoder(model, params, inputs):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"mask_token": "zero", "zero_mask": "additive_one"}, {"n_classes": 3, "class_token_in_encoder": True}],
+    [
+        {},
+        {"mask_token": "zero", "zero_mask": "additive_one"},
+        {"n_classes": 3, "class_token_in_encoder": True},
+        {"n_classes": 3, "class_token_in_encoder": True, "in_order": True},
+    ],
 )
 def test_latents_read_every_gene_times_its_value(options):
     inputs = prepared(bag(), mask_rate=0.3)
     model, variables = built(inputs, **options)
     same(encoded(model, variables, inputs), plain_encoder(model, variables["params"], inputs))
+
+
+def test_the_order_of_the_sums_is_all_that_in_order_changes():
+    inputs = prepared(bag(), mask_rate=0.3)
+    model, variables = built(inputs, zero_mask="additive_one", n_classes=3, class_token_in_encoder=True, num_layers=1)
+    ours, theirs = (value_and_grad(model.clone(in_order=x), variables, inputs) for x in (True, False))
+    same(ours, theirs)
 
 
 def test_maps_of_attention_are_weights_over_the_genes():
@@ -477,10 +519,10 @@ def test_all_layers_start_from_the_same_weights_if_asked():
         assert bool((first == second).all()) == same_start
 
 
-@pytest.mark.parametrize("zero_mask", exceiver.ZEROS)
-def test_flops_are_those_that_xla_counts(zero_mask):
+@pytest.mark.parametrize("options", [{}, {"zero_mask": "additive_one"}, {"in_order": True}])
+def test_flops_are_those_that_xla_counts(options):
     model = exceiver.Model(
-        n_genes=400, seq_dim=64, query_dim=64, query_len=64, num_layers=1, ffn_dim=512, chunk=2**40, zero_mask=zero_mask
+        n_genes=400, seq_dim=64, query_dim=64, query_len=64, num_layers=1, ffn_dim=512, chunk=2**40, **options
     )
     one, p, m = jnp.ones((4, 1), bool), jnp.zeros((4, 1, 256)), jnp.zeros((4, 1, 128))
     inputs = {"genes": p.astype(int), "values": p, "hidden": p > 0, "targets": m.astype(int), "truth": m, "weights": m}

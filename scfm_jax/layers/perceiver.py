@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scfm_jax.layers.latent_attention import attend, join, logits_of, parts, scan, split
+from scfm_jax.layers.latent_attention import attend, attend_in_order, join, logits_of, parts, scan, split
 from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.types import Array
@@ -115,9 +115,17 @@ class CrossBlock(nn.Module):
         self.mlp_out = torch_linear(self.width, self.width, self.dtype)
 
     def __call__(self, q: Array, kv: Array) -> Array:  # [N, Q, D], [N, P, D'] -> [N, Q, D]
-        kv = self.norm_kv(kv)
-        keys, values = (columns(project(kv), self.heads) for project in (self.attention.key, self.attention.value))
+        keys, values = self.keys(kv)
         return self.finish(attend(self.queries(q), keys, values, jnp.zeros(kv.shape[:2]), None, self.chunk), q)
+
+    def in_order(self, q: Array, kv: Array, bias: Array) -> Array:
+        """Return the block's output by `attend_in_order`. [N or 1, Q, D], [N, P, D'], [N, P] -> [N, Q, D]"""
+        return self.finish(attend_in_order(self.queries(q), *self.keys(kv), bias), q)
+
+    def keys(self, kv: Array) -> tuple[Array, Array]:
+        """Return keys and values of inputs. [N, P, D'] -> [N, H, K, P], [N, H, K, P]"""
+        kv = self.norm_kv(kv)
+        return tuple(columns(project(kv), self.heads) for project in (self.attention.key, self.attention.value))
 
     def queries(self, q: Array) -> Array:
         """Return the scaled queries. [N, Q, D] -> [N, H, Q, K]"""
