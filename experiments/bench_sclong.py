@@ -7,8 +7,8 @@
 Three floors, counted before anything was made faster; the largest binds:
   flops      forward 99, 185, 500 and 9,143 GFLOP, less what the last layer need not compute of genes that are not
              scored; three times that for a step: 3, 5.6, 15 and 274 s at the 100 GFLOP/s of two cores
-  exp        two feature maps a layer, 2 x 266 numbers a token and head: 0.1, 0.14, 0.36 and 3.3 G exponentials forward
-             and as many backwards; at 0.5 G/s (with their product, difference and sum) 0.4, 0.6, 1.4 and 13 s
+  exp        two feature maps a layer, 2 x 266 numbers a token and head: 0.15, 0.21, 0.58 and 3.4 G exponentials forward
+             and as many backwards; at 0.5 G/s (with their product, difference and sum) 0.6, 0.8, 2.3 and 14 s
   optimiser  seven passes over float32 parameters, gradient and moments: 28 GB for the published size, 3 s at 10 GB/s
 
 Batches are single cells of about 9 % expressed genes, on a graph of 21 random edges into each gene.
