@@ -269,7 +269,7 @@ def favor_features(x: Array, projection: Array, *, keys: bool, kernel: str = "so
 def draw_projection(key: Array, features: int, size: int) -> Array:
     """Draw the random features of FAVOR+ [features, size]: orthogonal blocks, rows as long as normal vectors are.
 
-    Block by block: two batched QR at once wait for each other for ever on the CPU's threads (jax 0.10.2). Do not vmap it.
+    Block by block, and not to be vmapped: two batched QR at once can wait for each other for ever (jax 0.10.2, CPU).
     """
     block_key, norm_key = jax.random.split(key)
     blocks = jax.random.normal(block_key, (math.ceil(features / size), size, size))
