@@ -18,7 +18,7 @@ from flax import linen as nn
 from scipy import sparse
 
 from scfm_jax import api, checkpoint, infer, models
-from scfm_jax.convert import cellplm as convert
+from scfm_jax.convert import torch_state
 from scfm_jax.tasks import embedding as task
 from scfm_jax.types import Outputs
 from tests import commands
@@ -177,7 +177,7 @@ def test_published_weights_embed_as_the_original_did(tmp_path, monkeypatch):
     case = SHARED / "golden" / "cellplm" / "embed_vae_eval"
     arrays, about = np.load(case / "arrays.npz"), json.loads((case / "case.json").read_text())
     state = {name.removeprefix("param/"): arrays[name] for name in arrays if name.startswith("param/")}
-    monkeypatch.setattr(convert, "read", lambda path: state)  # of the file; it would need torch
+    monkeypatch.setattr(torch_state, "read", lambda path: state)  # of the file; it would need torch
     genes = [f"ENSG{i:011}" for i in range(about["config"]["n_genes"])]
     (tmp_path / "config.json").write_text(json.dumps(about["config"] | {"gene_list": genes}))
     run = api.from_published("cellplm", tmp_path / "weights.ckpt", tmp_path / "config.json")
