@@ -10,7 +10,6 @@ import pathlib
 import re
 
 import anndata
-import numpy as np
 from absl import flags
 from scipy import sparse
 
@@ -18,6 +17,7 @@ from configs import pretrain_cellplm
 from data_pipeline import h5ad
 from data_pipeline.ingest import file_sources, ingest
 from experiments import cli, page, scoring, train
+from experiments.recovery import recover_counts
 from scfm_jax import api
 
 FLAGS = flags.FLAGS  # --workdir is the training command's
@@ -72,24 +72,6 @@ def scanpy_pbmcs(path: pathlib.Path) -> pathlib.Path:
         cells.write_h5ad(partial)
         partial.replace(path)
     return path
-
-
-def recover_counts(lognormal: sparse.csr_matrix, decimals: int = 3) -> sparse.csr_matrix:
-    """Return the counts of log1p values that were normalised by one factor per cell and rounded. [n, G]
-
-    The smallest positive value of a cell is a count of one. ValueError unless the counts give the rounded values back.
-    """
-    row = np.repeat(np.arange(lognormal.shape[0]), np.diff(lognormal.indptr))
-    values = np.expm1(lognormal.data.astype(np.float64))
-    one = np.full(lognormal.shape[0], np.inf)
-    np.minimum.at(one, row, values)
-    counts = np.rint(values / one[row])
-    factor = np.bincount(row, values) / np.bincount(row, counts)  # less rounded than the smallest value alone
-    counts = np.rint(values / factor[row])
-    error = np.abs(np.log1p(counts * factor[row]) - lognormal.data)
-    if counts.min() < 1 or error.max() > 10.0**-decimals:
-        raise ValueError(f"values are not log1p of counts times one factor per cell: off by {error.max():.2g}")
-    return sparse.csr_matrix((counts.astype(np.float32), lognormal.indices, lognormal.indptr), lognormal.shape)
 
 
 if __name__ == "__main__":

@@ -6,42 +6,35 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from experiments.recovery import recover_counts
 from tests import commands
-
-
-@pytest.fixture(scope="module")
-def recover():
-    """The function under test; importing the command defines flags, so only once."""
-    from experiments.quickstart import recover_counts
-
-    return recover_counts
 
 
 def lognormal(counts: np.ndarray, factor: np.ndarray, decimals: int = 3) -> sparse.csr_matrix:
     return sparse.csr_matrix(np.round(np.log1p(counts * factor[:, None]), decimals).astype(np.float32))
 
 
-def test_counts_come_back_exactly(recover):
+def test_counts_come_back_exactly():
     rng = np.random.default_rng(0)
     counts = rng.negative_binomial(0.6, 0.05, (50, 200))
     counts[:, 0] = 1
     factor = rng.uniform(1, 5, 50)
     assert counts.max() > 60
-    np.testing.assert_array_equal(recover(lognormal(counts, factor)).toarray(), counts)
+    np.testing.assert_array_equal(recover_counts(lognormal(counts, factor)).toarray(), counts)
 
 
-def test_what_is_no_count_is_refused(recover):
+def test_what_is_no_count_is_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="not log1p of counts"):
-        recover(sparse.csr_matrix(rng.uniform(0.5, 3, (20, 30)).astype(np.float32)))
+        recover_counts(sparse.csr_matrix(rng.uniform(0.5, 3, (20, 30)).astype(np.float32)))
 
 
-def test_scanpys_pbmcs_are_counts(recover):
+def test_scanpys_pbmcs_are_counts():
     import scanpy
 
     cells = scanpy.datasets.pbmc68k_reduced()
     raw = sparse.csr_matrix(cells.raw.X)
-    counts = recover(raw)
+    counts = recover_counts(raw)
     assert counts.shape == (700, 765) and counts.data.min() == 1 and counts.data.max() == 259
     assert (counts.data == np.rint(counts.data)).all() and counts.nnz == raw.nnz and counts.sum() == 486_651
     factor = np.expm1(raw.toarray(), dtype=np.float64).sum(1) / counts.toarray().sum(1)
