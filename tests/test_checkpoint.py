@@ -145,7 +145,7 @@ def test_missing_truncated_and_empty_are_no_checkpoints(tmp_path):
     assert checkpoint.restore(tmp_path, like=state) is None and checkpoint.latest_valid(tmp_path) is None
     checkpoint.save(tmp_path, 4, state, META)
     assert checkpoint.restore(tmp_path, like=state).step == checkpoint.latest_valid(tmp_path) == 4
-    data = max((tmp_path / "4").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = max((tmp_path / "4" / "state").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"step 4: .*{data.name} is changed"):
         checkpoint.restore(tmp_path)
