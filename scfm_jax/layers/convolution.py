@@ -63,7 +63,11 @@ def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Ar
     taps, length = len(kernel), dy.shape[2]
     padded = jnp.pad(dy, ((0, 0), (0, 0), (taps - 1, taps - 1), (0, 0)))
     dx = convolve(padded, kernel[::-1].swapaxes(1, 2))
-    return dx, jnp.stack([jnp.einsum("bcld,bclf->df", x[:, :, tap : tap + length], dy) for tap in range(taps)])
+
+    def by_tap(tap: Array) -> Array:  # one after the other: each shifted copy is as large as x
+        return jnp.einsum("bcld,bclf->df", jax.lax.dynamic_slice_in_dim(x, tap, length, axis=2), dy)
+
+    return dx, jax.lax.map(by_tap, jnp.arange(taps))
 
 
 convolve.defvjp(_convolve, _convolve_backward)
