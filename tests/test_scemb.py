@@ -21,6 +21,7 @@ from data_pipeline.ingest import file_sources, ingest
 from experiments import parity
 from scfm_jax import lora, models, optim, signals, step
 from scfm_jax.convert import scemb as convert
+from scfm_jax.convert import stacks
 from scfm_jax.layers import softmax, transformer
 from scfm_jax.models import cellplm, scemb, sct
 from scfm_jax.types import Batch
@@ -377,12 +378,12 @@ def test_chunks_remat_and_scan_change_nothing():
     inputs = prepared(cells())
     model, variables = built(inputs)
     value, grads = value_and_grad(model, variables, inputs, chunk=0)
-    scanned = {"params": convert.stack(dict(variables["params"]), model.clone(scan=True))}
+    scanned = {"params": stacks.stack(variables["params"], *convert.BLOCKS, model.num_layers)}
     for options in ({"remat": "dots"}, {"scan": True, "remat": True}):
         other = model.clone(**options)
         found = value_and_grad(other, scanned if other.scan else variables, inputs, chunk=10)
         np.testing.assert_allclose(found[0], value, rtol=1e-6)
-        theirs = convert.unstack(dict(found[1]["params"]), other)
+        theirs = stacks.unstack(found[1]["params"], *convert.BLOCKS)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), theirs, grads["params"])
 
 

@@ -3,20 +3,20 @@
 Torch is needed only to open the authors' files, see `torch_state`.
 """
 
-import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.convert import torch_state
-from scfm_jax.convert.torch_state import Entry, Path
+from scfm_jax.convert import files, stacks, torch_state
+from scfm_jax.convert.torch_state import Entry, Path, linear, norm
 from scfm_jax.models.cellplm import Model
 
+LAYERS = ("layer", "layers")  # one by one, stacked
 # In checkpoints, but without any influence on the released model's outputs (the positional term is multiplied away).
 UNUSED = re.compile(r"embedder\.norm0\.|embedder\.pe_enc\.|decoder\.layer_norm\.")
 
@@ -26,7 +26,8 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
 
     ValueError lists every unknown, missing or mis-shaped name at once. See `unused` for what is rightly left over.
     """
-    return _stack(torch_state.variables(state, entries(model), shapes(model), unused(state, model)), model)
+    found = torch_state.variables(state, entries(model), shapes(model), unused(state, model))
+    return _encoder(found, lambda tree: stacks.stack(tree, *LAYERS, model.enc_layers)) if model.scan else found
 
 
 def unused(state: dict[str, np.ndarray], model: Model) -> list[str]:
@@ -38,7 +39,8 @@ def unused(state: dict[str, np.ndarray], model: Model) -> list[str]:
 
 def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """Return variables (or gradients: missing collections are left out) under their published names."""
-    return torch_state.state_dict(_unstack(variables, model), entries(model))
+    alone = _encoder(variables, lambda tree: stacks.unstack(tree, *LAYERS))
+    return torch_state.state_dict(alone, entries(model))
 
 
 def shapes(model: Model) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def shapes(model: Model) -> dict[str, Any]:
 def entries(model: Model) -> Iterator[Entry]:
     """Yield where every published name goes in the variables of `model` with its layers unrolled."""
     yield "embedder.feat_enc.emb", (("params", "genes"),), False
-    yield from _linear("embedder.extra_linear.0", "embed_linear")
+    yield from linear("embedder.extra_linear.0", "embed_linear")
     yield from _norm("embedder.extra_linear.3", "embed_norm", model.norm)
     if model.pe != "none":
         yield "embedder.pe_enc.missing_pe", (("params", "position", "missing"),), False
@@ -73,7 +75,7 @@ def entries(model: Model) -> Iterator[Entry]:
     if model.head == "annotation":
         stride, first = (3, 1) if model.dropout > 0 else (2, 0)  # the original leaves out Dropout(0) from its list
         for i in range(model.dec_layers):
-            yield from _linear(f"head.mlp.{stride * i + first}", "head", f"linear_{i}")
+            yield from linear(f"head.mlp.{stride * i + first}", "head", f"linear_{i}")
     elif model.head == "decoder":
         yield from _decoder(model)
 
@@ -81,7 +83,7 @@ def entries(model: Model) -> Iterator[Entry]:
 def block_entries(kind: str, name: str, path: Path, norm: str = "groupnorm") -> Iterator[Entry]:
     """Yield the entries of one encoder layer of `kind`, whose published names begin with `name`."""
     if kind == "mlp":
-        yield from _linear(f"{name}0", *path, "mlp")
+        yield from linear(f"{name}0", *path, "mlp")
         yield f"{name}1.weight", (("params", *path, "prelu", "slope"),), False
         yield from _norm(f"{name}3", *path, "norm", norm)
         return
@@ -90,19 +92,19 @@ def block_entries(kind: str, name: str, path: Path, norm: str = "groupnorm") -> 
         for leaf, ours in (("weight", "kernel"), ("bias", "bias")):
             packed = tuple(("params", *here, part, ours) for part in parts[:3])
             yield f"{name}layer.self_attn.in_proj_{leaf}", packed, leaf == "weight"
-        yield from _linear(f"{name}layer.self_attn.out_proj", *here, "out")
+        yield from linear(f"{name}layer.self_attn.out_proj", *here, "out")
     else:
         forms = {"flowformer": "{}_projection", "cosformer": "{:.1}_proj", "performer": "to_{:.1}"}
         for part in parts:
             theirs = forms[kind].format(part) if part != "out" else forms[kind].replace(":.1", "").format(part)
-            yield from _linear(f"{name}self_attn.{theirs}", *here, part, bias=kind != "performer" or part == "out")
+            yield from linear(f"{name}self_attn.{theirs}", *here, part, bias=kind != "performer" or part == "out")
     if kind == "performer":
         projection = ("constants", *here, "projection")
         yield f"{name}self_attn.fast_attention.projection_matrix", (projection,), False
     vanilla = kind == "transformer"
     layers = ("layer.linear1", "layer.linear2") if vanilla else ("_ff_block.0", "_ff_block.3")
     for theirs, ours in zip(layers, ("mlp_in", "mlp_out"), strict=True):
-        yield from _linear(name + theirs, *path, ours)
+        yield from linear(name + theirs, *path, ours)
         if vanilla:
             yield f"{name}{theirs}.sigma", (("params", *path, ours, "gain"),), False
             yield f"{name}{theirs}.u", (("buffers", *path, ours, "u"),), False
@@ -128,14 +130,14 @@ def _latent(kind: str) -> Iterator[Entry]:
         },
     }
     for theirs, ours in maps[kind].items():
-        yield from _linear(f"{name}.{theirs}", "latent", ours)
+        yield from linear(f"{name}.{theirs}", "latent", ours)
 
 
 def _decoder(model: Model) -> Iterator[Entry]:
     nbmlp = model.dec_mod == "nbmlp"
     sizes = {"batch": model.n_batches, "dataset": model.n_studies, "platform": model.n_platforms}
     for i in range(model.dec_layers - 1):
-        yield from _linear(f"decoder.layers.{i}.0", "decoder", f"linear_{i}")
+        yield from linear(f"decoder.layers.{i}.0", "decoder", f"linear_{i}")
         yield f"decoder.layers.{i}.1.weight", (("params", "decoder", f"prelu_{i}", "slope"),), False
         yield from _norm(f"decoder.layers.{i}.3", "decoder", f"norm_{i}", model.norm)
         for theirs in (name for name, size in sizes.items() if size and nbmlp):
@@ -145,50 +147,22 @@ def _decoder(model: Model) -> Iterator[Entry]:
             yield f"{name}.1.weight", (("params", "decoder", f"{ours}_prelu", "slope"),), False
             yield from _norm(f"{name}.2", "decoder", f"{ours}_norm", model.norm)
     if nbmlp:
-        yield from _linear("decoder.out_layer.dec_1", "decoder", "hidden")
+        yield from linear("decoder.out_layer.dec_1", "decoder", "hidden")
         yield "decoder.out_layer.dec_disp", (("params", "decoder", "log_theta"),), False
-    yield from _linear("decoder.out_layer.dec_mean.0" if nbmlp else "decoder.out_layer.0", "decoder")
-
-
-def _linear(name: str, *path: str, bias: bool = True) -> Iterator[Entry]:
-    yield f"{name}.weight", (("params", *path, "kernel"),), True
-    if bias:
-        yield f"{name}.bias", (("params", *path, "bias"),), False
+    yield from linear("decoder.out_layer.dec_mean.0" if nbmlp else "decoder.out_layer.0", "decoder")
 
 
 def _norm(name: str, *path_and_kind: str) -> Iterator[Entry]:
     *path, kind = path_and_kind
-    yield f"{name}.weight", (("params", *path, "scale"),), False
-    if kind != "rmsnorm":
-        yield f"{name}.bias", (("params", *path, "bias"),), False
+    yield from norm(name, *path, bias=kind != "rmsnorm")
 
 
-def _stack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Stack the encoder's layers where the model scans over them."""
-    if not model.scan or model.enc_mod == "none":
-        return variables
-    stacked = {}
-    for collection, tree in variables.items():
-        layers = tree.get("encoder", {})
-        layers = [layers[f"layer_{i}"] for i in range(model.enc_layers)] if layers else []
-        rest = {key: value for key, value in tree.items() if key != "encoder"}
-        stacked[collection] = rest | (
-            {"encoder": {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}} if layers else {}
-        )
-    return stacked
-
-
-def _unstack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Undo `_stack`."""
-    if not model.scan or model.enc_mod == "none":
-        return variables
-    split = {}
-    for collection, tree in variables.items():
-        split[collection] = dict(tree)
-        if "encoder" in tree:
-            take = [jax.tree.map(lambda x, i=i: x[i], tree["encoder"]["layers"]) for i in range(model.enc_layers)]
-            split[collection]["encoder"] = {f"layer_{i}": layer for i, layer in enumerate(take)}
-    return split
+def _encoder(variables: dict[str, Any], change: Callable[[dict], dict]) -> dict[str, Any]:
+    """Return the variables with what `change` makes of the encoder's, in each collection."""
+    return {
+        collection: {name: change(value) if name == "encoder" else value for name, value in tree.items()}
+        for collection, tree in variables.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ config
@@ -240,11 +214,8 @@ def load(path: str | pathlib.Path, config_path: str | pathlib.Path) -> tuple[dic
 
     ValueError or OSError says in one line which of the two is not what it should be.
     """
-    try:
-        published = json.loads(pathlib.Path(config_path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{config_path}: not a JSON file ({error})") from None
-    if not isinstance(published, dict) or not published.get("gene_list"):
+    published = files.json_object(config_path)
+    if not published.get("gene_list"):
         raise ValueError(f"{config_path}: no gene_list; give the .config.json that was published with the checkpoint")
     settings = config(published)
     variables = params(torch_state.read(path), Model(**settings["model"]))

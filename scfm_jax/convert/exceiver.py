@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.convert import torch_state
+from scfm_jax.convert import stacks, torch_state
+from scfm_jax.convert.torch_state import Entry, linear, norm
 from scfm_jax.models.exceiver import HEADS, VARIANTS, Model
 
 TABLE = "gene_emb.weight"
+LAYERS = ("layer", "layers")  # one by one, stacked
 UNUSED = "process_self_attn.encoder_layer."
 UNKNOWN = "unknown"
 UNKNOWN_ORDER = (
@@ -37,14 +39,12 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
     """
     left_over = [name for name in state if name.startswith(UNUSED)]
     found = torch_state.variables(_split(state, model), entries(model), shapes(model), left_over)["params"]
-    layers = [found["process"].pop(f"layer_{i}") for i in range(model.num_layers)]
-    found["process"]["layers"] = jax.tree.map(lambda *x: jnp.stack(x), *layers)
-    return {"params": found}
+    return {"params": found | {"process": stacks.stack(found["process"], *LAYERS, model.num_layers)}}
 
 
 def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """Return the parameters (or gradients) of `model` under their published names, without the unused template."""
-    state = torch_state.state_dict({"params": _unstack(variables["params"], model)}, entries(model))
+    state = torch_state.state_dict(_apart(variables), entries(model))
     zeros = np.zeros((1, model.seq_dim), np.float32)
     rows = {name: state.pop(row, zeros if name == "mask" else zeros[:0]) for name, row in ROWS.items()}
     return {TABLE: np.concatenate([x.reshape(-1, model.seq_dim) for x in rows.values()])} | state
@@ -55,8 +55,13 @@ def shapes(model: Model) -> dict[str, Any]:
     cell = jnp.zeros((1, 1, 1))
     inputs = {"genes": cell.astype(int), "values": cell, "hidden": cell > 0, "targets": cell.astype(int)}
     inputs |= {"zeros": jnp.zeros(model.n_genes), "cell_mask": jnp.ones((1, 1), bool)}
-    init = lambda: _unstack(model.init(jax.random.key(0), inputs, train=True)["params"], model)  # noqa: E731
-    return {"params": jax.eval_shape(init)}
+    return jax.eval_shape(lambda: _apart(model.init(jax.random.key(0), inputs, train=True)))
+
+
+def _apart(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with each layer of the latents by itself, as torch has them."""
+    tree = variables["params"]
+    return {"params": tree | {"process": stacks.unstack(tree["process"], *LAYERS)}}
 
 
 def _split(state: dict[str, np.ndarray], model: Model) -> dict[str, np.ndarray]:
@@ -74,17 +79,10 @@ def _split(state: dict[str, np.ndarray], model: Model) -> dict[str, np.ndarray]:
     return {name: value for name, value in state.items() if name != TABLE} | cut
 
 
-def _unstack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Return the parameters with each layer of the latents by itself, as torch has them."""
-    stack = tree["process"]["layers"]
-    layers = {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], stack) for i in range(model.num_layers)}
-    return tree | {"process": layers}
-
-
 # ------------------------------------------------------------------------------------------------------------- names
 
 
-def entries(model: Model) -> Iterator[torch_state.Entry]:
+def entries(model: Model) -> Iterator[Entry]:
     """Yield where every published name goes in the variables of `model` with its layers apart."""
     rows = {"genes": True, "mask": model.mask_token == "learned", "class": model.n_classes > 0}
     for name in (name for name, there in rows.items() if there):
@@ -92,28 +90,23 @@ def entries(model: Model) -> Iterator[torch_state.Entry]:
     yield "query_emb", (("params", "latents"),), False
     for block in ("encoder", "decoder"):
         theirs = f"{block}_cross_attn"
-        yield from _pair(f"{theirs}.layernorm_kv", (block, "norm_kv"), "scale")
-        yield from _pair(f"{theirs}.layernorm_q", (block, "norm_q"), "scale")
+        yield from norm(f"{theirs}.layernorm_kv", block, "norm_kv")
+        yield from norm(f"{theirs}.layernorm_q", block, "norm_q")
         yield from _attention(f"{theirs}.cross_attn", (block, "attention"), model.seq_dim == model.query_dim)
         for number, name in {0: "mlp_norm1", 1: "mlp_in", 3: "mlp_norm2", 4: "mlp_out"}.items():
-            yield from _pair(f"{theirs}.mlp.{number}", (block, name), "scale" if "norm" in name else "kernel")
+            yield from (norm if "norm" in name else linear)(f"{theirs}.mlp.{number}", block, name)
     for i in range(model.num_layers):
         theirs, ours = f"process_self_attn.transformer.layers.{i}", ("process", f"layer_{i}")
         yield from _attention(f"{theirs}.self_attn", (*ours, "attention"), True)
         for name, path in {"linear1": "mlp_in", "linear2": "mlp_out", "norm1": "norm1", "norm2": "norm2"}.items():
-            yield from _pair(f"{theirs}.{name}", (*ours, path), "scale" if "norm" in name else "kernel")
+            yield from (norm if "norm" in name else linear)(f"{theirs}.{name}", *ours, path)
     for theirs, ours in {"mlp": "gene_head", **({"mlp_classify": "class_head"} if model.n_classes else {})}.items():
-        yield from _pair(f"{theirs}.0", (ours, "norm"), "scale")
-        yield from _pair(f"{theirs}.1", (ours, "linear_0"), "kernel")
-        yield from _pair(f"{theirs}.3", (ours, "linear_1"), "kernel")
+        yield from norm(f"{theirs}.0", ours, "norm")
+        yield from linear(f"{theirs}.1", ours, "linear_0")
+        yield from linear(f"{theirs}.3", ours, "linear_1")
 
 
-def _pair(name: str, path: tuple[str, ...], weight: str) -> Iterator[torch_state.Entry]:
-    yield f"{name}.weight", (("params", *path, weight),), weight == "kernel"
-    yield f"{name}.bias", (("params", *path, "bias"),), False
-
-
-def _attention(name: str, path: tuple[str, ...], packed: bool) -> Iterator[torch_state.Entry]:
+def _attention(name: str, path: tuple[str, ...], packed: bool) -> Iterator[Entry]:
     """Yield the entries of torch's MultiheadAttention, whose projections are one matrix where widths are equal."""
     here = {part: ("params", *path, part) for part in ("query", "key", "value")}
     if packed:
@@ -121,7 +114,7 @@ def _attention(name: str, path: tuple[str, ...], packed: bool) -> Iterator[torch
     else:
         yield from ((f"{name}.{part[0]}_proj_weight", ((*ours, "kernel"),), True) for part, ours in here.items())
     yield f"{name}.in_proj_bias", tuple((*ours, "bias") for ours in here.values()), False
-    yield from _pair(f"{name}.out_proj", (*path, "out"), "kernel")
+    yield from linear(f"{name}.out_proj", *path, "out")
 
 
 # ------------------------------------------------------------------------------------------------------ config, files
@@ -176,16 +169,8 @@ def load(
 
 def read(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return (state dict, hyperparameters) of a Lightning checkpoint; nothing in it is run."""
+    content = torch_state.content_of(path, [pathlib.PosixPath])  # hyperparameters hold paths, and nothing worse
     try:
-        import torch
-    except ImportError:
-        raise ValueError(f"{path}: reading torch files needs torch: pip install 'scfm_jax[convert]'") from None
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with torch.serialization.safe_globals([pathlib.PosixPath]):  # hyperparameters hold paths, and nothing worse
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name: value.float().numpy() for name, value in content["state_dict"].items()}
-        return state, dict(content["hyper_parameters"])
-    except Exception as error:
-        raise ValueError(f"{path}: not a Lightning checkpoint of plain tensors ({type(error).__name__})") from None
+        return torch_state.tensors(content["state_dict"]), dict(content["hyper_parameters"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a Lightning checkpoint of plain tensors ({error})") from None

@@ -4,7 +4,6 @@ scEMB itself released none; these names are also those of the first Geneformer (
 follow, positions are ranks). Torch files (.bin, .pt) are read as plain tensors, .safetensors as they are.
 """
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.convert import torch_state
-from scfm_jax.convert.torch_state import Entry
+from scfm_jax.convert import files, stacks, torch_state
+from scfm_jax.convert.torch_state import Entry, linear, norm
 from scfm_jax.layers.transformer import ACTIVATIONS
 from scfm_jax.models.scemb import MASK, PAD, SPECIAL, Model
 
@@ -23,6 +22,7 @@ TIED = {  # further names of the same array
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
+BLOCKS = ("block", "blocks")  # one by one, stacked
 UNUSED = ("bert.embeddings.position_ids", "bert.pooler.", "cls.seq_relationship.")  # nothing here depends on them
 
 
@@ -36,12 +36,12 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
             raise ValueError(f"state dict: {name} is not {same}; only a decoder tied to the embedding is supported")
     left_over = [name for name in state if name in TIED or name.startswith(UNUSED)]
     tree = torch_state.variables(state, entries(model), shapes(model), left_over)
-    return {"params": stack(tree["params"], model)}
+    return {"params": stacks.stack(tree["params"], *BLOCKS, model.num_layers)} if model.scan else tree
 
 
 def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """Return the parameters (or gradients) of `model` under their published names and in their published shapes."""
-    return torch_state.state_dict({"params": unstack(variables["params"], model)}, entries(model))
+    return torch_state.state_dict({"params": stacks.unstack(variables["params"], *BLOCKS)}, entries(model))
 
 
 def shapes(model: Model) -> dict[str, Any]:
@@ -56,45 +56,19 @@ def entries(model: Model) -> Iterator[Entry]:
     """Yield where every published name goes in the parameters of `model` with its blocks unrolled."""
     for theirs, ours in (("word", "word"), ("position", "position"), ("token_type", "type")):
         yield f"bert.embeddings.{theirs}_embeddings.weight", (("params", ours),), False
-    yield from _norm("bert.embeddings.LayerNorm", "norm_embed")
+    yield from norm("bert.embeddings.LayerNorm", "norm_embed")
     for i in range(model.num_layers):
         layer, block = f"bert.encoder.layer.{i}", f"block_{i}"
         for name in ("query", "key", "value"):
-            yield from _linear(f"{layer}.attention.self.{name}", block, name)
-        yield from _linear(f"{layer}.attention.output.dense", block, "out")
-        yield from _norm(f"{layer}.attention.output.LayerNorm", block, "norm1")
-        yield from _linear(f"{layer}.intermediate.dense", block, "mlp_in")
-        yield from _linear(f"{layer}.output.dense", block, "mlp_out")
-        yield from _norm(f"{layer}.output.LayerNorm", block, "norm2")
-    yield from _linear("cls.predictions.transform.dense", "transform")
-    yield from _norm("cls.predictions.transform.LayerNorm", "norm_head")
+            yield from linear(f"{layer}.attention.self.{name}", block, name)
+        yield from linear(f"{layer}.attention.output.dense", block, "out")
+        yield from norm(f"{layer}.attention.output.LayerNorm", block, "norm1")
+        yield from linear(f"{layer}.intermediate.dense", block, "mlp_in")
+        yield from linear(f"{layer}.output.dense", block, "mlp_out")
+        yield from norm(f"{layer}.output.LayerNorm", block, "norm2")
+    yield from linear("cls.predictions.transform.dense", "transform")
+    yield from norm("cls.predictions.transform.LayerNorm", "norm_head")
     yield "cls.predictions.bias", (("params", "decoder_bias"),), False
-
-
-def _linear(theirs: str, *ours: str) -> Iterator[Entry]:
-    yield f"{theirs}.weight", (("params", *ours, "kernel"),), True
-    yield f"{theirs}.bias", (("params", *ours, "bias"),), False
-
-
-def _norm(theirs: str, *ours: str) -> Iterator[Entry]:
-    yield f"{theirs}.weight", (("params", *ours, "scale"),), False
-    yield f"{theirs}.bias", (("params", *ours, "bias"),), False
-
-
-def stack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Stack the blocks where the model scans over them."""
-    if not model.scan:
-        return tree
-    blocks = [tree.pop(f"block_{i}") for i in range(model.num_layers)]
-    return tree | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
-
-
-def unstack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Undo `stack`."""
-    if not model.scan:
-        return tree
-    blocks = {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], tree["blocks"]) for i in range(model.num_layers)}
-    return {name: value for name, value in tree.items() if name != "blocks"} | blocks
 
 
 # ------------------------------------------------------------------------------------------------------ config, files
@@ -152,9 +126,9 @@ def load(
     ValueError or OSError says in one line which of the files is not what it should be.
     """
     folder = pathlib.Path(config_path).parent
-    settings = config(_json(config_path))
+    settings = config(files.json_object(config_path))
     vocab = vocab or next((folder / name for name in VOCAB if (folder / name).is_file()), folder / VOCAB[0])
-    names = genes(_json(vocab), settings["model"]["n_genes"], str(vocab))
+    names = genes(files.json_object(vocab), settings["model"]["n_genes"], str(vocab))
     return settings, params(read(path), Model(**settings["model"])), names
 
 
@@ -170,24 +144,4 @@ def genes(vocab: dict[str, int], n_genes: int, source: str = "vocabulary") -> li
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file, or of a torch file of plain tensors; no code is run."""
-    path = pathlib.Path(path)
-    if path.suffix != ".safetensors":
-        return torch_state.read(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    except Exception as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({type(error).__name__})") from None
-
-
-def _json(path: str | pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(pathlib.Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: should hold one JSON object")
-    return content
+    return (files.arrays if pathlib.Path(path).suffix == ".safetensors" else torch_state.read)(path)

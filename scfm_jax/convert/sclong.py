@@ -8,7 +8,6 @@ arguments (a pickle, which can run code and is never opened here). The config th
 beside which the two files lie; arguments that differ from those of the published model (`DEFAULTS`) go there as well.
 """
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.convert import torch_state
-from scfm_jax.convert.torch_state import Entry
+from scfm_jax.convert import files, stacks, torch_state
+from scfm_jax.convert.torch_state import Entry, linear, norm
 from scfm_jax.layers import graph
 from scfm_jax.models.sclong import Model
 
 STACKS = {"mini": "mini_encoder", "large": "large_encoder", "decoder": "decoder"}
+LAYERS = ("layer", "layers")  # one by one, stacked
 DEFAULTS = dict(
     top_seq_len=4096, base_dim=200, mini_enc_depth=2, mini_enc_heads=8, mini_enc_dim_head=64, large_dim=1280,
     large_enc_depth=42, large_enc_heads=32, large_enc_dim_head=64, dec_depth=2, dec_heads=8, dec_dim_head=64,
@@ -64,23 +64,23 @@ def shapes(model: Model) -> dict[str, Any]:
 
 def entries(model: Model) -> Iterator[Entry]:
     """Yield where every published name goes in the variables of `model`, layer by layer."""
-    yield from _linear("token_emb.fc1", "expression_in")
-    yield from _linear("token_emb.fc2", "expression_out")
+    yield from linear("token_emb.fc1", "expression_in")
+    yield from linear("token_emb.fc2", "expression_out")
     yield "mask_emb.weight", (("params", "mask"),), False
     if model.expression_norm:
-        yield from _norm("token_norm", "value_norm")
+        yield from norm("token_norm", "value_norm")
     if model.gene_table or not model.graph:
         yield "pos_emb.emb.weight", (("params", "identity", "genes"),), False
     if model.graph:
         yield "go_conv.emb.weight", (("params", "identity", "graph_genes"),), False
         for i in range(model.graph_layers):
-            yield from _linear(f"go_conv.sim_layers.{i}.lin", "identity", f"graph_{i}", "linear")
-    yield from _linear("base_to_large", "to_large")
-    yield from _norm("large_in_norm", "large_norm")
-    yield from _linear("large_to_base", "to_base")
-    yield from _norm("large_to_base_out_norm", "base_norm")
-    yield from _norm("decode_norm", "decode_norm")
-    yield from _linear("exp_to_out", "head_")
+            yield from linear(f"go_conv.sim_layers.{i}.lin", "identity", f"graph_{i}", "linear")
+    yield from linear("base_to_large", "to_large")
+    yield from norm("large_in_norm", "large_norm")
+    yield from linear("large_to_base", "to_base")
+    yield from norm("large_to_base_out_norm", "base_norm")
+    yield from norm("decode_norm", "decode_norm")
+    yield from linear("exp_to_out", "head_")
     for ours, theirs in STACKS.items():
         yield f"{theirs}.calls_since_last_redraw", (("buffers", ours, "calls"),), False
         for i in range(getattr(model, "dec_depth" if ours == "decoder" else f"{ours}_depth")):
@@ -91,23 +91,12 @@ def _layer(model: Model, name: str, stack: str, i: int) -> Iterator[Entry]:
     here, attention = (stack, f"layer_{i}"), f"{name}.0.fn"
     yield f"{attention}.fast_attention.projection_matrix", (("buffers", stack, f"projection_{i}"),), False
     for theirs, ours in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
-        yield from _linear(f"{attention}.{theirs}", *here, ours, bias=model.qkv_bias)
-    yield from _linear(f"{attention}.to_out", *here, "out")
-    yield from _norm(f"{name}.0.norm", *here, "norm1")
-    yield from _norm(f"{name}.1.norm", *here, "norm2")
-    yield from _linear(f"{name}.1.fn.fn.w1", *here, "mlp_in")
-    yield from _linear(f"{name}.1.fn.fn.w2", *here, "mlp_out")
-
-
-def _linear(name: str, *path: str, bias: bool = True) -> Iterator[Entry]:
-    yield f"{name}.weight", (("params", *path, "kernel"),), True
-    if bias:
-        yield f"{name}.bias", (("params", *path, "bias"),), False
-
-
-def _norm(name: str, *path: str) -> Iterator[Entry]:
-    yield f"{name}.weight", (("params", *path, "scale"),), False
-    yield f"{name}.bias", (("params", *path, "bias"),), False
+        yield from linear(f"{attention}.{theirs}", *here, ours, bias=model.qkv_bias)
+    yield from linear(f"{attention}.to_out", *here, "out")
+    yield from norm(f"{name}.0.norm", *here, "norm1")
+    yield from norm(f"{name}.1.norm", *here, "norm2")
+    yield from linear(f"{name}.1.fn.fn.w1", *here, "mlp_in")
+    yield from linear(f"{name}.1.fn.fn.w2", *here, "mlp_out")
 
 
 def _unstack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -116,11 +105,8 @@ def _unstack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
     if "mask" in tree.get("params", {}):
         tree["params"]["mask"] = tree["params"]["mask"][None]
     for stack in STACKS:
-        if layers := dict(tree.get("params", {}).get(stack, {})):
-            scanned = layers.pop("layers", {})
-            length = len(jax.tree.leaves(scanned)[0]) if scanned else 0
-            layers |= {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], scanned) for i in range(length)}
-            tree["params"][stack] = layers
+        if stack in tree.get("params", {}):
+            tree["params"][stack] = stacks.unstack(tree["params"][stack], *LAYERS)
     for stack in tree.get("buffers", {}):
         drawn = tree["buffers"][stack]["projection"]
         one = {f"projection_{i}": drawn[i] for i in range(len(drawn))}
@@ -132,11 +118,10 @@ def _stack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
     """Undo `_unstack`."""
     tree = {collection: dict(content) for collection, content in variables.items()}
     tree["params"]["mask"] = tree["params"]["mask"][0]
-    for stack in STACKS if model.scan else ():
-        layers = dict(tree["params"].get(stack, {}))
-        scanned = [layers.pop(f"layer_{i}") for i in range(len(layers) - (stack == "decoder"))]
-        joined = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *scanned)} if scanned else {}
-        tree["params"][stack] = layers | joined
+    for stack in tree["params"].keys() & STACKS if model.scan else ():
+        layers = tree["params"][stack]
+        depth = len(layers) - (stack == "decoder")  # its last layer is no part of the scan
+        tree["params"][stack] = stacks.stack(layers, *LAYERS, depth)
     for stack, content in tree["buffers"].items():
         drawn = [content[f"projection_{i}"] for i in range(len(content) - 1)]
         tree["buffers"][stack] = {"calls": content["calls"], "projection": jnp.stack(drawn)}
@@ -166,11 +151,8 @@ def load(path: str | pathlib.Path, config_path: str | pathlib.Path) -> tuple[dic
     The config's "data" says where the graph is and how it is taken. ValueError or OSError says in one line which of the
     files is not what it should be.
     """
-    try:
-        given = json.loads(pathlib.Path(config_path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{config_path}: not a JSON file ({error})") from None
-    if not isinstance(given, dict) or not {"genes", "graph"} <= set(given):
+    given = files.json_object(config_path)
+    if not {"genes", "graph"} <= set(given):
         raise ValueError(
             f'{config_path}: should be {{"genes": FILE, "graph": FILE}}, the authors\' gene list and graph'
         )

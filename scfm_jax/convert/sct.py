@@ -4,7 +4,6 @@ Names are "long_range_nt/<module>/<name>", in a safetensors or npz file. The aut
 never opened here; in an environment of yours, numpy.savez(path, **{f"{module}/{name}": array ...}) turns it into npz.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from scfm_jax.convert import files, stacks
 from scfm_jax.models.sct import Model
 
 ROOT = "long_range_nt"
+BLOCKS = ("block", "blocks")  # one by one, stacked
 VOCAB, SLOTS = "ensembl_id_vocab.json", "protein_gene_map.json"
 
 Path = tuple[str, ...]
@@ -58,12 +59,13 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
     wrong += [f"unknown {name}" for name in state if name not in known]
     if wrong:
         raise ValueError(f"{len(wrong)} names of the parameter tree do not fit this config: {'; '.join(wrong)}")
-    return {"params": _stack(unflatten_dict(flat), model)}
+    tree = unflatten_dict(flat)
+    return {"params": stacks.stack(tree, *BLOCKS, model.num_layers) if model.scan else tree}
 
 
 def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """Return the parameters (or gradients) of `model` under their published names and in their published shapes."""
-    flat = flatten_dict(_unstack(variables["params"], model))
+    flat = flatten_dict(stacks.unstack(variables["params"], *BLOCKS))
     return {name: TURNS[turn].theirs(np.asarray(flat[path])) for name, path, turn in entries(model)}
 
 
@@ -119,22 +121,6 @@ def _layers(model: Model, theirs: str, kind: str, turn: str, stage: str, prefix:
         for leaf in ("scale", "offset"):
             yield f"{ROOT}/{theirs}/layer_norm/{leaf}", (stage, f"{prefix}norm", leaf), ""
     yield from _convolution(f"{theirs}/{kind}", turn, stage, f"{prefix}conv")
-
-
-def _stack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Stack the transformer's blocks where the model scans over them."""
-    if not model.scan:
-        return tree
-    blocks = [tree.pop(f"block_{i}") for i in range(model.num_layers)]
-    return tree | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
-
-
-def _unstack(tree: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Undo `_stack`."""
-    if not model.scan:
-        return tree
-    blocks = {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], tree["blocks"]) for i in range(model.num_layers)}
-    return {name: value for name, value in tree.items() if name != "blocks"} | blocks
 
 
 # ------------------------------------------------------------------------------------------------------ config, files
@@ -193,26 +179,15 @@ def load(
     """
     folder = pathlib.Path(config_path).parent
     names = genes(vocab or folder / VOCAB, slots or folder / SLOTS)
-    settings = config(_json(config_path), len(names))
+    settings = config(files.json_object(config_path), len(names))
     return settings, params(read(path), Model(**settings["model"])), names
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors or npz file by name; nothing is unpickled."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".joblib":
+    if pathlib.Path(path).suffix == ".joblib":
         raise ValueError(f"{path}: a joblib file is a pickle and can run code; give its arrays as npz or safetensors")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception as error:
-        raise ValueError(f"{path}: not a whole safetensors or npz file ({type(error).__name__})") from None
+    return files.arrays(path)
 
 
 def genes(vocab: str | pathlib.Path, slots: str | pathlib.Path) -> list[str]:
@@ -222,7 +197,7 @@ def genes(vocab: str | pathlib.Path, slots: str | pathlib.Path) -> list[str]:
       vocab: JSON of Ensembl id -> index in the Census (ensembl_id_vocab.json).
       slots: JSON of that index, as a string -> slot of the model (protein_gene_map.json).
     """
-    return slot_names(_json(vocab), _json(slots), f"{vocab}, {slots}")
+    return slot_names(files.json_object(vocab), files.json_object(slots), f"{vocab}, {slots}")
 
 
 def slot_names(vocab: dict[str, int], slots: dict[str, int], source: str = "gene maps") -> list[str]:
@@ -235,13 +210,3 @@ def slot_names(vocab: dict[str, int], slots: dict[str, int], source: str = "gene
     if sorted(places.values()) != list(range(len(places))):
         raise ValueError(f"{source}: {len(places)} slots, but not each of 0 ... {len(places) - 1} once")
     return [ids.get(index, f"census:{index}") for index in sorted(places, key=places.get)]
-
-
-def _json(path: str | pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(pathlib.Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: should hold one JSON object")
-    return content

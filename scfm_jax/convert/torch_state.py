@@ -5,7 +5,7 @@ Torch is needed only to open the files (`pip install scfm_jax[convert]`).
 """
 
 import pathlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +18,16 @@ Entry = tuple[str, tuple[Path, ...], bool]  # published name, where it goes (pac
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Return the state dict in a torch file, which holds it directly or under "model_state_dict"; no code is run."""
+    content = content_of(path)
+    found = content.get("model_state_dict", content) if isinstance(content, dict) else {}
+    try:
+        return tensors(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}, directly or under model_state_dict") from None
+
+
+def content_of(path: str | pathlib.Path, allowed: Sequence[type] = ()) -> Any:
+    """Return what is in a torch file of tensors, plain values and the `allowed` types; no code is run."""
     try:
         import torch
     except ImportError:
@@ -25,13 +35,19 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:
         raise ValueError(f"{path}: not a torch file of plain tensors ({type(error).__name__})") from None
-    content = content.get("model_state_dict", content) if isinstance(content, dict) else {}
-    if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path}: holds no state dict (tensors by name, directly or under model_state_dict)")
-    return {name: value.float().numpy() for name, value in content.items()}
+
+
+def tensors(found: Any) -> dict[str, np.ndarray]:
+    """Return torch's tensors by name as float32 arrays; ValueError where they are not such."""
+    import torch
+
+    if not isinstance(found, dict) or not found or not all(isinstance(x, torch.Tensor) for x in found.values()):
+        raise ValueError("holds no state dict (tensors by name)")
+    return {name: value.float().numpy() for name, value in found.items()}
 
 
 def _is_zip(path: str | pathlib.Path) -> bool:
@@ -77,3 +93,17 @@ def state_dict(tree: dict[str, Any], entries: Iterable[Entry]) -> dict[str, np.n
             parts = [part.T if transposed else part for part in parts]
             state[name] = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return state
+
+
+def linear(name: str, *path: str, bias: bool = True) -> Iterator[Entry]:
+    """Yield the entries of a linear map: published name, where it is in our parameters."""
+    yield f"{name}.weight", (("params", *path, "kernel"),), True
+    if bias:
+        yield f"{name}.bias", (("params", *path, "bias"),), False
+
+
+def norm(name: str, *path: str, bias: bool = True) -> Iterator[Entry]:
+    """Yield the entries of a normalisation; see `linear`."""
+    yield f"{name}.weight", (("params", *path, "scale"),), False
+    if bias:
+        yield f"{name}.bias", (("params", *path, "bias"),), False

@@ -1,0 +1,34 @@
+"""Files of published weights and what lies beside them: JSON, safetensors, npz; nothing is unpickled."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+
+def json_object(path: str | pathlib.Path) -> dict[str, Any]:
+    """Return the object in a JSON file; ValueError or OSError says in one line that it is none."""
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: should hold one JSON object")
+    return content
+
+
+def arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors or npz file by name."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        with np.load(path, allow_pickle=False) as content:
+            return dict(content)
+    except Exception as error:
+        raise ValueError(f"{path}: not a whole safetensors or npz file ({type(error).__name__})") from None
