@@ -12,7 +12,7 @@ from data_pipeline import h5ad, vocab
 from scfm_jax import api
 from scfm_jax.tasks import bins, imputation
 from scfm_jax.tasks import imputation_baselines as baselines
-from scfm_jax.tasks.adapters import Imputer
+from scfm_jax.tasks.imputer import Imputer
 
 
 class Cells:
@@ -98,7 +98,7 @@ def evaluate(
     same = [path for path in reference if pathlib.Path(path).resolve() == pathlib.Path(source).resolve()]
     if same:
         raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
-    imputer = Imputer(run.name, run.module, run.model, run.meta["config"], run.constants)
+    imputer = Imputer(run.module, run.model, run.meta["config"], run.constants)
     imputer.binning["bin_value"] = bin_value
     table = vocab.read_table(gene_table) if gene_table else None
     bag = bag or trained_bag(run)

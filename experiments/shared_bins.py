@@ -12,7 +12,7 @@ from experiments.imputing import Cells
 from scfm_jax import api
 from scfm_jax.tasks import bins, imputation
 from scfm_jax.tasks import imputation_baselines as baselines
-from scfm_jax.tasks.adapters import Imputer
+from scfm_jax.tasks.imputer import Imputer
 
 
 def of_seed(
@@ -24,7 +24,7 @@ def of_seed(
     hidden, _ = next(imputation.get("gene").cases(truth, file.measured, [], [rate], rng))
     bags = [np.arange(start, min(start + bag, len(truth))) for start in range(0, len(truth), bag)]
     problem = imputation.pose(truth, file.measured, hidden, bags)
-    imputer = Imputer(run.name, run.module, run.model, run.meta["config"], run.constants)
+    imputer = Imputer(run.module, run.model, run.meta["config"], run.constants)
     seen = (truth, truth.sum(1)) if ruler == "cell" else (problem.counts, problem.depth)
 
     def rulers(number: int) -> tuple[bins.Ruler, bins.Ruler]:  # of predictions, of the truth

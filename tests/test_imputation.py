@@ -14,13 +14,15 @@ from experiments import imputing
 from scfm_jax import api, infer, models
 from scfm_jax.tasks import bins, imputation
 from scfm_jax.tasks import imputation_baselines as baselines
-from scfm_jax.tasks.adapters import ADAPTERS, Imputer
+from scfm_jax.tasks.imputer import Imputer
 from scfm_jax.types import Batch
 from tests import commands
 
 N, V = 40, 64
+ABLE = [name for name in models.names() if hasattr(models.get(name), "impute")]
 GENES = [f"GENE{i}" for i in range(V)]
 SMALL = {
+    "exceiver": {"seq_dim": 4, "query_len": 8, "query_dim": 8, "ffn_dim": 16},
     "cellplm": {"enc_hid": 16, "enc_layers": 1, "enc_head": 2, "latent_dim": 8, "num_clusters": 4, "dec_hid": 16},
     "sct": {"embed_dim": 32, "num_downsamples": 2, "num_heads": 2, "key_size": 8, "ffn_dim": 16},
     "sclong": {"top_seq_len": 16, "base_dim": 16, "large_dim": 16, "large_depth": 1, "mini_key_size": 8},
@@ -167,7 +169,7 @@ def test_shares_for_even_masks_are_those_counted_under_even_masks():
 def test_how_much_rarer_zeros_were_hidden_is_read_off_the_config(mask, zeros):
     run = make_run("sct")
     run.meta["config"]["inputs"]["mask"] = mask
-    assert Imputer("sct", run.module, run.model, run.meta["config"], run.constants).zeros == pytest.approx(zeros)
+    assert Imputer(run.module, run.model, run.meta["config"], run.constants).zeros == pytest.approx(zeros)
 
 
 @pytest.mark.parametrize(("name", "bag"), [("sct", 12), ("cellplm", 50)])
@@ -181,7 +183,7 @@ def test_parameters_of_a_place_in_the_bag_fit_bags_of_training_and_smaller_ones(
     counts = two_types()
     hidden, _ = draw("gene", counts, [0.4])
     problem = make_problem(counts, hidden)  # in bags of 10
-    impute = Imputer("sct", run.module, run.model, run.meta["config"], run.constants)
+    impute = Imputer(run.module, run.model, run.meta["config"], run.constants)
     said = impute(run.variables, problem, bins.fit(problem.counts, problem.depth))
     np.testing.assert_allclose(said.sum(1), 1, rtol=1e-5)
 
@@ -236,12 +238,12 @@ def methods(problem: imputation.Problem, runs: dict[str, api.Run], imputers: dic
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, api.Run]:
-    return {name: make_run(name) for name in ADAPTERS}
+    return {name: make_run(name) for name in ABLE}
 
 
 @pytest.fixture(scope="module")
 def imputers(runs) -> dict[str, Imputer]:
-    return {name: Imputer(name, run.module, run.model, run.meta["config"], run.constants) for name, run in runs.items()}
+    return {name: Imputer(run.module, run.model, run.meta["config"], run.constants) for name, run in runs.items()}
 
 
 @pytest.mark.parametrize(("task", "rates"), [("gene", [0.4]), ("cell", [20]), ("fixed_gene", [])])
@@ -253,7 +255,7 @@ def test_hidden_values_change_no_prediction(task, rates, runs, imputers):
     coords = rng.random((N, 2)).astype(np.float32) if task == "cell" else None
     one = methods(make_problem(counts, hidden, coords=coords), runs, imputers)
     two = methods(make_problem(other, hidden, coords=coords), runs, imputers)
-    assert len(one) == 6 * len(ADAPTERS) + 1 and "sct: sct, even masks" in one
+    assert len(one) == 6 * len(ABLE) + 1 and "sct: sct, even masks" in one
     for method in one:
         assert len(one[method]) == hidden[:, : V - 1].sum() and np.isfinite(one[method]).all(), method
         np.testing.assert_array_equal(one[method], two[method], err_msg=method)
@@ -268,7 +270,7 @@ def test_counts_of_a_hidden_cell_add_up_to_the_depth_of_the_others(runs, imputer
     np.testing.assert_allclose(said.reshape(-1, V - 1).sum(1), others, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
+@pytest.mark.parametrize("name", ABLE)
 def test_visible_values_do_change_what_a_model_says(name, runs, imputers):
     counts = two_types()
     hidden, _ = draw("gene", counts, [0.4])

@@ -14,6 +14,11 @@ The contract of a model file, held by `tests/test_house.py`:
   fit({"train": batches, "val": ...}, constants, inputs) -> (constants, inputs)
                      optional; what `prepare` must know of all cells, from one pass over them on the host before
                      training: more constants (named in FITTED), options that the data decide.
+  impute(model, variables, batch, constants, asked, *, inputs, loss) -> counts [B, C, V] or shares [B, C, V, n_bins]
+                     optional, of models that predict expression; pure. `batch` has the visible counts only, in the
+                     model's own vocabulary. `asked`: "hidden" [B, C, V], which entries may not be seen, and what the
+                     visible ones tell: "tokens" [B, C, V] (their bins), "edges" [B, C, n_bins] and "scale" [B, C] of
+                     the cells' rulers, "depth" [B, C], estimated totals. `inputs`, `loss`: those sections of a config.
   gene_ids(inputs) -> int [B, C, L]   optional; vocabulary id of each position of `Outputs.genes`, -1 for none, where
                      the positions are not the vocabulary's genes in order (with at most one more).
   project(params) -> params           optional; done after every update, for parameters that are kept within bounds.

@@ -21,6 +21,7 @@ Differences on purpose: padding cells and unmeasured genes never count; a batch 
 all their cells; the sinusoidal table is computed, not stored; masks compare 16 random bits with the rate.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -274,6 +275,33 @@ def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
     measured = inputs["measured"][:, None]
     observed = (inputs["counts"] * likelihood.at(measured, inputs["slots"][:, : mean.shape[1]], False)).sum(-1)
     return mean * (observed / jnp.where(measured, mean, 0).sum(-1))[..., None]
+
+
+def impute(
+    model: Model,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    constants: Mapping[str, Array],
+    asked: Mapping[str, Array],
+    *,
+    inputs: Mapping[str, Any],
+    loss: Mapping[str, Any],
+) -> Array:
+    """Return the decoder's means, scaled so that they add up to the visible counts over the visible genes. [B, C, V]
+
+    With objective "mse" the decoder's values are log1p of counts already and are not scaled. Arguments: the contract.
+    """
+    key, hidden = jax.random.key(0), asked["hidden"]
+    given = prepare(batch, constants, key, step=0, train=False, **inputs)
+    mean, _ = decode(model.apply(variables, given, train=False, rngs={"latent": key}).logits)
+    if loss.get("objective") == "mse":
+        return jnp.expm1(mean)
+    measured = given["measured"][:, None]
+    visible = jnp.where(measured & ~hidden, mean, 0).sum(-1)
+    whole = jnp.where(measured, mean, 0).sum(-1)
+    blind = (measured <= hidden).all(-1)
+    total = jnp.where(blind, asked["depth"], batch.counts.sum(-1))
+    return mean * (total / jnp.maximum(jnp.where(blind, whole, visible), 1e-9))[..., None]
 
 
 def negative_binomial(head: dict[str, Array], inputs: dict[str, Any], masked: bool) -> tuple[Array, Array, dict]:

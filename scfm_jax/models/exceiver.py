@@ -427,6 +427,38 @@ def _scatter(x: Array, weights: Array, axis: int | None = None) -> Array:
     return (weights * (x - mean) ** 2).sum(axis)
 
 
+def impute(
+    model: Model,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    constants: Mapping[str, Array],
+    asked: Mapping[str, Array],
+    *,
+    inputs: Mapping[str, Any],
+    loss: Mapping[str, Any],
+) -> Array:
+    """Return the z-scores read out for every gene, turned back into counts. [B, C, V]
+
+    The latents read what is visible; hidden genes are left out, as training leaves out genes without counts, and not
+    shown as masks: which of them are expressed is not known. The visible counts are normalised by their own sum, and
+    the prediction is undone by it; where nothing is visible, it is scaled to the estimated total. The model was trained
+    on masked genes that are expressed, so it does not predict zeros. Arguments: the contract.
+    """
+    del loss
+    given = prepare(batch, constants, jax.random.key(0), step=0, train=False, **inputs)
+    shape, n_genes = batch.cell_mask.shape, constants["measured"].shape[1]
+    every = jnp.broadcast_to(jnp.arange(n_genes), (*shape, n_genes))
+    given |= {"hidden": jnp.zeros_like(given["hidden"]), "targets": every}
+    values = model.apply(variables, given, train=False).logits["genes"]
+    kind = inputs.get("scaler", "train")
+    mean, scale = _scaler(constants, "val_" if kind == "per_split" else "", kind)
+    relative = jnp.maximum(jnp.expm1((values - SHIFT) * scale + mean), 0)
+    visible = batch.counts.sum(-1)
+    whole = jnp.maximum(jnp.where(constants["measured"][0], relative, 0).sum(-1), 1e-9)
+    factor = jnp.where(visible > 0, visible / inputs.get("target_sum", 1e4), asked["depth"] / whole)
+    return relative * factor[..., None]
+
+
 # ------------------------------------------------------------------------------------------------------ costs and sizes
 
 

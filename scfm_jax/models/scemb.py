@@ -16,7 +16,7 @@ those of its text, then of its nearest relatives (BERT of HuggingFace, scGPT's b
 Differences on purpose: the genes to name are gathered before the decoder, so its product with 20,000 gene vectors is
 made for them alone; there is room for four standard deviations more than expected, and what would not fit is not
 hidden. A gene put in another's place is never a special token. In evaluation the embedding is that of the cell with
-nothing hidden.
+nothing hidden. The network names genes, not how much of them there is, so there is no `impute`.
 """
 
 import math

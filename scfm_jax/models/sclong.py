@@ -26,6 +26,7 @@ start at random.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -400,6 +401,33 @@ def to_counts(values: Array, inputs: dict[str, Any], transform: str = "normalise
     """Return values as `prepare` makes them turned back into counts; what was cut at 10 stays cut. [B, C, V]"""
     values = jnp.maximum(values, 0) / inputs["factor"][..., None]
     return values if transform == "none" else jnp.expm1(values) / inputs["scale"][..., None]
+
+
+def impute(
+    model: Model,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    constants: Mapping[str, Array],
+    asked: Mapping[str, Array],
+    *,
+    inputs: Mapping[str, Any],
+    loss: Mapping[str, Any],
+) -> Array:
+    """Return the predicted values of genes whose input is [MASK], turned back into counts. [B, C, V]
+
+    The visible counts are normalised by their own sum and maximum, and the prediction is undone by the same two. Where
+    nothing is visible there are none: the prediction is scaled to the estimated total. The model was trained on masked
+    genes that are expressed, so it does not predict zeros. Arguments: the contract.
+    """
+    del loss
+    options = {**inputs, "mask_rate": 0.0}
+    given = prepare(batch, constants, jax.random.key(0), step=0, train=False, **options)
+    masked = jnp.where(asked["hidden"], MASK, given["values"])
+    values = model.apply(variables, given | {"values": masked}, train=False).logits["genes"]
+    counts = to_counts(values, given, options.get("transform", "normalised"))
+    blind = batch.counts.sum(-1) <= 0
+    whole = jnp.maximum(jnp.where(constants["measured"][0], counts, 0).sum(-1), 1e-9)
+    return counts * jnp.where(blind, asked["depth"] / whole, 1)[..., None]
 
 
 # ------------------------------------------------------------------------------------------------------ costs and sizes

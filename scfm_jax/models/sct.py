@@ -25,7 +25,7 @@ the bag with nothing hidden, whatever the mask that the loss scores.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -164,6 +164,7 @@ class Model(nn.Module):
     sigma_min: float = 1.0
     sigma_max: float = 10.0
     cell_layer: str = "last"
+    prefix: int = 0
     dtype: str = "float32"
     cell_chunk: int = 0
     query_chunk: int = 1024
@@ -184,6 +185,7 @@ class Model(nn.Module):
         self.down = [stage(width, pooling=self.pooling, **options) for width in widths[1:]]
         self.up = [stage(width, stride=2, **options) for width in widths[-2::-1]]
         options = (self.num_heads, self.key_size, self.ffn_dim, self.pos == "rope", self.dtype, self.query_chunk)
+        options = (*options, self.prefix)
         if self.scan:
             axes = {"variable_axes": {"params": 0, "intermediates": 0}, "in_axes": nn.broadcast}
             block = nn.scan(block, split_rngs={"params": True}, length=self.num_layers, **axes)
@@ -320,6 +322,34 @@ def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
     scores = gene_logits(outputs.logits["features"][:, :, : inputs["tokens"].shape[2]], outputs.logits["head"])
     shares = jax.nn.softmax(scores[..., : inputs["edges"].shape[-1]], -1)
     return bins.expected_counts(shares, inputs["edges"], inputs["scale"], inputs["log"])
+
+
+def impute(
+    model: Model,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    constants: Mapping[str, Array],
+    asked: Mapping[str, Array],
+    *,
+    inputs: Mapping[str, Any],
+    loss: Mapping[str, Any],
+) -> Array:
+    """Return the probabilities of the bins, the scores of mask and padding left out. [B, C, V, n_bins]
+
+    The head goes through the genes of one cell at a time. Arguments: the contract.
+    """
+    del loss
+    given = prepare(batch, constants, jax.random.key(0), step=0, train=False, **{**inputs, "mask": "none"})
+    given |= {name: asked[name] for name in ("tokens", "edges", "scale")} | {"mask": asked["hidden"]}
+    logits = model.apply(variables, given, train=False).logits
+    features = logits["features"][:, :, : asked["hidden"].shape[2]]
+    n_bins = asked["edges"].shape[-1]
+
+    def shares(cell: Array) -> Array:
+        return jax.nn.softmax(gene_logits(cell, logits["head"])[..., :n_bins], -1)
+
+    flat = jax.lax.map(shares, features.reshape(-1, *features.shape[2:]))
+    return flat.reshape(*features.shape[:3], n_bins)
 
 
 def _parts(shape: tuple[int, int, int], chunk: int) -> int:

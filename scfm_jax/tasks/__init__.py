@@ -3,6 +3,5 @@
 embedding            cell types among neighbours and clusters
 marker_genes         genes particular to a cell type, and the known markers among them
 gene_imputation, cell_imputation, fixed_gene_imputation     hidden counts; `imputation` is what they share, with
-  bins (counts to bins and back), imputation_baselines, and adapters: what a model must offer to impute is one pure
-  function there, from visible counts to expected counts or shares of bins
+  bins (counts to bins and back), imputation_baselines, and imputer, which asks the `impute` of a model's file
 """

@@ -40,7 +40,7 @@ class Problem:
     Attributes:
       counts: raw counts, zero wherever they are not known. [N, V]
       known: entries that may be seen: measured, and not hidden. [N, V]
-      hidden: entries to predict. [n, V]
+      hidden: entries to predict; where they are `known` all the same (denoising), a model sees them too. [n, V]
       measured: genes that the file of the n cells measured. [V]
       bags: rows of cells that are seen together, a partition of the n cells.
       samples: code of the tissue sample of each of the n cells. [n]
