@@ -377,17 +377,15 @@ def test_scores_are_those_of_imputation_where_bins_are_the_models_own():
 
 def test_genes_are_taken_at_equal_distances_among_those_measured_everywhere():
     share = np.array([0.9, np.nan, 0.8, 0.7, 0.01, 0.6, 0.5, 0.4])
-    assert gene_ranks.choose(share, 3, 0.02).tolist() == [0, 5, 7] or gene_ranks.choose(share, 3, 0.02).tolist() == [
-        0,
-        3,
-        7,
-    ]
-    assert gene_ranks.choose(share, 6, 0.02).tolist() == [0, 2, 3, 5, 6, 7]
+    assert gene_ranks.spread(share, 3, 0.02).tolist() in ([0, 5, 7], [0, 3, 7])
+    assert gene_ranks.spread(share, 6, 0.02).tolist() == [0, 2, 3, 5, 6, 7]
     with pytest.raises(ValueError, match="--number=7: 6 genes"):
-        gene_ranks.choose(share, 7, 0.02)
+        gene_ranks.spread(share, 7, 0.02)
 
 
-def test_shares_of_cells_are_means_over_studies():
+def _store(*studies):
+    """A store of studies (counts of cells, which genes were measured) in memory."""
+
     def study(rows, measured):
         counts = sp.csr_matrix(np.array(rows, np.float32))
 
@@ -395,10 +393,30 @@ def test_shares_of_cells_are_means_over_studies():
             part = counts[start:stop]
             return types.SimpleNamespace(result=lambda: (part.indices, part.data))
 
-        return types.SimpleNamespace(n_cells=len(rows), measured=np.array(measured), read=read)
+        known = {"n_cells": len(rows), "measured": np.array(measured), "indptr": counts.indptr}
+        return types.SimpleNamespace(read=read, **known)
 
-    studies = [study([[1, 0, 2], [1, 0, 0], [3, 0, 0]], [True] * 3), study([[0, 5, 0], [0, 0, 1]], [True, False, True])]
-    store = types.SimpleNamespace(genes=list("abc"), studies=[0, 1], study=studies.__getitem__)
+    made = [study(*one) for one in studies]
+    return types.SimpleNamespace(genes=made[0].measured, studies=range(len(made)), study=made.__getitem__)
+
+
+def test_the_most_variable_genes_vary_beyond_their_mean_and_a_panel_is_kept():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.uniform(1, 9, 60), (300, 60))
+    for gene in (7, 23, 41):
+        counts[:, gene] = rng.permutation(np.where(np.arange(300) < 150, 0, 2 * counts[:, gene]))
+    counts[5] = 0
+    store = _store((counts, np.arange(60) != 9))
+    scores, share = gene_ranks.variability(store, run=64), gene_ranks.expressed(store)
+    np.testing.assert_allclose(scores, gene_ranks.variability(store), err_msg="runs of cells do not matter")
+    assert gene_ranks.most_variable(scores, share, 3, 0.0, np.zeros(0, int)).tolist() == [7, 23, 41]
+    assert gene_ranks.most_variable(scores, share, 5, 0.0, np.array([3, 7, 9])).tolist() == [3, 7, 9, 23, 41]
+    with pytest.raises(ValueError, match="--number=1: --keep names 2 genes"):
+        gene_ranks.most_variable(scores, share, 1, 0.0, np.array([3, 50]))
+
+
+def test_shares_of_cells_are_means_over_studies():
+    store = _store(([[1, 0, 2], [1, 0, 0], [3, 0, 0]], [True] * 3), ([[0, 5, 0], [0, 0, 1]], [True, False, True]))
     for run in (1, 4096):
         found = gene_ranks.expressed(store, run)
         np.testing.assert_allclose(found[[0, 2]], [0.5, (1 / 3 + 1 / 2) / 2])

@@ -1,0 +1,43 @@
+"""Five small models under one budget: the same studies, the same genes, the same 32,000 cells seen, on 2 CPU cores.
+
+  python -m experiments.gene_list --store=STORE --number=2000 --by=variability --min_share=0.005 \
+      --keep=PANEL --gene_table=TABLE --output=genes.txt
+  python -m experiments.train --config=configs/compare_budget.py:scemb --workdir=runs/scemb \
+      --config.data.store=STORE --config.data.genes=genes.txt
+  python -m experiments.go_graph --genes=genes.txt --output=go.npz --gene_table=TABLE --terms=TERMS
+  python -m experiments.train --config=configs/compare_budget.py:sclong --workdir=runs/sclong \
+      --config.data.store=STORE --config.data.genes=genes.txt --config.data.graph=go.npz
+
+The variant is the model. Bags and batches are each model's own (a bag of 128 cells of a sample for CellPLM, of 10 for
+sCT, single cells for the others), steps follow from the budget, and the schedule is that of the model's `small` config.
+"""
+
+import importlib
+
+from ml_collections import ConfigDict
+
+from scfm_jax import models
+
+CELLS = 32_000
+SMALL = {
+    "cellplm": {"bag": 128, "batch": 1, "rate": 1e-3, "model": {}},
+    "exceiver": {"bag": 1, "batch": 32, "rate": 1e-3, "model": {}},
+    "scemb": {"bag": 1, "batch": 16, "rate": 5e-4, "model": {}},
+    "sclong": {"bag": 1, "batch": 16, "rate": 1e-3, "model": {"graph": True, "top_seq_len": 300}},
+    "sct": {"bag": 10, "batch": 1, "rate": 3e-3, "model": {"token_dim": 32}},
+}
+
+
+def get_config(variant: str = "cellplm") -> ConfigDict:
+    """Return the config of a model; every key can be set on the command line."""
+    if variant not in models.names():
+        raise ValueError(f"variant {variant!r}: the variants are the models, {', '.join(models.names())}")
+    size = SMALL[variant]
+    config = importlib.import_module(f"configs.pretrain_{variant}").get_config("small")
+    steps = CELLS // (size["bag"] * size["batch"])
+    config.model.update(size["model"])
+    config.data.update({"bag": size["bag"], "batch": size["batch"], "min_mapped": 0.01})
+    config.optim.learning_rate = size["rate"]
+    config.train.update({"steps": steps, "log_every": steps // 20, "eval_every": steps // 4})
+    config.train.checkpoint_every = steps // 4
+    return config
