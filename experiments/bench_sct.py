@@ -16,7 +16,7 @@ What must be alive at once in float32: what goes into each stage of the towers, 
 inside the one stage that is recomputed about eight maps of at most 192 x 998,400, 6 GB; 1.3 GB of parameters, gradient
 and moments; a block's scores, 0.97 GB and as much again for their gradient. Recomputation alone does not get there on a
 CPU, whose compiler drops the barriers that keep it from being done early: `--plan` says 42.5 GB for whole stages, and
-16.7 GB where a stage works on 10 cells at a time.
+16.7 GB where a stage works on 10 cells at a time. So it ran here: 230 s (277 cpu s), 19.6 GB in all.
 """
 
 from types import ModuleType

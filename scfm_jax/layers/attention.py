@@ -33,13 +33,17 @@ def softmax_attention(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array,
     return jax.nn.softmax(scores, axis=-1), v
 
 
-def flow_attention(q: Array, k: Array, v: Array, mask: Array, eps: float = 1e-6) -> Array:
+def flow_attention(
+    q: Array, k: Array, v: Array, mask: Array, asking: Array | None = None, eps: float = 1e-6
+) -> Array:
     """Flow attention: competition among sources by softmax, allocation among sinks by sigmoid, flows conserved.
 
-    The released CellPLM divides by the incoming flow only, which is what is done here.
+    The released CellPLM divides by the incoming flow only, which is what is done here. `asking`: the queries that are
+    there, where they are others than the keys.
     """
     there = mask[:, :, None, None].astype(jnp.float32)  # [B, T, 1, 1]
-    q = jax.nn.sigmoid(q.astype(jnp.float32)) * there
+    sinks = there if asking is None else asking[:, :, None, None].astype(jnp.float32)
+    q = jax.nn.sigmoid(q.astype(jnp.float32)) * sinks
     k = jax.nn.sigmoid(k.astype(jnp.float32)) * there
     incoming = 1 / ((q + eps) * (k.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
     outgoing = 1 / ((k + eps) * (q.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)

@@ -12,11 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scfm_jax.layers import attention, norms
+from scfm_jax.layers import attention, norms, prefix
 from scfm_jax.layers.linear import Dense, SpectralDense
 from scfm_jax.types import Array
 
 KINDS = ("flowformer", "performer", "transformer", "cosformer", "mlp", "none")
+PREFIXED = ("flowformer", "performer", "transformer")
 FAVOR_SIZE, FAVOR_FEATURES = 64, 266  # 266 = int(64 ln 64)
 REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -29,6 +30,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     train: bool = False
     dtype: str = "float32"
+    prefix: int = 0
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> Array:  # [B, C, D], [B, C]
@@ -40,15 +42,16 @@ class Attention(nn.Module):
             y = Dense(size * self.heads, use_bias=not favor, dtype=self.dtype, name=name)(x)
             return y.reshape(*x.shape[:-1], self.heads, size)
 
-        y = self.attend(heads("query"), heads("key"), heads("value"), mask)
+        keys = prefix.before(self, heads("key"), heads("value"), mask, self.prefix)
+        y = self.attend(heads("query"), *keys, mask)
         y = Dense(width, dtype=self.dtype, name="out")(y.reshape(*x.shape[:-1], -1).astype(self.dtype))
         rate = {"flowformer": 0.01 if self.dropout else 0.0, "performer": self.dropout}.get(self.kind, 0.0)
         return nn.Dropout(rate, deterministic=not self.train)(y)
 
-    def attend(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
-        """Return what each element gathers. [B, C, H, K]"""
+    def attend(self, q: Array, k: Array, v: Array, mask: Array, asking: Array) -> Array:
+        """Return what each element gathers; `mask` [B, S + C] is of the keys, `asking` [B, C] of the rest. [B, C, H, K]"""
         if self.kind == "flowformer":
-            return attention.flow_attention(q, k, v, mask)
+            return attention.flow_attention(q, k, v, mask, asking)
         if self.kind == "cosformer":
             return attention.cosine_attention(q, k, v, mask)
         if self.kind == "performer":
@@ -72,6 +75,7 @@ class Block(nn.Module):
     norm: str = "groupnorm"
     train: bool = False
     dtype: str = "float32"
+    prefix: int = 0
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, None]:  # [B, C, D], [B, C]
@@ -83,9 +87,8 @@ class Block(nn.Module):
             self.sow("intermediates", "branch", y)
             x = x + y
         else:
-            y = Attention(self.kind, self.heads, self.dropout, self.train, self.dtype, name="attention")(
-                self.block_norm("norm1")(x), mask
-            )
+            options = (self.kind, self.heads, self.dropout, self.train, self.dtype, self.prefix)
+            y = Attention(*options, name="attention")(self.block_norm("norm1")(x), mask)
             self.sow("intermediates", "attended", y)
             x = x + (y if self.kind == "performer" else drop(y))
             y = jax.nn.gelu(self.linear(2 * width, "mlp_in")(self.block_norm("norm2")(x)), approximate=False)
@@ -120,11 +123,14 @@ class Encoder(nn.Module):
     dtype: str = "float32"
     remat: bool | str = False
     scan: bool = False
+    prefix: int = 0
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> Array:  # [B, C, D], [B, C]
         if self.kind not in KINDS:
             raise ValueError(f"enc_mod {self.kind!r}: there are {', '.join(KINDS)}")
+        if self.prefix and self.kind not in PREFIXED:
+            raise ValueError(f"prefix={self.prefix}, enc_mod {self.kind!r}: those with prefixes are {', '.join(PREFIXED)}")
         if self.kind == "cosformer":
             warnings.warn("cosformer depends on the order of cells and divides by sums that may vanish", stacklevel=2)
         if self.kind == "none":
@@ -136,7 +142,7 @@ class Encoder(nn.Module):
             if policy not in REMAT:
                 raise ValueError(f"remat {self.remat!r}: there are False, True, {', '.join(map(repr, REMAT))}")
             block = nn.remat(Block, policy=REMAT[policy], prevent_cse=not self.scan)
-        options = (self.kind, self.heads, self.dropout, self.norm, self.train, self.dtype)
+        options = (self.kind, self.heads, self.dropout, self.norm, self.train, self.dtype, self.prefix)
         if self.scan:
             block = nn.scan(
                 block,

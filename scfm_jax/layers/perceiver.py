@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers.latent_attention import attend, attend_in_order, join, logits_of, parts, scan, split
+from scfm_jax.layers import prefix
 from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.types import Array
@@ -182,6 +183,7 @@ class LatentLayer(nn.Module):
     train: bool = False
     chunk: int = 0
     dtype: str = "float32"
+    prefix: int = 0
 
     @nn.compact
     def __call__(self, x: Array, _: None) -> tuple[Array, None]:  # [N, Q, D]
@@ -192,11 +194,17 @@ class LatentLayer(nn.Module):
         maps = Projections(width, width, self.dtype, name="attention")
         q = columns(maps.query(x), self.heads, (width // self.heads) ** -0.5, False)
         k, v = (columns(project(x), self.heads) for project in (maps.key, maps.value))
+        if self.prefix:
+            more = (columns(y[None], self.heads) for y in prefix.learned(self, self.prefix, width))
+            k, v = (
+                jnp.concatenate([jnp.broadcast_to(y, (*x.shape[:1], *y.shape[1:])).astype(z.dtype), z], -1)
+                for y, z in zip(more, (k, v), strict=True)
+            )
         if self.dropout and self.train:
             weights = drop(jax.nn.softmax(logits_of(q, k), -1))
             y = jnp.einsum("nhqp,nhdp->nhqd", weights, v)
         else:
-            y = attend(q, k, v, jnp.zeros(x.shape[:2]), None, self.chunk)
+            y = attend(q, k, v, jnp.zeros((x.shape[0], k.shape[-1])), None, self.chunk)
         y = maps.out(jnp.moveaxis(y, 1, 2).reshape(x.shape))
         x = LayerNorm(name="norm1")(x + drop(y))
         shapes = {"mlp_in": (width, self.ffn_dim), "mlp_out": (self.ffn_dim, width)}
@@ -218,6 +226,7 @@ class LatentStack(nn.Module):
     dropout: float = 0.0
     chunk: int = 0
     dtype: str = "float32"
+    prefix: int = 0
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:  # [N, Q, D]
@@ -227,7 +236,7 @@ class LatentStack(nn.Module):
             split_rngs={"params": not self.same_start, "dropout": True},
             length=self.layers,
         )
-        options = (self.heads, self.ffn_dim, self.dropout, train, self.chunk, self.dtype)
+        options = (self.heads, self.ffn_dim, self.dropout, train, self.chunk, self.dtype, self.prefix)
         return stack(*options, name="layers")(x, None)[0]
 
 

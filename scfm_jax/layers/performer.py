@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from scfm_jax import sharding
-from scfm_jax.layers import attention
+from scfm_jax.layers import attention, prefix
 from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.norms import LayerNorm
@@ -47,6 +47,7 @@ class Layer(nn.Module):
     detach_max: bool = False
     qkv_bias: bool = False
     dtype: str = "float32"
+    prefix: int = 0
 
     @nn.compact
     def __call__(
@@ -77,6 +78,7 @@ class Layer(nn.Module):
         x = sharding.constrain(x, merged=True)
         q, k, v = nn.remat(ask)(self, x)
         self.sow("intermediates", "heads", (q, k, v))
+        k, v, mask = prefix.before(self, k, v, mask, self.prefix)
         if self.kind == "exact":
             y = attention.exact_attention(q, k, v, mask)
         else:

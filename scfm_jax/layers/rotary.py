@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers import prefix
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.types import Array
 
@@ -44,6 +45,7 @@ class Block(nn.Module):
 
     More than `query_chunk` queries (0: no limit) are worked on in parts, once more in the backward pass, so that scores
     never exist for all of them; each part takes queries from everywhere, so that a split sequence stays where it is.
+    `prefix` learned keys and values stand beside those of the positions, at none themselves.
     Intermediates: attention [B, H, T, T] where there is one part, output.
     """
 
@@ -53,6 +55,7 @@ class Block(nn.Module):
     rope: bool = True
     dtype: str = "float32"
     query_chunk: int = 0
+    prefix: int = 0
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:  # [B, T, D], keys to attend to [B, T]
@@ -70,6 +73,7 @@ class Block(nn.Module):
         )
         if self.rope:
             q, k = rotate(q), rotate(k)
+        k, v, mask = prefix.before(self, k, v, mask, self.prefix)
 
         def gather(q: Array) -> tuple[Array, Array]:
             scores = jnp.einsum("bqhk,bshk->bhqs", q * self.key_size**-0.5, k, preferred_element_type=jnp.float32)

@@ -38,6 +38,12 @@ from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes", "n_batches": "batch", "n_studies": "study"}
 SAMPLE = True  # cells attend to each other: an embedding is defined on a whole tissue sample
+TUNING = {
+    "lora": (r"^encoder/layers?(_\d+)?/attention/(query|value)/kernel$",),
+    "inputs": ("^genes$", "^embed_", "^position/", "^covariates$"),
+    "layers": (("encoder/layer",),),
+    "visible": {"mask_node_rate": 0.0},
+}
 
 
 # ------------------------------------------------------------------------------------------------ inputs and masking
@@ -129,6 +135,7 @@ class Model(nn.Module):
     """CellPLM over bags of cells; `cells` of the outputs is the latent [B, C, Z].
 
     `head`: "decoder" scores genes, "annotation" scores `n_classes` cell types, "embedder" stops at the latent.
+    `prefix`: learned keys and values of each layer, see `layers.prefix`.
     Intermediates (collection "intermediates"): gene_embed, embedder, each layer's attention and output, pre_latent_norm
     and the parts of the mixture latent.
     """
@@ -162,6 +169,7 @@ class Model(nn.Module):
     dtype: str = "float32"
     remat: bool | str = False
     scan: bool = False
+    prefix: int = 0
 
     @nn.compact
     def __call__(self, inputs: dict[str, Any], train: bool = False) -> Outputs:
@@ -169,7 +177,7 @@ class Model(nn.Module):
         x = self.embed(inputs, train)
         x = Encoder(
             self.enc_mod, self.enc_layers, self.enc_head, self.dropout, self.norm, train, self.dtype, self.remat,
-            self.scan, name="encoder",
+            self.scan, self.prefix, name="encoder",
         )(x, mask)  # fmt: skip
         x = norms.LayerNorm(name="pre_latent_norm")(x)
         self.sow("intermediates", "pre_latent", x)

@@ -44,6 +44,12 @@ SIZES = {"n_genes": "genes", "n_classes": "tissue"}
 FITTED = ("mean", "scale")
 HEADS = 4  # of both cross-attentions
 CLIP, SHIFT = 10.0, 1.0
+TUNING = {
+    "lora": (r"^(encoder|process/layers)/attention/(query|value)/kernel$",),
+    "inputs": ("^genes$", "^mask$", "^class$", "^latents$", "^encoder/"),
+    "layers": (("process/layer",),),
+    "visible": {"mask_rate": 0.0, "n_mask": 0},
+}
 ZEROS = ("exclude", "additive_one")
 
 
@@ -207,6 +213,7 @@ class Model(nn.Module):
     hidden units that exist at a time, 0 for what suits the backend. `n_classes` 0: no class token.
     `in_order`: the encoder sums as the original does, every gene of every cell a key of its own, values added gene
     after gene in float32. Slower and less exact (1e-5 of the latents with 19,067 genes): to compare with the original.
+    `prefix`: learned keys and values of each of the latents' layers, see `layers.prefix`.
     Intermediates: encoder_latent, output of every layer [L, N, Q, D], decoder_out. `attention` gives maps.
     """
 
@@ -226,6 +233,7 @@ class Model(nn.Module):
     chunk: int = 0
     in_order: bool = False
     dtype: str = "float32"
+    prefix: int = 0
 
     def setup(self) -> None:
         self.check()
@@ -240,7 +248,7 @@ class Model(nn.Module):
         self.encoder = CrossBlock(self.query_dim, self.seq_dim, HEADS, self.chunk, self.dtype)
         self.decoder = CrossBlock(self.seq_dim, self.query_dim, HEADS, self.chunk, self.dtype)
         self.gene_head = Head(self.seq_dim, 1)
-        options = (self.num_heads, self.ffn_dim, self.dropout, self.chunk, self.dtype)
+        options = (self.num_heads, self.ffn_dim, self.dropout, self.chunk, self.dtype, self.prefix)
         self.process = LatentStack(self.num_layers, self.same_start, *options)
 
     def __call__(self, inputs: dict[str, Any], train: bool = False) -> Outputs:

@@ -37,6 +37,12 @@ from scfm_jax.types import Array, Batch, Outputs
 SIZES = {"n_genes": "genes"}
 PAD, MASK, SPECIAL = 0, 1, 2  # token ids; gene 0 is token 2
 POSITIONS = ("bin", "rank")
+TUNING = {
+    "lora": (r"^blocks?(_\d+)?/(query|value)/kernel$",),
+    "inputs": ("^word$", "^position$", "^type$", "^norm_embed/"),
+    "layers": (("block",),),
+    "visible": {"mask_rate": 0.0},
+}
 
 
 # ------------------------------------------------------------------------------------------------- inputs and masking

@@ -45,6 +45,12 @@ SIZES = {"n_genes": "genes"}
 BATCH = 16  # cells that are embedded at a time: 22 MB for each array of a cell at the published size
 MASK = -10.0  # the value that stands for a hidden gene
 EXPRESSION_DIM = 50
+TUNING = {
+    "lora": (r"^(large|mini|decoder)/layers?(_\d+)?/(query|value)/kernel$",),
+    "inputs": ("^expression_", "^value_norm/", "^mask$", "^identity/", "^to_large/", "^large_norm/"),
+    "layers": (("large/layer", "mini/layer"), ("decoder/layer",)),
+    "visible": {"mask_rate": 0.0},
+}
 TRANSFORMS = ("normalised", "literal_paper", "none")
 CHOICES = {
     "head": ("shared", "gene"),
@@ -152,6 +158,7 @@ class Model(nn.Module):
     `genes` are these [B, C, V, D]; `logits` are predicted values, "scored" [B, C, R] and "genes" [B, C, V].
     `cells` "outsiders" embeds a cell as the sum over D for each position, as the batch script of the code means to.
     `context` "top" leaves out the values of all genes but the top ones. `redraw`: see `layers.performer`; 0 for never.
+    `prefix`: learned keys and values of each layer, see `layers.prefix`.
     `scan`: one compilation for all layers of a stack, and less memory. `remat`: recompute layers backwards: False, True
     or "full" (keep only what goes in), "dots" (keep matrix products, too). Rows of the gene tables that were not given
     start normal with deviation 0.3.
@@ -188,6 +195,7 @@ class Model(nn.Module):
     head: str = "shared"
     head_dim: int = 16
     cells: str = "mean"
+    prefix: int = 0
     dtype: str = "float32"
     remat: bool | str = False
     scan: bool = False
@@ -196,7 +204,7 @@ class Model(nn.Module):
         self.check()
         base, dtype = self.base_dim, self.dtype
         layer = {"kind": self.attention, "kernel": self.kernel, "key_max": self.key_max, "dtype": dtype}
-        layer |= {"detach_max": self.detach_max, "qkv_bias": self.qkv_bias}
+        layer |= {"detach_max": self.detach_max, "qkv_bias": self.qkv_bias, "prefix": self.prefix}
 
         def stack(depth: int, heads: int, size: int, apart: bool = False) -> Performer:
             settings = {**layer, "heads": heads, "key_size": size}

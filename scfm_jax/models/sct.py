@@ -42,6 +42,12 @@ from scfm_jax.types import Array, Batch, Outputs
 SIZES = {"n_genes": "genes"}
 SAMPLE = "bag"  # cells attend to each other, as many as were trained together
 MASKS = ("stratified", "uniform", "cells", "genes", "none")
+TUNING = {
+    "lora": (r"^blocks?(_\d+)?/(query|value)/kernel$",),
+    "inputs": ("^tokens$", "^position", "^stem/"),
+    "layers": (("down",), ("block",), ("up",)),
+    "visible": {"mask": "none"},
+}
 
 
 # ------------------------------------------------------------------------------------------------- inputs and masking
@@ -141,6 +147,7 @@ class Model(nn.Module):
     `remat`: False, True or "full" (keep only what goes into a stage or block), "dots" (keep matrix products, too).
     `cell_chunk`: cells that a stage works on at a time (0: all), each part once more in the backward pass.
     `query_chunk`: queries that attention works on at a time (0: all); its maps are kept only where that is all.
+    `prefix`: learned keys and values of each block, see `layers.prefix`.
     Parameters depend on the number of genes, not on the number of cells (but with norm "standard").
     Intermediates: residual_{i}, conv_out, transformer_out, deconv_out, attention and output of every block.
     """
