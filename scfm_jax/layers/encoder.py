@@ -130,7 +130,9 @@ class Encoder(nn.Module):
         if self.kind not in KINDS:
             raise ValueError(f"enc_mod {self.kind!r}: there are {', '.join(KINDS)}")
         if self.prefix and self.kind not in PREFIXED:
-            raise ValueError(f"prefix={self.prefix}, enc_mod {self.kind!r}: those with prefixes are {', '.join(PREFIXED)}")
+            raise ValueError(
+                f"prefix={self.prefix}, enc_mod {self.kind!r}: those with prefixes are {', '.join(PREFIXED)}"
+            )
         if self.kind == "cosformer":
             warnings.warn("cosformer depends on the order of cells and divides by sums that may vanish", stacklevel=2)
         if self.kind == "none":

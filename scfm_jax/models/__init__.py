@@ -21,6 +21,10 @@ The contract of a model file, held by `tests/test_house.py`:
                      the cells' rulers, "depth" [B, C], estimated totals. `inputs`, `loss`: those sections of a config.
   gene_ids(inputs) -> int [B, C, L]   optional; vocabulary id of each position of `Outputs.genes`, -1 for none, where
                      the positions are not the vocabulary's genes in order (with at most one more).
+  TUNING             what `scfm_jax.tuning` must know: "lora" (regular expressions of the kernels that low-rank factors
+                     stand beside by default), "inputs" (of the parameters before the first layer), "layers" (stacks
+                     in the order of the forward pass, those in one tuple side by side: "block" is block_0, block_1,
+                     ... or, stacked for a scan, blocks), "visible" (options of `prepare` that hide nothing).
   project(params) -> params           optional; done after every update, for parameters that are kept within bounds.
   BATCH              optional; cells that are embedded at a time, for models of single cells.
   SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample, "bag"
