@@ -4,11 +4,15 @@
 needs bags of several. Tokens of a cell stay together.
 
 python -m tests.test_sclong_mesh OUT  trains a step on each of MESHES and writes losses and parameters to OUT.
+python -m tests.test_sclong_mesh OUT plan  compiles one for eight devices of fsdp and writes what travels to OUT.
 """
 
 import functools
+import json
+import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -113,13 +117,44 @@ def split(params: dict, mesh) -> None:
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 24, 96 // fsdp)
 
 
+def plan(cells: int) -> dict:
+    """Return what a step of Adam on so many cells exchanges between eight devices of fsdp, and a device's share.
+
+    As at the published size the small matrices around the deep stack are not split.
+    """
+    mesh = jax.make_mesh((1, 8, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    objective = step.pretraining(sclong, sclong.Model(n_genes=GENES, **MODEL, remat="full"), {}, {})
+    build = functools.partial(optim.build, steps=9, name="adam", learning_rate=1.0, schedule="constant")
+    batch = bag(cells, 1)
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(functools.partial(step.init_state, objective, build, 0), batch, constants())
+        layout = sharding.state_shardings(shapes, mesh, min_size=1000)
+        update = functools.partial(step.train_step, objective, build(shapes.params), 1)
+        where = jax.tree.map(lambda x: sharding.batch_sharding(mesh, x.ndim), batch)
+        given = sharding.abstract(shapes, layout), sharding.abstract(batch, where)
+        compiled = jax.jit(update, out_shardings=(layout, None)).lower(*given).compile(**quick)
+    text = compiled.as_text()
+    leaves, places = map(jax.tree.leaves, (shapes.opt_state, compiled.output_shardings[0].opt_state))
+    share = sum(math.prod(place.shard_shape(leaf.shape)) for leaf, place in zip(leaves, places, strict=True))
+    moves = re.findall(rf" = [a-z0-9]+\[([0-9,]+)\]\S* ({MOVES})\(", text)
+    return {"moves": moves, "kept": share / sum(leaf.size for leaf in leaves)}
+
+
+MOVES = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+
+
+def apart(folder: pathlib.Path, *what: str) -> pathlib.Path:
+    """Run this file as a program that has eight devices, and return the folder that it fills."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.test_sclong_mesh", str(folder), *what]
+    subprocess.run(command, check=True, env=env, cwd=pathlib.Path(__file__).resolve().parents[1])
+    return folder
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What `train` returns for every mesh, and for one device with the maximum of each cell alone."""
-    folder = tmp_path_factory.mktemp("meshes")
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_sclong_mesh", str(folder)]
-    subprocess.run(command, check=True, env=env, cwd=pathlib.Path(__file__).resolve().parents[1])
+    folder = apart(tmp_path_factory.mktemp("meshes"))
     return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
 
 
@@ -137,6 +172,18 @@ def test_meshes_would_differ_if_the_keys_maximum_were_that_of_a_device(results):
     one, alone = results["one"], results["set"]
     apart = {name: np.abs(one[name] - alone[name]) - 1e-4 * np.abs(one[name]) for name in one}
     assert max(difference.max() for difference in apart.values()) > 2e-4  # ten times what is let pass above
+
+
+def test_fsdp_gathers_the_weights_of_a_layer_and_never_the_tokens_of_its_cells(tmp_path):
+    cells = 32
+    found = json.loads((apart(tmp_path, "plan", str(cells)) / "plan.json").read_text())
+    sizes = [tuple(map(int, shape.split(","))) for shape, _ in found["moves"]]
+    least = cells * MODEL["top_seq_len"] * MODEL["base_dim"]  # numbers of the smallest array of tokens
+    assert max(map(math.prod, sizes)) < least
+    gathered = {size for size, (_, kind) in zip(sizes, found["moves"], strict=True) if kind == "all-gather"}
+    width, inner = MODEL["large_dim"], MODEL["large_heads"] * MODEL["large_key_size"]
+    assert {(width, inner), (inner, width), (width, 4 * width), (4 * width, width)} <= gathered
+    assert found["kept"] < 0.4  # of Adam's moments: what is small is whole on each device
 
 
 def test_a_bag_of_one_cell_is_not_split_over_seq():
@@ -184,6 +231,9 @@ def test_flops_of_a_cell_are_those_that_were_counted_of_the_original():
 
 
 if __name__ == "__main__":
+    if "plan" in sys.argv:
+        pathlib.Path(sys.argv[1], "plan.json").write_text(json.dumps(plan(int(sys.argv[3]))))
+        sys.exit()
     for name, sizes in MESHES.items():
         np.savez(pathlib.Path(sys.argv[1]) / f"{name}.npz", **train(sizes))
     np.savez(pathlib.Path(sys.argv[1]) / "set.npz", **train((1, 1, 1), key_max="set"))
