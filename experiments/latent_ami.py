@@ -1,0 +1,49 @@
+"""Cluster a model's embedding of a file and compare the clusters with every column of the metadata.
+
+    python -m experiments.latent_ami --workdir=W --input=x.h5ad --output=DIR [--columns=cell_type,donor]
+
+Writes DIR/latent_ami.md (the table), DIR/latent_ami.json (each seed) and DIR/latent_ami.png, all or nothing. Beside the
+model are 50 principal components of the data and the model with random weights; see `scfm_jax.tasks.latent_ami`.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
+flags.DEFINE_string("input", None, "File of raw counts with metadata in obs.")
+flags.DEFINE_string("output", None, "Folder to write; must not exist.")
+flags.DEFINE_list("columns", [], "obs columns to compare with; all that have few labels, if left out.")
+flags.DEFINE_integer("seeds", 3, "Number of seeds of k-means, PCA and twins.", 1)
+flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
+flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
+flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
+flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
+flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    del argv
+    for name in ("workdir", "input", "output"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name} is missing (see --helpshort)")
+    from experiments import findings, latent_table
+    from scfm_jax import api
+
+    findings.check_free(FLAGS.output)
+    options = {name: FLAGS[name].value for name in ("columns", "layer", "raw", "gene_table", "min_mapped")}
+    options |= {"seeds": range(FLAGS.seeds), "sample_key": FLAGS.sample_key or None}
+    found = latent_table.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = latent_table.table(found)
+    title = f"# What the clusters of {found['model']} tell of {found['input']}\n\nWeights: {found['weights']}.\n\n"
+    files = {"latent_ami.md": f"{title}{text}\n", "latent_ami.json": found}
+    findings.write(FLAGS.output, files | {"latent_ami.png": latent_table.picture(found)})
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
