@@ -2,11 +2,11 @@
 
   python -m experiments.gene_list --store=STORE --number=2000 --by=variability --min_share=0.005 \
       --keep=PANEL --gene_table=TABLE --output=genes.txt
-  python -m experiments.train --config=configs/compare_budget.py:scemb --workdir=runs/scemb \
-      --config.data.store=STORE --config.data.genes=genes.txt
-  python -m experiments.go_graph --genes=genes.txt --output=go.npz --gene_table=TABLE --terms=TERMS
-  python -m experiments.train --config=configs/compare_budget.py:sclong --workdir=runs/sclong \
-      --config.data.store=STORE --config.data.genes=genes.txt --config.data.graph=go.npz
+  python -m experiments.ingest --vocab=genes.txt --store=FEW --input=... --group_by=batch --gene_table=TABLE --min_mapped=0.01
+  python -m experiments.train --config=configs/compare_budget.py:scemb --workdir=runs/scemb --config.data.store=FEW
+  python -m experiments.go_graph --genes=genes.txt --output=go.npz --gene_table=TABLE --table=TERMS --min_mapped=0.05
+  python -m experiments.train --config=configs/compare_budget.py:sclong --workdir=runs/sclong --config.data.store=FEW \
+      --config.data.graph=go.npz
 
 The variant is the model. Bags and batches are each model's own (a bag of 128 cells of a sample for CellPLM, of 10 for
 sCT, single cells for the others), steps follow from the budget, and the schedule is that of the model's `small` config.
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from scfm_jax import models
 
 CELLS = 32_000
+BUCKETS = (256, 512, 1024, 2048)
 SMALL = {
     "cellplm": {"bag": 128, "batch": 1, "rate": 1e-3, "model": {}},
     "exceiver": {"bag": 1, "batch": 32, "rate": 1e-3, "model": {}},
@@ -36,7 +37,7 @@ def get_config(variant: str = "cellplm") -> ConfigDict:
     config = importlib.import_module(f"configs.pretrain_{variant}").get_config("small")
     steps = CELLS // (size["bag"] * size["batch"])
     config.model.update(size["model"])
-    config.data.update({"bag": size["bag"], "batch": size["batch"], "min_mapped": 0.01})
+    config.data.update({"bag": size["bag"], "batch": size["batch"], "buckets": BUCKETS})
     config.optim.learning_rate = size["rate"]
     config.train.update({"steps": steps, "log_every": steps // 20, "eval_every": steps // 4})
     config.train.checkpoint_every = steps // 4
