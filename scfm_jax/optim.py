@@ -1,7 +1,7 @@
 """The optimiser of a run: an optax chain, a schedule, and what is frozen, from the keys of `config.optim`."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scfm_jax import freezing
 from scfm_jax.sharding import path_name
 from scfm_jax.types import Array
 
@@ -23,16 +24,19 @@ class Optimizer(NamedTuple):
     the one that is logged is the one that was used.
 
     Attributes:
-      transform: gradients -> direction (clipping, moments, weight decay).
+      transform: gradients -> direction (clipping, moments, weight decay, a plateau's factor).
       schedule: step -> learning rate.
-      trained: a bool per parameter, False where it is frozen; None where nothing is.
+      trained: a bool per parameter, False where it is frozen, or one per layer where a stack is so in part; None where
+        nothing is.
       ema: decay of the moving average of the parameters, None for no average.
+      rates: a schedule per parameter, where groups have their own; None where all have `schedule`.
     """
 
     transform: optax.GradientTransformation
     schedule: optax.Schedule
     trained: Any = None
     ema: float | None = None
+    rates: Any = None
 
 
 def build(
@@ -53,6 +57,11 @@ def build(
     weight_decay: float = 0.0,
     no_decay: Sequence[str] = (),
     frozen: Sequence[str] = (),
+    frozen_layers: int = 0,
+    layers: Mapping[str, Any] | None = None,
+    groups: Sequence[Mapping[str, Any]] = (),
+    plateau_patience: int = 0,
+    plateau_factor: float = 0.95,
     clip_norm: float | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -77,13 +86,23 @@ def build(
         `schedule_unit` is "epoch").
       no_decay: regular expressions of parameter paths that are not decayed.
       frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
+      frozen_layers: so many of the first layers are not trained, nor what comes before them; see `freezing`.
+      layers: the TUNING of the model, which says what its layers are.
+      groups: {"match": regular expressions of parameter paths, "rate": factor of the learning rate, "schedule",
+        "weight_decay"} of parameters that have their own; what is left out is as for all, and the first match counts.
+      plateau_patience: updates without a new least training loss (by 1 part in 10,000) after which all rates are
+        multiplied by `plateau_factor`; 0 for never. As torch's ReduceLROnPlateau, which waits for one more.
       clip_norm: largest global gradient norm.
       momentum: of sgd; `b1`, `b2`, `eps` are Adam's.
       ema: decay of a moving average of the parameters, which is then what is validated and embedded with.
     """
-    trained = jax.tree.map(lambda hit: not hit, matches(params, frozen, "optim.frozen")) if frozen else None
-    decayed = jax.tree.map(lambda hit: not hit, matches(params, no_decay, "optim.no_decay"))
-    decay = [optax.add_decayed_weights(weight_decay, mask=_like(decayed))] if weight_decay else []
+    trained = _trained(params, frozen, frozen_layers, layers)
+    number, groups = _grouped(params, groups, {"rate": 1.0, "schedule": schedule, "weight_decay": weight_decay})
+    undecayed = matches(params, no_decay, "optim.no_decay")
+    decay = []
+    for i, group in enumerate(groups):
+        mask = jax.tree.map(lambda n, un, i=i: n == i and not un, number, undecayed)
+        decay += [optax.add_decayed_weights(group["weight_decay"], mask=_like(mask))] if group["weight_decay"] else []
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     rules = {
         "adamw": [optax.scale_by_adam(b1, b2, eps), *decay],
@@ -91,17 +110,25 @@ def build(
         "sgd": [*decay, optax.trace(momentum)],
         "adafactor": [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decay],
     }
-    transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")])
+    plateau = [optax.contrib.reduce_on_plateau(plateau_factor, plateau_patience)] if plateau_patience else []
+    transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")], *plateau)
     if trained is not None:
-        transform = optax.masked(transform, trained)
+        transform = optax.masked(transform, jax.tree.map(lambda t: bool(np.any(t)), trained))
     if not isinstance(schedule_every, int) or schedule_every < 1:
         raise ValueError(f"optim.schedule_every={schedule_every!r}: must be a positive number of updates")
     decay_steps = decay_steps or max(1, steps // schedule_every)
-    if schedule == "cosine_restarts":
-        rate = restarts(learning_rate, final_rate, int(warmup), cycle, cycle_growth, cycle_peak, decay_steps)
-    else:
-        rate = _schedule(schedule, learning_rate, (warmup_from, warmup), decay_steps, final_rate)
-    return Optimizer(transform, lambda step: rate(step // schedule_every), trained, ema)
+
+    def rate(kind: str, factor: float) -> optax.Schedule:
+        peak = factor * learning_rate
+        if kind == "cosine_restarts":
+            by = restarts(peak, final_rate, int(warmup), cycle, cycle_growth, cycle_peak, decay_steps)
+        else:
+            by = _schedule(kind, peak, (warmup_from, warmup), decay_steps, final_rate)
+        return lambda step: by(step // schedule_every)
+
+    rates = [rate(group["schedule"], group["rate"]) for group in groups]
+    own = jax.tree.map(lambda n: rates[n], number) if len(groups) > 1 else None
+    return Optimizer(transform, rate(schedule, 1.0), trained, ema, own)
 
 
 def matches(params: Any, patterns: Sequence[str], option: str) -> Any:
@@ -127,14 +154,25 @@ def stop_frozen(optimizer: Optimizer, params: Any) -> Any:
     """Return `params` with no gradient flowing into the frozen ones."""
     if optimizer.trained is None:
         return params
-    return jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, optimizer.trained)
+    return jax.tree.map(lambda p, t: _where(t, p, jax.lax.stop_gradient(p)), params, optimizer.trained)
 
 
-def update(optimizer: Optimizer, grads: Any, opt_state: Any, params: Any, step: Array) -> tuple[Any, Any]:
-    """Return (new parameters, new optimiser state) after the update of `step`."""
-    direction, opt_state = optimizer.transform.update(grads, opt_state, params)
+def update(
+    optimizer: Optimizer, grads: Any, opt_state: Any, params: Any, step: Array, loss: Array | float = 0.0
+) -> tuple[Any, Any]:
+    """Return (new parameters, new optimiser state) after the update of `step`, whose loss a plateau is found by."""
+    transform = optax.with_extra_args_support(optimizer.transform)
+    direction, opt_state = transform.update(grads, opt_state, params, value=loss)
     rate = optimizer.schedule(step)
-    return jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), params, direction), opt_state
+    rates = (
+        jax.tree.map(lambda own: own(step), optimizer.rates)
+        if optimizer.rates
+        else jax.tree.map(lambda _: rate, params)
+    )
+    new = jax.tree.map(lambda p, d, rate: (p - rate * d).astype(p.dtype), params, direction, rates)
+    if optimizer.trained is not None:
+        new = jax.tree.map(_where, optimizer.trained, new, params)
+    return new, opt_state
 
 
 def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:
@@ -175,6 +213,42 @@ def restarts(
         return low + rise * jnp.where(place < warmup, place / max(warmup, 1), (1 + jnp.cos(jnp.pi * fall)) / 2)
 
     return schedule
+
+
+def _trained(params: Any, frozen: Sequence[str], n_layers: int, layers: Mapping[str, Any] | None) -> Any:
+    """Return `Optimizer.trained`."""
+    if not frozen and not n_layers:
+        return None
+    if n_layers and layers is None:
+        raise ValueError(
+            f"optim.frozen_layers={n_layers}: this model does not say what its layers are; use optim.frozen"
+        )
+    early = freezing.first_layers(params, n_layers, layers) if n_layers else jax.tree.map(lambda _: False, params)
+    hits = matches(params, frozen, "optim.frozen")
+    return jax.tree.map(
+        lambda hit, first: not hit and ~np.asarray(first) if np.ndim(first) else not (hit or first), hits, early
+    )
+
+
+def _grouped(
+    params: Any, groups: Sequence[Mapping[str, Any]], default: Mapping[str, Any]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Return (the number of each parameter's group, the options of the groups, those of all others last)."""
+    number = jax.tree.map(lambda _: len(groups), params)
+    for i in reversed(range(len(groups))):
+        if wrong := set(groups[i]) - {"match", *default}:
+            raise ValueError(
+                f"optim.groups: no such key {', '.join(sorted(wrong))}; there are match, {', '.join(default)}"
+            )
+        hits = matches(params, groups[i]["match"], "optim.groups")
+        number = jax.tree.map(lambda hit, n, i=i: i if hit else n, hits, number)
+    return number, [*({**default, **group} for group in groups), dict(default)]
+
+
+def _where(chosen: bool | np.ndarray, x: Array, other: Array) -> Array:
+    if isinstance(chosen, bool):
+        return x if chosen else other
+    return jnp.where(chosen, x, other)
 
 
 def _schedule(name: str, peak: float, start: tuple[float, float], decay: int, final: float) -> optax.Schedule:

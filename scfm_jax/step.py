@@ -116,7 +116,8 @@ def train_step(
         grads, metrics, buffers = _accumulate(gradients, microbatches, state.buffers, batch, rng)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
-    params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step)
+    loss = metrics["loss"][0] / jnp.maximum(metrics["loss"][1], jnp.finfo(jnp.float32).tiny)
+    params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step, loss)
     params = objective.project(params) if objective.project else params
     new = state.replace(
         params=params, opt_state=opt_state, buffers=buffers, ema=optim.average(optimizer, state.ema, params)

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scfm_jax.layers.latent_attention import attend, attend_in_order, join, logits_of, parts, scan, split
 from scfm_jax.layers import prefix
+from scfm_jax.layers.latent_attention import attend, attend_in_order, join, logits_of, parts, scan, split
 from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.types import Array
