@@ -1,8 +1,9 @@
-"""Measure the loader or a train step beside what one could compare it with: a table and one line of JSON.
+"""Measure the loader, a train step or inference beside what one could compare it with: a table and one line of JSON.
 
   python -m experiments.bench loader --input=a.h5ad,b.h5ad [--copies=4]     (or --store=DIR, a store that is there)
   python -m experiments.bench step --model=cellplm
   python -m experiments.bench step --model=sct [--row=L] [--dtype=bfloat16] [--plan]
+  python -m experiments.bench infer --model=sclong [--row=L]
 
 `--row` chooses among the sizes that `experiments/bench_<model>.py` has; `--plan` compiles the step and says what memory
 it would take, without running it.
@@ -23,21 +24,21 @@ flags.DEFINE_string("store", None, "loader: the store to read.")
 flags.DEFINE_list("input", [], "loader: files with raw counts, made into a store for the occasion.")
 flags.DEFINE_integer("copies", 4, "loader: how often each cell of --input is put into its study.", lower_bound=1)
 flags.DEFINE_float("seconds", 5.0, "Time to measure each row for.", lower_bound=0.1)
-flags.DEFINE_string("model", "cellplm", "step: the model.")
+flags.DEFINE_string("model", "cellplm", "step, infer: the model.")
 flags.DEFINE_string(
-    "row", None, "step: the size to measure, of those that the model's bench has; by default its first."
+    "row", None, "step, infer: the size to measure, of those that the model's bench has; by default its first."
 )
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "step: what to compute in, instead of the model's own.")
+flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "step, infer: what to compute in, not the model's own.")
 flags.DEFINE_bool("plan", False, "step: compile only, and say what memory the step would take.")
 flags.DEFINE_string("output", None, "File for the JSON, besides standard output.")
 
-WHAT = ("loader", "step")
+WHAT = ("loader", "step", "infer")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in WHAT:
-        raise ValueError(f"bench {' '.join(argv[1:]) or '(nothing)'}: say what to measure: {' or '.join(WHAT)}")
-    rows = _loader() if argv[1] == "loader" else _step()
+        raise ValueError(f"bench {' '.join(argv[1:]) or '(nothing)'}: say what to measure: {', '.join(WHAT)}")
+    rows = _loader() if argv[1] == "loader" else _step(argv[1])
     print(table(rows))
     text = json.dumps({"bench": argv[1], "rows": rows})
     print(text)
@@ -56,9 +57,11 @@ def _loader() -> list[dict]:
         return bench_loader.rows(open_store(path), FLAGS.seconds)
 
 
-def _step() -> list[dict]:
+def _step(what: str) -> list[dict]:
     from experiments import bench_step
 
+    if what == "infer":
+        return bench_step.infer_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype)
     if FLAGS.plan:
         return bench_step.plan_rows(FLAGS.model, row=FLAGS.row, dtype=FLAGS.dtype)
     return bench_step.step_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype)

@@ -20,6 +20,12 @@ ROWS = {
     "small": {"s": 2.65, "cells_per_s": 24.0, "peak_gb": 2.0},
     "wide": {"s": 1.41, "cells_per_s": 45.0, "peak_gb": 1.8},
 }
+INFER = {
+    "published": {"s": 64 / 13.9, "cells_per_s": 13.9},
+    "classifier": {"s": 100 / 15.5, "cells_per_s": 15.5},
+    "small": {"s": 64 / 90, "cells_per_s": 90.0},
+    "wide": {"s": 64 / 152, "cells_per_s": 152.0},
+}
 
 
 class Size(NamedTuple):

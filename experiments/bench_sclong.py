@@ -29,6 +29,11 @@ ROWS = {
     "L": {"s": 35.8, "cells_per_s": 0.028, "peak_gb": 10.6},
     "published": {},
 }
+INFER = {
+    "S": {"s": 2.99, "cells_per_s": 1.34, "peak_gb": 1.0},
+    "M": {"s": 3.21, "cells_per_s": 0.62, "peak_gb": 1.2},
+    "L": {"s": 11.9, "cells_per_s": 0.084, "peak_gb": 2.0},
+}
 LAYOUTS = {  # cells, genes, options
     "S": (4, 2_000, dict(top_seq_len=512, large_dim=256, large_depth=4, large_heads=8)),
     "M": (2, 5_000, dict(top_seq_len=1_024, large_dim=512, large_depth=6, large_heads=8)),
@@ -51,6 +56,7 @@ def case(row: str, small: bool) -> Case:
         batch=jax.tree.map(lambda x: x.swapaxes(0, 1), bag(n_cells, n_genes)),
         constants=constants(n_genes),
         optimizer=optax.adam(5e-5),
+        infer={"mask_rate": 0.0},
     )
 
 

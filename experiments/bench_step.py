@@ -1,8 +1,9 @@
-"""Time one training step of a model and its parts, beside what the machine could do and what the original took.
+"""Time one training step of a model and its parts, or its inference, beside what the original took.
 
 A model brings `experiments/bench_<model>.py` with
 
   ROWS               {row: figures recorded of the original's step, by the keys of our rows}; the first is the default
+  INFER              optional: the same of its inference
   case(row, small)   a `Case`: network, options, data and optimiser of that row; `small` shrinks everything, to test the
                      bench itself
   parts(...)         optional: (module, case, params, inputs, rngs) -> {part: (function, arguments)}, besides the parts
@@ -17,8 +18,8 @@ import importlib
 import pathlib
 import resource
 import time
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,10 @@ LONG = 60.0
 
 
 class Case(NamedTuple):
-    """One row of a model's bench: `inputs` and `loss` are the keywords of the model's `prepare` and `loss`."""
+    """One row of a model's bench: `inputs` and `loss` are the keywords of the model's `prepare` and `loss`.
+
+    `infer`: what of `inputs` is otherwise when cells are embedded.
+    """
 
     network: nn.Module
     inputs: dict[str, Any]
@@ -43,6 +47,7 @@ class Case(NamedTuple):
     batch: Batch
     constants: dict[str, Any]
     optimizer: optax.GradientTransformation
+    infer: Mapping[str, Any] = MappingProxyType({})
 
 
 class Step(NamedTuple):
@@ -131,6 +136,40 @@ def step_rows(
     recorded = bench.ROWS[row]
     original = [{"part": "the original, as recorded"} | recorded] if recorded and not small else []
     return [whole, *({"part": name} | timing for name, timing in timed.items()), *original]
+
+
+def infer_rows(
+    model: str, seconds: float = 5.0, small: bool = False, row: str | None = None, dtype: str | None = None
+) -> list[dict]:
+    """Return a row for embedding a batch of cells with `model`, and one for the original's inference.
+
+    Weights are drawn on the host, as if they had been read: nothing but inference is compiled, and `import_gb`, what
+    the process held before, says how much of the peak is Python and its libraries. Arguments: see `step_rows`.
+    """
+    bench, row = find(model, row)
+    before = _peak_bytes() / 1e9
+    module, case = models.get(model), _case(bench, row, small, dtype)
+    inputs = {**case.inputs, **case.infer}
+    key, rng = jax.random.key(0), np.random.default_rng(0)
+
+    def prepare(batch, constants):
+        return module.prepare(batch, constants, key, step=0, train=False, **inputs)
+
+    def embed(variables, batch, constants):
+        return case.network.apply(variables, prepare(batch, constants), rngs={"latent": key}).cells
+
+    def init():
+        return case.network.init({"params": key, "latent": key}, prepare(case.batch, case.constants))
+
+    def draw(leaf):
+        return jnp.asarray(rng.normal(0, 0.05, leaf.shape) if leaf.dtype == jnp.float32 else 0, leaf.dtype)
+
+    variables = jax.tree.map(draw, jax.eval_shape(init))
+    timing = measure(embed, (variables, case.batch, case.constants), seconds)
+    ours = {"part": f"inference, {row}"} | timing | {"cells_per_s": int(case.batch.cell_mask.sum()) / timing["s"]}
+    ours |= {"peak_gb": _peak_bytes() / 1e9, "import_gb": before}
+    recorded = getattr(bench, "INFER", {}).get(row)
+    return [ours, *([{"part": "the original, as recorded"} | recorded] if recorded and not small else [])]
 
 
 def plan_rows(model: str, small: bool = False, row: str | None = None, dtype: str | None = None) -> list[dict]:

@@ -18,6 +18,13 @@ def test_step_and_parts_are_timed(model):
     assert all(row["s"] > 0 for row in rows if row["part"] != "backward")  # a difference
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", bench_step.names())
+def test_inference_is_timed(model):
+    (row,) = bench_step.infer_rows(model, seconds=0.01, small=True)
+    assert row["s"] > 0 and 0 < row["import_gb"] <= row["peak_gb"]
+
+
 def test_the_files_are_the_registry_and_what_is_not_there_is_named():
     assert {"cellplm", "sct"} <= set(bench_step.names())
     with pytest.raises(ValueError, match=r"no bench of model 'scgpt'; there is .*cellplm"):
