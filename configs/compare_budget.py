@@ -1,4 +1,4 @@
-"""Five small models under one budget: the same studies, the same genes, the same 32,000 cells seen, on 2 CPU cores.
+"""Five small models under one budget: the same studies, the same genes, the same 16,000 cells seen, on 2 CPU cores.
 
   python -m experiments.gene_list --store=STORE --number=2000 --by=variability --min_share=0.005 \
       --keep=PANEL --gene_table=TABLE --output=genes.txt
@@ -8,7 +8,7 @@
   python -m experiments.train --config=configs/compare_budget.py:sclong --workdir=runs/sclong --config.data.store=FEW \
       --config.data.graph=go.npz
 
-The variant is the model. Bags and batches are each model's own (a bag of 128 cells of a sample for CellPLM, of 10 for
+The variant is the model. Bags and batches are each model's own (a bag of 64 cells of a sample for CellPLM, of 10 for
 sCT, single cells for the others), steps follow from the budget, and the schedule is that of the model's `small` config.
 """
 
@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 
 from scfm_jax import models
 
-CELLS = 32_000
+CELLS = 16_000
 BUCKETS = (256, 512, 1024, 2048)
 SMALL = {
-    "cellplm": {"bag": 128, "batch": 1, "rate": 1e-3, "model": {}},
-    "exceiver": {"bag": 1, "batch": 32, "rate": 1e-3, "model": {}},
-    "scemb": {"bag": 1, "batch": 16, "rate": 5e-4, "model": {}},
-    "sclong": {"bag": 1, "batch": 16, "rate": 1e-3, "model": {"graph": True, "top_seq_len": 300}},
+    "cellplm": {"bag": 64, "batch": 1, "rate": 1e-3, "model": {}},
+    "exceiver": {"bag": 1, "batch": 16, "rate": 1e-2, "model": {}},
+    "scemb": {"bag": 1, "batch": 16, "rate": 1e-3, "model": {"embed_dim": 128, "ffn_dim": 256, "num_layers": 2}},
+    "sclong": {"bag": 1, "batch": 8, "rate": 1e-2, "model": {"graph": True, "top_seq_len": 300}},
     "sct": {"bag": 10, "batch": 1, "rate": 3e-3, "model": {"token_dim": 32}},
 }
 
@@ -34,7 +34,7 @@ def get_config(variant: str = "cellplm") -> ConfigDict:
     if variant not in models.names():
         raise ValueError(f"variant {variant!r}: the variants are the models, {', '.join(models.names())}")
     size = SMALL[variant]
-    config = importlib.import_module(f"configs.pretrain_{variant}").get_config("small")
+    config = importlib.import_module(f"configs.pretrain_{variant}").get_config("tiny" if variant == "sclong" else "small")
     steps = CELLS // (size["bag"] * size["batch"])
     config.model.update(size["model"])
     config.data.update({"bag": size["bag"], "batch": size["batch"], "buckets": BUCKETS})
