@@ -1,0 +1,46 @@
+"""Score what a model's class token says of the cells of files: Exceiver trained with --config.data.labels=tissue.
+
+    python -m experiments.class_token --workdir=W --input=a.h5ad,b.h5ad --output=DIR [--label=tissue]
+
+Writes DIR/class_token.md and DIR/class_token.json, all or nothing. Beside the model are the most common class of each
+file and the model with random weights; see `scfm_jax.tasks.class_token`.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
+flags.DEFINE_list("input", None, "Files of raw counts with labels in obs.")
+flags.DEFINE_string("output", None, "Folder to write; must not exist.")
+flags.DEFINE_string("label", None, "obs column of the truth; by default what the model was trained to tell.")
+flags.DEFINE_integer("seeds", 3, "Number of random twins.", 1)
+flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
+flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
+flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
+flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    del argv
+    for name in ("workdir", "input", "output"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name} is missing (see --helpshort)")
+    from experiments import class_scores, findings
+    from scfm_jax import api
+
+    findings.check_free(FLAGS.output)
+    options = {name: FLAGS[name].value for name in ("label", "seeds", "layer", "raw", "gene_table", "min_mapped")}
+    found = class_scores.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = class_scores.table(found)
+    title = f"# The class token of {found['model']}\n\nWeights: {found['weights']}.\n\n"
+    findings.write(FLAGS.output, {"class_token.md": f"{title}{text}\n", "class_token.json": found})
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)

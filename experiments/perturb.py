@@ -1,0 +1,62 @@
+"""Perturb genes in control cells and compare the shift of their embedding with that of really perturbed cells.
+
+    python -m experiments.perturb --workdir=W --input=screen.h5ad --column=perturbation --control=non-targeting \
+        --output=DIR [--targets='stim=STAT1,stim=IRF9'] [--how=overexpress] [--within=cell_type]
+
+Without --targets, every value of the column that is a gene of file and model is one. Writes DIR/perturb.md (the table),
+DIR/perturb.json (each score and its null) and DIR/perturb.png, all or nothing. Beside the model are its random twin and
+50 principal components; scores and null are those of `scfm_jax.tasks.perturbation_in_silico`.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
+flags.DEFINE_string("input", None, "File of raw counts of control and perturbed cells.")
+flags.DEFINE_string("output", None, "Folder to write; must not exist.")
+flags.DEFINE_string("column", "perturbation", "obs column that says what was done to a cell.")
+flags.DEFINE_string("control", None, "Its value for control cells.")
+flags.DEFINE_list("targets", [], "VALUE=GENE: cells of this value are compared with control cells with this gene hit.")
+flags.DEFINE_enum("how", "mask", ["mask", "delete", "overexpress"], "What is done to the gene.")
+flags.DEFINE_string("within", None, "obs column of strata to compare within, such as cell types or replicates.")
+flags.DEFINE_string("filter", None, "Which cells count, such as: single_guide == 1")
+flags.DEFINE_integer("cells", 300, "Control cells, and cells of each value, drawn at random.", 20)
+flags.DEFINE_integer("null", 100, "Genes of like expression to compare a target with.", 20)
+flags.DEFINE_integer("seed", 0, "Of that draw, the twin's weights and the components.")
+flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
+flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
+flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
+flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    del argv
+    for name in ("workdir", "input", "output", "control"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name} is missing (see --helpshort)")
+    from experiments import findings, perturbing
+    from scfm_jax import api
+
+    findings.check_free(FLAGS.output)
+    wrong = next((text for text in FLAGS.targets if "=" not in text), None)
+    if wrong:
+        raise ValueError(f"--targets={wrong}: write VALUE=GENE, a value of --column and a gene")
+    names = ("column", "control", "how", "within", "filter", "cells", "null", "seed")
+    names += ("layer", "raw", "gene_table", "min_mapped")
+    options = {name: FLAGS[name].value for name in names}
+    options["targets"] = [text.rpartition("=")[::2] for text in FLAGS.targets]
+    found = perturbing.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = perturbing.table(found)
+    title = f"# {found['model']}: genes perturbed in silico in {found['input']}\n\nWeights: {found['weights']}.\n\n"
+    files = {"perturb.md": f"{title}{text}\n", "perturb.json": found, "perturb.png": perturbing.picture(found)}
+    findings.write(FLAGS.output, files)
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,62 @@
+"""Train a model on a new study from its weights and from random ones, and compare them epoch by epoch.
+
+    python -m experiments.transfer --workdir=W --input=new.h5ad --output=DIR [--epochs=10] [--seeds=5]
+
+Writes DIR/transfer.md (the table), DIR/transfer.csv and DIR/transfer.json (every validation), DIR/transfer.png (the
+curves). The runs lie in DIR.runs; the same command goes on where it was stopped. See `scfm_jax.tasks.transfer`.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
+flags.DEFINE_string("input", None, "File of raw counts of a study that the model has not seen.")
+flags.DEFINE_string("output", None, "Folder to write; must not exist.")
+flags.DEFINE_integer("epochs", 10, "Epochs of every run.", 1)
+flags.DEFINE_integer("seeds", 5, "Runs of each start.", 1)
+flags.DEFINE_integer("batch", None, "Bags of a batch; by default as the model was trained.", 1)
+flags.DEFINE_float("learning_rate", None, "Peak rate; by default as the model was trained.", 0)
+flags.DEFINE_float("validation", 0.3, "Share of the cells to validate on.", 0, 1)
+flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
+flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
+flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
+flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    del argv
+    for name in ("workdir", "input", "output"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name} is missing (see --helpshort)")
+    import jax
+
+    from experiments import findings, transferring
+    from scfm_jax import api
+
+    findings.check_free(FLAGS.output)
+    runs = pathlib.Path(f"{FLAGS.output.rstrip('/')}.runs")
+    runs.mkdir(exist_ok=True)
+    if not jax.config.jax_compilation_cache_dir:  # every run compiles the same programs
+        jax.config.update("jax_compilation_cache_dir", str(runs / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    names = ("epochs", "seeds", "batch", "learning_rate", "validation", "layer", "raw", "gene_table", "min_mapped")
+    options = {name: FLAGS[name].value for name in names}
+    found = transferring.evaluate(api.load(FLAGS.workdir), FLAGS.input, runs, **options)
+    text = transferring.table(found)
+    title = (
+        f"# {found['model']} on {found['input']}, pretrained and from random weights\n\nWeights: {found['weights']}."
+    )
+    files = {"transfer.md": f"{title}\n\n{text}\n", "transfer.json": found}
+    files |= {"transfer.csv": transferring.comma_separated(found), "transfer.png": transferring.picture(found)}
+    findings.write(FLAGS.output, files)
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
