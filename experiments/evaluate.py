@@ -1,11 +1,19 @@
-"""Embed a labelled file with a trained model and score the embedding beside PCA-50 and random twins.
+"""Score a trained model on a labelled file, or many runs on many files with a whole suite of tasks.
 
     python -m experiments.evaluate --workdir=W --input=x.h5ad [--label=cell_type] [--batch=batch] [--seeds=3]
+    python -m experiments.evaluate --suite=zero_shot --runs=W1,W2 --data=x.h5ad,y.h5ad --output=DIR [--reference=z.h5ad]
 
-Writes W/embedding.h5ad and W/scores.json, which `experiments.report` shows, and prints the table of scores.
+The first writes W/embedding.h5ad and W/scores.json, which `experiments.report` shows, and prints the table of scores
+beside PCA-50 and random twins. The second fills DIR with what `experiments.suite` describes; started again, with more
+runs, files or seeds, or after it was killed, it computes what is not there yet. A run is a workdir, a weights file, or
+"model:weights" or "model:weights:config" of published weights. The exit status is 0 also where cells of the table have
+failed: they are in the table with their reasons.
 """
 
+import importlib
 import pathlib
+import time
+from typing import Any
 
 from absl import flags
 
@@ -14,9 +22,16 @@ from experiments import cli
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of a training run.")
 flags.DEFINE_string("input", None, "File of raw counts with labels in obs, not one of the training studies.")
+flags.DEFINE_string("suite", None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant.")
+flags.DEFINE_list("runs", [], "Runs that a suite compares, with commas between.")
+flags.DEFINE_list("data", [], "Files that a suite compares them on.")
+flags.DEFINE_list("reference", [], "Single cells with which a suite imputes spatial studies.")
+flags.DEFINE_string("output", None, "Folder of a suite's results.")
+flags.DEFINE_integer("cells", None, "Cells that a seed of a suite draws.", 10)
+flags.DEFINE_list("tasks", [], "Tasks of the suite; by default all.")
 flags.DEFINE_string("label", "cell_type", "obs column to score by.")
 flags.DEFINE_string("batch", "batch", "obs column of batches; used if it is there.")
-flags.DEFINE_integer("seeds", 3, "Number of seeds of folds, Leiden, PCA and twins.", 1)
+flags.DEFINE_integer("seeds", None, "Number of seeds; 3, or what the suite says.", 1)
 flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
 flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
 flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
@@ -25,15 +40,65 @@ flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the
 
 
 def main(_) -> None:
+    if FLAGS.suite:
+        run_suite()
+        return
     if not FLAGS.workdir or not FLAGS.input:
         raise ValueError("--workdir and --input say which model is scored on what (see --helpshort)")
     from experiments import scoring
     from scfm_jax import api
 
     options = {name: FLAGS[name].value for name in ("label", "batch", "layer", "raw", "gene_table", "min_mapped")}
-    options |= {"seeds": range(FLAGS.seeds), "sample_key": FLAGS.sample_key or None}
+    options |= {"seeds": range(FLAGS.seeds or 3), "sample_key": FLAGS.sample_key or None}
     scores = scoring.evaluate(api.load(FLAGS.workdir), FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
     print(scoring.table(scores))
+
+
+def run_suite() -> None:
+    """Fill the table of a suite."""
+    for name in ("runs", "data", "output"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name} is missing: a suite compares --runs on --data and writes --output")
+    from experiments import suite, suite_data
+
+    config = suite_config(FLAGS.suite)
+    unknown = [task for task in FLAGS.tasks if task not in config.tasks]
+    if unknown:
+        raise ValueError(f"--tasks={unknown[0]}: the suite {FLAGS.suite} has {', '.join(config.tasks)}")
+    options = {"label": FLAGS.label, "batch": FLAGS.batch, "tables": FLAGS.gene_table}
+    studies = [suite_data.Study(path, **options) for path in FLAGS.data]
+    reference = [suite_data.Study(path, **options) for path in FLAGS.reference]
+    same = [name for name in (study.name for study in studies) if [s.name for s in studies].count(name) > 1]
+    if same:
+        raise ValueError(f"--data: two files are called {same[0]}; the table would not tell them apart")
+    entrants = [suite_data.enter(*pair) for pair in zip(FLAGS.runs, suite_data.names(FLAGS.runs), strict=True)]
+    tasks = {name: config.tasks[name].to_dict() for name in FLAGS.tasks or config.tasks}
+    table = suite.Suite(
+        FLAGS.suite,
+        tasks,
+        entrants,
+        studies,
+        pathlib.Path(FLAGS.output),
+        reference=reference,
+        cells=FLAGS.cells or config.cells,
+        seeds=FLAGS.seeds or config.seeds,
+        say=lambda text: print(text, flush=True),
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    counts = table.run()
+    words = ", ".join(f"{number} {status}" for status, number in counts.items())
+    spent = f"{time.perf_counter() - wall:.0f} s, {time.process_time() - cpu:.0f} s of CPU"
+    print(f"{FLAGS.output}: of {len(table.plan)} cells {words}; {spent}")
+
+
+def suite_config(text: str) -> Any:
+    """Return the config of a suite by its name, or "name:variant"."""
+    name, _, variant = text.partition(":")
+    path = pathlib.Path(__file__).parents[1] / "configs" / f"suite_{name}.py"
+    if not name.isidentifier() or not path.is_file():
+        there = sorted(found.stem.removeprefix("suite_") for found in path.parent.glob("suite_*.py"))
+        raise ValueError(f"--suite={text}: no such suite; there are {', '.join(there)}")
+    return importlib.import_module(f"configs.suite_{name}").get_config(variant)
 
 
 if __name__ == "__main__":

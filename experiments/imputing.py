@@ -44,20 +44,27 @@ class Cells:
 
         Cells of a bag are neighbours in space where there are positions, else random.
         """
-        bags = []
-        for code in np.unique(self.samples):
-            rows = rng.permutation(np.flatnonzero(self.samples == code))
-            if self.coords is None or np.isnan(self.coords[rows]).any():
-                bags += np.array_split(rows, -(-len(rows) // size))
-            else:
-                bags += halves(rows, self.coords, size)
-        bags = [bags[i] for i in rng.permutation(len(bags))]
-        fits = int(np.searchsorted(np.cumsum([len(bag) for bag in bags]), most, side="right"))
-        return bags[: max(fits, 1)]
+        return draw(self.samples, self.coords, size, most, rng)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return dense counts of cells. [n, V]"""
         return sparse.csr_matrix(self.mapping.apply(self.counts.take(rows))).toarray().astype(np.float32)
+
+
+def draw(
+    samples: np.ndarray, coords: np.ndarray | None, size: int, most: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Return bags as `Cells.draw` does, of cells with a code of their sample [n] and positions [n, 2], if any."""
+    bags = []
+    for code in np.unique(samples):
+        rows = rng.permutation(np.flatnonzero(samples == code))
+        if coords is None or np.isnan(coords[rows]).any():
+            bags += np.array_split(rows, -(-len(rows) // size))
+        else:
+            bags += halves(rows, coords, size)
+    bags = [bags[i] for i in rng.permutation(len(bags))]
+    fits = int(np.searchsorted(np.cumsum([len(bag) for bag in bags]), most, side="right"))
+    return bags[: max(fits, 1)]
 
 
 def halves(rows: np.ndarray, coords: np.ndarray, size: int) -> list[np.ndarray]:

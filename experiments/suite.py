@@ -20,20 +20,36 @@ is a run of its own, without a name, and is computed once. Left in the folder:
   suite.json      written at the start and the end: suite (name), options, code_version, commit, keys (of the cells that
                   were asked for, in order), metrics {task: {metric: {"text": ..., "higher": true | false | null}}},
                   runs [{name, model, source, workdir, weights, step, parameters, genes, cells_per_second (embedding),
-                  peak_bytes, contamination: {dataset: {"seen": true | false | null, "why": ...}}}],
-                  datasets [{name, path, sha256, cells, genes, label, batch, spatial}]
+                  contamination: {dataset: {"seen": true | false | null, "why": ...}}}],
+                  datasets [{name, path, sha256, cells, genes, label, batch, spatial}], reference (the same)
   table.csv       task, case, dataset, metric, method, run, model, kind, mean, half (of the 95 % interval), seeds,
-                  contaminated (yes | no | unknown | "" of baselines), status, reason. Failed and inapplicable cells have
-                  a row with metric "" each. Also table.md, the same to read.
+                  contaminated (yes | no | unknown | "" of baselines), status, reason. What failed or does not apply has
+                  a row with metric "" for each run, task and dataset. Also table.md, the same to read.
   pictures/RUN@DATASET.npz   of seed 0, for labelled data: embedding [n, D], label [n], batch [n] (text, "" for none),
                   confusion [T, T] (rows: true type; of 5-NN in folds), types [T]. RUN is "PCA-50" of the baseline.
 """
 
+import collections
+import dataclasses
+import datetime
+import functools
+import itertools
 import json
+import math
+import os
 import pathlib
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import pandas as pd
+
+from experiments import suite_contamination, suite_counts, suite_embeddings, suite_keys, suite_table
+from experiments.suite_data import Entrant, Study, shared_genes
+from experiments.suite_embeddings import Inapplicable
+from scfm_jax import __version__
 
 RESULTS = "results.jsonl"
 
@@ -70,3 +86,203 @@ def closed(path: pathlib.Path) -> tuple[dict[str, dict[str, Any]], dict[str, lis
         else:
             waiting.setdefault(line["key"], []).append(line)
     return cells, metrics
+
+
+@dataclasses.dataclass
+class Cell:
+    """A cell of the table that is asked for: a run (None: baselines and controls), a task, a study, a seed."""
+
+    entrant: Entrant | None
+    task: str
+    study: Study
+    seed: int
+    key: str
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its lines in results.jsonl have in common."""
+        run, model = (self.entrant.name, self.entrant.run.name) if self.entrant else ("", "")
+        return {
+            "key": self.key,
+            "run": run,
+            "model": model,
+            "task": self.task,
+            "dataset": self.study.name,
+            "seed": self.seed,
+        }
+
+
+class Suite:
+    """Tasks, runs and studies, and the folder where the numbers go.
+
+    Args:
+      name: of the suite. tasks: {task: options}. entrants, studies: what is compared, on what. reference: studies that
+        spatial imputation may use. cells: of a seed. seeds: how many. folder: of the results, made if it is not there.
+
+    Raises:
+      ValueError: there is no such task.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: Mapping[str, Mapping[str, Any]],
+        entrants: Sequence[Entrant],
+        studies: Sequence[Study],
+        folder: pathlib.Path,
+        *,
+        reference: Sequence[Study] = (),
+        cells: int = 300,
+        seeds: int = 5,
+        say: Callable[[str], None] = print,
+    ):
+        known = {**suite_counts.TASKS, **suite_embeddings.TASKS}
+        for task in tasks:
+            if task not in known:
+                raise ValueError(f"task {task!r}: no such task of a suite; there are {', '.join(known)}")
+        self.name, self.tasks = name, {task: dict(options) for task, options in tasks.items()}
+        self.entrants, self.studies, self.reference = list(entrants), list(studies), list(reference)
+        self.folder, self.n_cells, self.n_seeds, self.say = folder, cells, seeds, say
+        self.columns = {study.name: shared_genes(study, entrants) for study in studies}
+        self.plan = [
+            self._cell(entrant, task, study, seed)
+            for entrant in (None, *entrants)
+            for study in studies
+            for seed in range(seeds)
+            for task in tasks
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> dict[str, int]:
+        """Fill the cells that are not there, write the table, and return how many were kept, done, failed, ....
+
+        Failed cells are tried again.
+        """
+        kept, counts = closed(self.folder / RESULTS)[0], collections.Counter()
+        self.describe()
+        for cell in self.plan:
+            if kept.get(cell.key, {}).get("status") in ("done", "inapplicable"):
+                counts["kept"] += 1
+                continue
+            lines = self.fill(cell)
+            append(self.folder / RESULTS, lines)
+            status, reason = lines[-1]["status"], lines[-1]["reason"]
+            counts[status] += 1
+            if status == "failed":
+                self.say(f"failed: {cell.names}: {reason}")
+        for entrant, study in itertools.product((None, *self.entrants), self.studies):
+            try:
+                suite_embeddings.picture(entrant, study, 0, self.n_cells, self.folder / "pictures")
+            except Inapplicable:
+                pass
+            except Exception as error:  # as in `fill`
+                self.say(f"no picture of {entrant.name if entrant else 'PCA-50'} on {study.name}: {_one_line(error)}")
+        self.describe()
+        suite_table.write(self.folder, *read(self.folder))
+        return dict(counts)
+
+    def fill(self, cell: Cell) -> list[dict[str, Any]]:
+        """Return the lines of a cell, the closing one last; what goes wrong is its status and reason."""
+        wall, cpu, rows, status, reason = time.perf_counter(), time.process_time(), [], "done", ""
+        try:
+            self.say(" ".join(("baselines" if cell.entrant is None else cell.entrant.name, cell.task, cell.study.name)))
+            found = list(self._compute(cell))
+            rows = [{**cell.names, **row, "value": _finite(row["value"])} for row in found]
+        except Inapplicable as error:
+            status, reason = "inapplicable", _one_line(error)
+        except Exception as error:  # whatever it is, the other cells of the table go on
+            status, reason = "failed", f"{type(error).__name__}: {_one_line(error)}"
+        spent = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
+        return [*rows, {**cell.names, "status": status, "reason": reason, "cells": self.n_cells, **spent}]
+
+    def _compute(self, cell: Cell) -> Iterator[dict[str, Any]]:
+        options = {"cells": self.n_cells, **self.tasks[cell.task]}
+        if cell.task in suite_embeddings.TASKS:
+            return suite_embeddings.TASKS[cell.task](cell.entrant, cell.study, cell.seed, **options)
+        if cell.entrant is not None and not hasattr(cell.entrant.run.module, "impute"):
+            raise Inapplicable(f"{cell.entrant.run.name} does not predict expression")
+        if cell.task == "spatial_imputation":
+            if cell.study.coords is None or not self.reference:
+                raise Inapplicable("needs a study with positions, and --reference cells")
+            options["reference"] = self.reference
+        columns = self.columns[cell.study.name]
+        return suite_counts.TASKS[cell.task](cell.entrant, cell.study, columns, cell.seed, **options)
+
+    def _cell(self, entrant: Entrant | None, task: str, study: Study, seed: int) -> Cell:
+        content = {
+            "task": task,
+            "options": self.tasks[task],
+            "cells": self.n_cells,
+            "seed": seed,
+            "data": study.sha256,
+            "columns": [study.label, study.batch],
+            "weights": entrant.weights if entrant else None,
+            "name": entrant.name if entrant else None,
+        }
+        modules: list[Any] = [suite_embeddings if task in suite_embeddings.TASKS else suite_counts]
+        if task in suite_counts.TASKS:
+            content["genes"] = suite_keys.of({"columns": self.columns[study.name].tolist()})
+        if task == "spatial_imputation":
+            content["reference"] = [other.sha256 for other in self.reference]
+        if entrant:
+            modules.append(entrant.run.module)
+        return Cell(entrant, task, study, seed, suite_keys.of({**content, "code": suite_keys.code(modules)}))
+
+    def describe(self) -> None:
+        """Write suite.json."""
+        runs = []
+        for entrant in self.entrants:
+            if entrant.name not in self._seen:
+                self._seen[entrant.name] = suite_contamination.flags(entrant, self.studies)
+            runs.append({**entrant.describe(), "contamination": self._seen[entrant.name]})
+        content = {
+            "suite": self.name,
+            "options": {"cells": self.n_cells, "seeds": self.n_seeds, "tasks": self.tasks},
+            "reference": [study.describe() for study in self.reference],
+            "code_version": __version__,
+            "jax": jax.__version__,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            "keys": [cell.key for cell in self.plan],
+            "metrics": suite_table.METRICS,
+            "runs": runs,
+            "datasets": [study.describe() for study in self.studies],
+        }
+        partial = self.folder / "suite.json.partial"
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(self.folder / "suite.json")
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+
+def append(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Append the lines of a cell in one go, after a torn line of a killed suite if there is one."""
+    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    text = ("\n" if torn else "") + "".join(json.dumps(line) + "\n" for line in lines)
+    with path.open("a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, "+" where files differ from it; None where that cannot be told."""
+    here = pathlib.Path(__file__).parent
+    try:
+        said = [
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said[0] + ("+" if said[1] else "")

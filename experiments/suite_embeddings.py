@@ -1,0 +1,135 @@
+"""Tasks of a suite that score embeddings: cell types, clusters, integration of batches, metadata; and its pictures.
+
+A seed draws cells, the same for all; a model embeds them by themselves, so that what it sees together is what is
+scored. Baseline: PCA-50 of those cells; for integration also with the means of the batches taken away. Controls: noise
+around a place for each label (positive), and the rows of PCA-50 exchanged (negative: all labels and batches mix).
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+
+from experiments.suite_data import Entrant, Study
+from scfm_jax.tasks import embedding, integration, latent_ami
+
+NOISE = 0.3
+"""Standard deviation of the positive control, where two labels are a distance of 1.4 apart."""
+
+
+class Inapplicable(ValueError):
+    """A task that asks for what a study or a run does not have."""
+
+
+def cell_typing(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
+    """Yield accuracy and macro-F1 of a vote of five neighbours."""
+    counted, codes = embedding.countable(_labels(study, seed, cells))
+    for method, kind, x in embeddings(entrant, study, seed, cells):
+        yield from rows(method, kind, "", embedding.knn_scores(x[counted], codes, seed=seed))
+
+
+def clustering(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
+    """Yield NMI and ARI of Leiden clusters at resolution 1, and at the best resolution by the labels."""
+    counted, codes = embedding.countable(_labels(study, seed, cells))
+    for method, kind, x in embeddings(entrant, study, seed, cells):
+        found = {r: embedding.leiden(x[counted], resolution=r, seed=seed) for r in embedding.RESOLUTIONS}
+        scores = {}
+        for name, metric in (("nmi", normalized_mutual_info_score), ("ari", adjusted_rand_score)):
+            scores[name] = float(metric(codes, found[1.0]))
+            scores[f"{name}_best"] = max(float(metric(codes, clusters)) for clusters in found.values())
+        yield from rows(method, kind, "", scores)
+
+
+def integrate(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
+    """Yield the scIB metrics."""
+    labels = _labels(study, seed, cells)
+    if study.batches is None:
+        raise Inapplicable(f"{study.name} has fewer than two values in obs[{study.batch!r}]")
+    drawn = study.draw(seed, cells)
+    batches, before = study.batches[drawn], components(study, seed, cells)
+    for method, kind, x in embeddings(entrant, study, seed, cells):
+        yield from rows(method, kind, "", integration.score(x, labels, batches, before, seed=seed))
+    if entrant is None:
+        codes, level = embedding.encode(batches), before.copy()
+        for code in np.unique(codes):
+            level[codes == code] -= before[codes == code].mean(0)
+        found = integration.score(level, labels, batches, before, seed=seed)
+        yield from rows("PCA-50, batch means removed", "baseline", "", found)
+
+
+def metadata(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
+    """Yield the adjusted mutual information of clusters with each column of the metadata."""
+    obs = study.counts.obs.iloc[study.draw(seed, cells)]
+    try:
+        columns = latent_ami.columns(obs)
+    except ValueError as error:
+        raise Inapplicable(str(error)) from error
+    for method, kind, x in embeddings(entrant, study, seed, cells):
+        for name, codes in columns.items():
+            yield from rows(method, kind, name, {"ami": latent_ami.score(x, codes, seed=seed)})
+
+
+def embeddings(entrant: Entrant | None, study: Study, seed: int, cells: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield name, kind and embedding [n, D] of a run and its random twin; without a run, of baseline and controls."""
+    if entrant is not None:
+        yield entrant.name, "model", entrant.embed(study, seed, cells, False)
+        yield f"{entrant.name}, random twin", "twin", entrant.embed(study, seed, cells, True)
+        return
+    before, rng = components(study, seed, cells), np.random.default_rng(seed)
+    yield "PCA-50", "baseline", before
+    yield "PCA-50, cells exchanged", "negative", rng.permutation(before)
+    if study.labels is not None:
+        codes = embedding.encode(study.labels[study.draw(seed, cells)])
+        places = np.eye(codes.max() + 2, dtype=np.float32)[codes]
+        yield "labels with noise", "positive", places + NOISE * rng.normal(size=places.shape).astype(np.float32)
+
+
+def components(study: Study, seed: int, cells: int) -> np.ndarray:
+    """Return PCA-50 of the cells that a seed draws. [n, 50]"""
+    return embedding.pca(sp.csr_matrix(study.counts.take(study.draw(seed, cells))), seed=seed)
+
+
+def picture(entrant: Entrant | None, study: Study, seed: int, cells: int, folder: pathlib.Path) -> None:
+    """Write the embedding of a run, or PCA-50, and the confusion of five neighbours, unless they are there already."""
+    labels = _labels(study, seed, cells)
+    batches = study.batches[study.draw(seed, cells)] if study.batches is not None else np.full(len(labels), "")
+    key = f"{entrant.weights if entrant else ''} {study.sha256} {seed} {cells}"
+    path = folder / f"{entrant.name if entrant else 'PCA-50'}@{study.name}.npz"
+    if path.exists() and str(np.load(path)["key"]) == key:
+        return
+    x = components(study, seed, cells) if entrant is None else entrant.embed(study, seed, cells, False)
+    counted, codes = embedding.countable(labels)
+    said = np.empty_like(codes)
+    for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(x[counted], codes):
+        said[test] = KNeighborsClassifier(5).fit(x[counted][train], codes[train]).predict(x[counted][test])
+    names = np.array([str(labels[counted][codes == code][0]) for code in np.unique(codes)])
+    folder.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    arrays = {"embedding": x, "label": labels.astype(str), "batch": batches.astype(str), "types": names, "key": key}
+    np.savez_compressed(partial, confusion=confusion_matrix(codes, said), **arrays)
+    partial.replace(path)
+
+
+def rows(method: str, kind: str, case: str, scores: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Yield a line for each metric."""
+    for metric, value in scores.items():
+        yield {"method": method, "kind": kind, "case": case, "metric": metric, "value": value}
+
+
+def _labels(study: Study, seed: int, cells: int) -> np.ndarray:
+    if study.labels is None:
+        raise Inapplicable(f"{study.name} has fewer than two values in obs[{study.label!r}]")
+    return study.labels[study.draw(seed, cells)]
+
+
+TASKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "cell_typing": cell_typing,
+    "clustering": clustering,
+    "integration": integrate,
+    "metadata": metadata,
+}
