@@ -66,3 +66,27 @@ def pretraining(
     }
     config.init_from = placeholder(str)
     return config
+
+
+def finetuning(method: str, *, steps: int, every: int) -> ConfigDict:
+    """Return what all fine-tuning configs share: what is None or empty here is as in the run that it begins with.
+
+    Args:
+      method: of `scfm_jax.tuning`. steps, every: as for `pretraining`.
+    """
+    empty = {"model": {}, "inputs": {}, "loss": {}}
+    config = pretraining(None, empty, bag=1, batch=1, steps=steps, every=every)
+    config.model_name = placeholder(str)
+    config.data.update({"bag": placeholder(int), "batch": placeholder(int), "kind": placeholder(str)})
+    config.data.update({"buckets": placeholder(tuple), "cell_buckets": placeholder(tuple)})
+    config.tune = {
+        "method": method,
+        "targets": (),
+        "rank": 8,
+        "alpha": 16.0,
+        "length": 10,
+        "vectors": placeholder(str),
+        "start": "base",
+    }
+    config.task = {}
+    return config

@@ -10,7 +10,7 @@ from typing import Any
 
 from scfm_jax import checkpoint
 
-SECTIONS = ("model_name", "model", "inputs", "loss", "data", "optim", "train", "init_from")
+SECTIONS = ("model_name", "model", "inputs", "loss", "data", "optim", "train", "init_from", "tune", "task")
 
 FREE = (
     "data.store", "data.threads", "data.prefetch", "data.workers", "train.steps", "train.log_every", "train.eval_every",

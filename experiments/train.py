@@ -1,6 +1,8 @@
-"""Pre-train a model on a store, or go on with a run that was stopped.
+"""Pre-train a model on a store, fine-tune a trained one, or go on with a run that was stopped.
 
   python -m experiments.train --config=configs/pretrain_cellplm.py:tiny --workdir=W --config.data.store=DIR
+  python -m experiments.train --config=configs/finetune_cell_type.py:lora --workdir=W --config.data.store=DIR \
+      --config.init_from=RUN
 
 The same command resumes from the newest valid checkpoint of W. SIGTERM and SIGINT save and end with status 0.
 """
@@ -24,9 +26,9 @@ import scfm_jax
 from data_pipeline.loader import Loader
 from data_pipeline.store import Store, open_store
 from data_pipeline.vocab import map_genes, read_genes, read_table
-from experiments import cli
+from experiments import cli, finetuning
 from experiments import config as configs
-from scfm_jax import api, checkpoint, models, optim, sharding, signals, step, train
+from scfm_jax import api, checkpoint, models, optim, sharding, signals, step, train, tuning
 from scfm_jax.types import TrainState
 
 FLAGS = flags.FLAGS
@@ -46,28 +48,33 @@ def pretrain(
     config: ConfigDict, workdir: str, desk: signals.Desk | None = None, distributed: bool | None = None
 ) -> TrainState:
     """Train the model of `config` in `workdir` and return its last state; see `configs/` for what a config is."""
-    module = models.get(config.model_name)
-    check(config, module)
     sharding.join_processes(distributed)
     options = config.to_dict()
-    data = options["data"]
+    base = None
+    if options.get("tune"):
+        base = api.load(_given(options.get("init_from"), "init_from", "the run that fine-tuning begins with"))
+        options = finetuning.resolve(options, base)
+    module = models.get(options["model_name"])
+    check(options, module)
+    given, data = dict(options["data"]), options["data"]
     store = open_store(_given(data.pop("store"), "data.store", "a folder made by experiments.ingest"))
     tables = data.pop("gene_table", ())
-    genes, slots, mapping = gene_slots(store, data.pop("genes"), tables, data.pop("min_mapped", 0.5))
+    source = data.pop("genes")
+    genes, slots, mapping = gene_slots(store, base.genes if base else source, tables, data.pop("min_mapped", 0.5))
     known = {name: data.pop(name) for name in GENE_OPTIONS if name in data}
-    known = api.gene_constants(known, genes, read_table(tables) if tables else None)
+    known = base.constants if base else api.gene_constants(known, genes, read_table(tables) if tables else None)
     share = {"host": jax.process_index(), "n_hosts": jax.process_count()}
     data = {"seed": options["train"].get("seed", 0), **data}
     data["labels"] = known_labels(store, data.get("labels", ()), module)
     loader = Loader(store, part="train", **data, **share)
     held_out = loader.split_report["parts"]["val"]["cells"]
-    constants = {"slots": slots, "measured": measured(store, slots, len(genes)), **known}
-    if hasattr(module, "fit"):  # every process reads all cells: they must come to the same numbers
+    constants = {**known, "slots": slots, "measured": measured(store, slots, len(genes))}
+    if hasattr(module, "fit") and base is None:  # every process reads all cells: they must come to the same numbers
         passes = {p: Loader(store, part=p, **data).epoch_batches() for p in ("train", *(["val"] if held_out else []))}
         constants, options["inputs"] = module.fit(passes, constants, options.get("inputs", {}))
     metadata = {
-        "model": config.model_name,
-        "config": options | {"data": config.data.to_dict()},
+        "model": options["model_name"],
+        "config": options | {"data": given},
         "genes": genes,
         "classes": loader.classes,
         "code_version": scfm_jax.__version__,
@@ -78,31 +85,44 @@ def pretrain(
     metadata["config"]["model"] = sized(module, options["model"], metadata)
     model = module.Model(**metadata["config"]["model"])
     folder = configs.prepare_workdir(workdir, metadata)
-    return train.fit(
-        step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {})),
+    optimizer = by_epoch(options.get("optim", {}), loader) | {"layers": getattr(module, "TUNING", None)}
+    if base is None:
+        objective = step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {}))
+        initial = warm_start(options["init_from"], genes) if options.get("init_from") else None
+    else:
+        objective = finetuning.objective(module, model, options, store)
+        initial = finetuning.beginning(module, model, options, base, Loader(store, part="train", **data).epoch_batches)
+        optimizer["frozen"] = finetuning.frozen(optimizer, options)
+    state = train.fit(
+        objective,
         loader,
         constants,
         metadata,
         folder,
-        optimizer=by_epoch(options.get("optim", {}), loader),
+        optimizer=optimizer,
         **options["train"],
         validation=Loader(store, part="val", **data, **share) if held_out else None,
-        initial=warm_start(options["init_from"], genes) if options.get("init_from") else None,
+        initial=initial,
         desk=desk,
     )
+    if base is not None:
+        finetuning.write(folder / tuning.FILE, state, optimizer, base, options, metadata)
+    return state
 
 
-def check(config: ConfigDict, module: ModuleType) -> None:
+def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     """Raise ValueError for a key of `config` that nothing takes."""
+    config = config.to_dict() if isinstance(config, ConfigDict) else config
     ours = ("store", "genes", "gene_table", "min_mapped", *GENE_OPTIONS)
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
         "data": [*ours, *configs.keywords(Loader, without=("part", "host", "n_hosts"))],
-        "optim": [*configs.keywords(optim.build, without=("steps",)), "schedule_unit"],
+        "optim": [*configs.keywords(optim.build, without=("steps", "layers")), "schedule_unit"],
         "train": configs.keywords(train.fit, without=("optimizer", "validation", "initial", "desk")),
     }
-    configs.check(config.to_dict(), accepted)
+    accepted |= finetuning.accepted(config)
+    configs.check(config, accepted)
     mesh = [*configs.parameters(sharding.make_mesh), "rules", "min_size"]
-    configs.check_names("config.train.mesh", config.train.get("mesh", {}), mesh)
+    configs.check_names("config.train.mesh", config["train"].get("mesh", {}), mesh)
 
 
 def known_labels(store: Store, labels: Sequence[str], module: ModuleType) -> list[str]:
@@ -115,18 +135,18 @@ def known_labels(store: Store, labels: Sequence[str], module: ModuleType) -> lis
 
 
 def gene_slots(
-    store: Store, source: str, tables: tuple[str, ...] = (), min_mapped: float = 0.5
+    store: Store, source: str | list[str], tables: tuple[str, ...] = (), min_mapped: float = 0.5
 ) -> tuple[list[str], np.ndarray, dict[str, Any]]:
     """Return the model's genes, the model slot of each store id [G + 1] (V: none), and the mapping report.
 
     Args:
-      source: "store" for the store's own vocabulary, or a gene list file; then the report is printed.
+      source: "store" for the store's own vocabulary, or a gene list or its file; then the report is printed.
       tables: gene tables that know aliases and second names.
     """
     n = len(store.genes)
     if source == "store":
         return store.genes, np.arange(n + 1, dtype=np.int32), {"n": n, "mapped": n}
-    genes = read_genes(source)
+    genes = read_genes(source) if isinstance(source, str) else source
     table = read_table(tables) if tables else None
     found = map_genes(store.genes, genes, ensembl=store.second_names, table=table, min_mapped=min_mapped)
     print(found.report, flush=True)
@@ -165,9 +185,9 @@ def sized(module: ModuleType, options: Mapping[str, Any], metadata: Mapping[str,
 
 
 def warm_start(source: str, genes: list[str]) -> Callable[[TrainState], TrainState]:
-    """Return a function that puts the weights of another run into a state, where name and shape are the same.
+    """Return a function that puts the weights of another run into a state, see `finetuning.begin_with`.
 
-    Raises ValueError where that run has other genes, or nothing fits.
+    Raises ValueError where that run has other genes.
     """
     folder = pathlib.Path(source)
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
@@ -176,29 +196,8 @@ def warm_start(source: str, genes: list[str]) -> Callable[[TrainState], TrainSta
         raise FileNotFoundError(f"config.init_from={source}: no checkpoint there")
     if restored.meta["genes"] != genes:
         raise ValueError(f"config.init_from={source}: it has another gene list; give data.genes the list that it has")
-    weights = {
-        sharding.path_name(path): value
-        for path, value in jax.tree_util.tree_leaves_with_path(restored.state.get("ema", restored.state["params"]))
-    }
-
-    def start(state: TrainState) -> TrainState:
-        kept, new = [], []
-
-        def pick(path: tuple, leaf: jax.Array) -> jax.Array:
-            name = sharding.path_name(path)
-            if name not in weights or weights[name].shape != leaf.shape:
-                new.append(name)
-                return leaf
-            kept.append(name)
-            return jax.device_put(weights[name].astype(leaf.dtype), leaf.sharding)
-
-        params = jax.tree_util.tree_map_with_path(pick, state.params)
-        if not kept:
-            raise ValueError(f"config.init_from={source}: no parameter has the name and shape of one of this model")
-        print(f"init_from: {len(kept)} parameters taken; new: {', '.join(new) or 'none'}", flush=True)
-        return state.replace(params=params, ema=state.ema and jax.tree.map(jax.numpy.copy, params))
-
-    return start
+    weights = restored.state.get("ema") or restored.state["params"]
+    return finetuning.begin_with({"params": weights, **restored.state.get("buffers", {})}, source)
 
 
 def _given(value: Any, key: str, what: str) -> Any:

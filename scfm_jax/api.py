@@ -2,6 +2,7 @@
 
     run = scfm_jax.api.load("runs/cellplm")
     adata.obsm["X_cellplm"] = run.embed(adata)
+    shares = scfm_jax.api.load("runs/cellplm_types").annotate(adata)        a run that was fine-tuned to annotate cells
 
 Raw counts of any file that `data_pipeline.h5ad` reads are mapped gene by gene onto the genes of the model, and
 `run.mapping.report` says how that went.
@@ -28,7 +29,7 @@ from ml_collections import ConfigDict
 from scipy import sparse
 
 from data_pipeline import edge_lists, gene_vectors, graph_file, h5ad, vocab
-from scfm_jax import __version__, checkpoint, infer, models
+from scfm_jax import __version__, checkpoint, infer, models, tuning
 from scfm_jax import weights as weights_file
 from scfm_jax.gene_representations import GeneRepresentations
 from scfm_jax.layers import graph
@@ -56,6 +57,7 @@ class Run:
       constants: arrays of the training data that the model may need.
       meta: metadata of the checkpoint: model, config, genes, classes, step, code version and more.
       source: where the weights are from, in words.
+      task: parameters of the task's layers, where the run was fine-tuned to a task.
       mapping: of the newest `embed`: how the file's genes met the model's.
       provenance: of the newest `embed`: what was done, JSON-able.
     """
@@ -66,6 +68,7 @@ class Run:
     constants: dict[str, Any]
     meta: dict[str, Any]
     source: str
+    task: dict[str, Any] | None = None
     mapping: vocab.Mapping | None = None
     provenance: dict[str, Any] | None = None
 
@@ -143,6 +146,24 @@ class Run:
             self.provenance = self._provenance(counts, how, embedding.shape[1])
         return embedding
 
+    def annotate(self, source: Any, **options: Any) -> pd.DataFrame:
+        """Return the probability of each cell type for every cell, in its order. [n, classes]
+
+        Args:
+          options: of `embed`.
+
+        Raises:
+          ValueError: the run was not fine-tuned to annotate cells, or as for `embed`.
+        """
+        task = self.meta["config"].get("task") or {}
+        if self.task is None or task.get("name") != "cell_type":
+            raise ValueError(f"{self.source}: this run has no head for cell types; fine-tune one that has")
+        from scfm_jax.tasks import cell_type
+
+        settings = {**cell_type.OPTIONS, **task}
+        shares = cell_type.probabilities(self.task, settings, self.embed(source, **options))
+        return pd.DataFrame(shares, columns=self.classes[settings["label"]])
+
     def gene_representations(
         self,
         source: Any,
@@ -200,12 +221,13 @@ class Run:
         options = self.meta["config"].get("inputs", {})
         variables = infer.initial(self.module, self.model, constants, seed, self._labels(), self._bag or 8, **options)
         return dataclasses.replace(
-            self, variables=variables, source=f"random weights of seed {seed}", mapping=None, provenance=None
+            self, variables=variables, source=f"random weights of seed {seed}", task=None, mapping=None, provenance=None
         )
 
     def export(self, path: str | os.PathLike) -> None:
         """Write weights, constants and metadata as one safetensors file that `load` reads."""
-        weights_file.export(path, {"variables": self.variables, "constants": self.constants}, self.meta)
+        parts = {"variables": self.variables, "constants": self.constants, tuning.TASK: self.task or {}}
+        weights_file.export(path, parts, self.meta)
 
     def _labels(self) -> list[str]:
         return list(self.meta["config"].get("data", {}).get("labels", ()))
@@ -263,12 +285,16 @@ class Run:
         }
 
 
-def load(path: str | os.PathLike, which: int | str | None = None) -> Run:
-    """Return the run of a workdir, a folder of checkpoints, one checkpoint, or a weights file of `Run.export`.
+def load(path: str | os.PathLike, which: int | str | None = None, base: str | os.PathLike | None = None) -> Run:
+    """Return the run of a workdir, a folder of checkpoints, one checkpoint, or a weights file.
+
+    That of `Run.export` has all weights, that of `tuning.save` what fine-tuning has trained of them: then the run that
+    it began with is loaded, too. What fine-tuning added to a model is merged into its weights.
 
     Args:
       which: a step, or "best"; by default the newest valid one. Where there is a moving average of the weights, that is
         what is loaded.
+      base: the run that a fine-tuned one began with, if it is elsewhere now.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -277,7 +303,11 @@ def load(path: str | os.PathLike, which: int | str | None = None) -> Run:
     path = pathlib.Path(path)
     if path.is_file():
         tree, meta = weights_file.read(path)
-        return build(meta, tree["variables"], tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
+        if meta.get("format") == tuning.FORMAT:
+            return _tuned(path, tree, meta, base)
+        variables = dict(tree["variables"])
+        variables["params"] = {**variables["params"], tuning.TASK: tree.get(tuning.TASK) or {}}
+        return build(meta, variables, tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if (folder / "meta.json").is_file() and folder.name.isdecimal():
         folder, which = folder.parent, int(folder.name)
@@ -351,7 +381,18 @@ def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, 
     sizes = {field: len(lists.get(name, ())) for field, name in module.SIZES.items()}
     fields = dict(meta["config"]["model"])
     model = module.Model(**fields | {field: fields.get(field) or size for field, size in sizes.items()})
-    return Run(module, model, variables, constants, meta, source)
+    params = tuning.merged(variables["params"], meta["config"].get("tune"))
+    task = params.pop(tuning.TASK, None) or None
+    return Run(module, model, {**variables, "params": params}, constants, meta, source, task)
+
+
+def _tuned(path: pathlib.Path, tree: dict[str, Any], content: dict[str, Any], base: str | os.PathLike | None) -> Run:
+    """Return the run whose trained part a file of `tuning.save` holds."""
+    whole = load(base or content["base"]["path"])
+    params = tuning.complete(path, content, tree["params"], whole.variables["params"])
+    meta = content["run"]
+    variables = {"params": params, **tree.get("buffers", {})}
+    return build(meta, variables, whole.constants, f"{path.name}, step {meta['step']}, on {whole.source}")
 
 
 def _constants(measured: np.ndarray) -> dict[str, np.ndarray]:

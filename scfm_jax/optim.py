@@ -169,10 +169,12 @@ def update(
         if optimizer.rates
         else jax.tree.map(lambda _: rate, params)
     )
-    new = jax.tree.map(lambda p, d, rate: (p - rate * d).astype(p.dtype), params, direction, rates)
-    if optimizer.trained is not None:
-        new = jax.tree.map(_where, optimizer.trained, new, params)
-    return new, opt_state
+    return jax.tree.map(lambda p, d, rate: (p - rate * d).astype(p.dtype), params, direction, rates), opt_state
+
+
+def keep_frozen(optimizer: Optimizer, new: Any, params: Any) -> Any:
+    """Return the `new` parameters, those that are not trained as they were, bit by bit."""
+    return new if optimizer.trained is None else jax.tree.map(_where, optimizer.trained, new, params)
 
 
 def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:

@@ -119,6 +119,7 @@ def train_step(
     loss = metrics["loss"][0] / jnp.maximum(metrics["loss"][1], jnp.finfo(jnp.float32).tiny)
     params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step, loss)
     params = objective.project(params) if objective.project else params
+    params = optim.keep_frozen(optimizer, params, state.params)
     new = state.replace(
         params=params, opt_state=opt_state, buffers=buffers, ema=optim.average(optimizer, state.ema, params)
     )

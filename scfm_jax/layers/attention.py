@@ -33,9 +33,7 @@ def softmax_attention(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array,
     return jax.nn.softmax(scores, axis=-1), v
 
 
-def flow_attention(
-    q: Array, k: Array, v: Array, mask: Array, asking: Array | None = None, eps: float = 1e-6
-) -> Array:
+def flow_attention(q: Array, k: Array, v: Array, mask: Array, asking: Array | None = None, eps: float = 1e-6) -> Array:
     """Flow attention: competition among sources by softmax, allocation among sinks by sigmoid, flows conserved.
 
     The released CellPLM divides by the incoming flow only, which is what is done here. `asking`: the queries that are
@@ -99,7 +97,11 @@ def favor_attention(
         raise ValueError(f"kernel {kernel!r}, key_max {key_max!r}: there are {', '.join(KERNELS)}; {', '.join(PEAKS)}")
     width = q.shape[0] * q.shape[2] * projection.shape[0]
     chunk = chunk or max(8, CHUNK.get(jax.default_backend(), DEVICE_CHUNK) // width)
-    return _favor(Favor(kernel, key_max, detach_max, KERNELS[kernel], chunk), q, k, v, mask, projection)
+    how = Favor(kernel, key_max, detach_max, KERNELS[kernel], chunk)
+    # a remainder would be a program of its own, here and in the backward pass: the last chunk is filled up instead
+    asked = _filled(how, q)
+    y = _favor(how, asked, _filled(how, k), _filled(how, v), _filled(how, mask), projection)
+    return y[:, : q.shape[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -250,15 +252,18 @@ def _write(out: Array, x: Array, start: Array) -> Array:
 
 
 def _each(how: Favor, n_tokens: int, body: Callable[[Any, int, Any], Any], carry: Any) -> Any:
-    """Return the carry after `body(start, length, carry)` for chunk after chunk of the tokens."""
-    length = -(-n_tokens // -(-n_tokens // how.chunk))
-    whole = n_tokens // length
-    if whole == 1:
-        return (
-            body(0, n_tokens, carry) if n_tokens == length else body(length, n_tokens - length, body(0, length, carry))
-        )
-    carry = jax.lax.fori_loop(0, whole, lambda i, carry: body(i * length, length, carry), carry)
-    return body(whole * length, n_tokens % length, carry) if n_tokens % length else carry
+    """Return the carry after `body(start, length, carry)` for chunk after chunk of the tokens, all equally long."""
+    n_chunks = -(-n_tokens // how.chunk)
+    if n_chunks == 1:
+        return body(0, n_tokens, carry)
+    length = n_tokens // n_chunks
+    return jax.lax.fori_loop(0, n_chunks, lambda i, carry: body(i * length, length, carry), carry)
+
+
+def _filled(how: Favor, x: Array) -> Array:
+    """Return tokens [B, T, ...] and as many zeros as make all chunks equally long."""
+    more = -x.shape[1] % max(1, -(-x.shape[1] // how.chunk))
+    return jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2))) if more else x
 
 
 def favor_features(x: Array, projection: Array, *, keys: bool, kernel: str = "softmax", key_max: str = "set") -> Array:

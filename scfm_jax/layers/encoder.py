@@ -49,7 +49,7 @@ class Attention(nn.Module):
         return nn.Dropout(rate, deterministic=not self.train)(y)
 
     def attend(self, q: Array, k: Array, v: Array, mask: Array, asking: Array) -> Array:
-        """Return what each element [B, C, H, K] gathers; `mask` [B, S + C] is of the keys, `asking` [B, C] of queries."""
+        """Return what each element [B, C, H, K] gathers; `mask` [B, S + C] is of keys, `asking` [B, C] of queries."""
         if self.kind == "flowformer":
             return attention.flow_attention(q, k, v, mask, asking)
         if self.kind == "cosformer":
