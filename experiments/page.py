@@ -4,8 +4,6 @@ The page is a single file: pictures are inside, nothing is loaded from anywhere.
 embedding yet, no scores) is listed on the page with the command that makes it.
 """
 
-import base64
-import html
 import json
 import os
 import pathlib
@@ -17,8 +15,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from experiments import figures, scoring
-from experiments.style import STYLE
+from experiments import document, figures, scoring
+from experiments.document import Html, Section
 from scfm_jax import checkpoint
 from scfm_jax.tasks.embedding import METRICS
 
@@ -57,18 +55,24 @@ def write(
     meta = _meta(workdir, missing)
     if source is None and (workdir / "embedding.h5ad").exists():
         source = workdir / "embedding.h5ad"
-    provenance, pictures = _embedding(pathlib.Path(source), columns) if source else ({}, "")
+    provenance, maps = _embedding(pathlib.Path(source), columns) if source else ({}, "")
     if not source:
         missing.append(
             "no embedding: python -m experiments.evaluate --workdir=… --input=x.h5ad (or embed, and --input)"
         )
-    parts = [_scores(workdir, missing), pictures, _curves(workdir, missing), _genes(meta, provenance)]
-    parts += [_missing(missing), _provenance(meta, provenance)]
-    path, title = workdir / "report.html", f"{meta.get('model', 'run')} · {workdir.resolve().name}"
-    partial = path.with_suffix(".partial")
-    partial.write_text(_document(title, _facts(workdir, meta), parts), encoding="utf-8")
-    partial.replace(path)
-    return path
+    scores, drawn = _scores(workdir, missing), curves(workdir)
+    if not drawn:
+        missing.append("no metrics: the run has not logged a step yet")
+    sections = [
+        Section("Scores", scores),
+        Section("Embedding", maps),
+        Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
+        Section("Genes", _genes(meta, provenance)),
+        Section("Not here", document.listed(missing)),
+        Section("Where it comes from", _provenance(meta, provenance)),
+    ]
+    title = f"{meta.get('model', 'run')} · {workdir.resolve().name}"
+    return document.write(workdir / "report.html", title, _facts(workdir, meta), sections)
 
 
 def _meta(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any]:
@@ -107,12 +111,11 @@ def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
     rows = []
     for m in (m for m in METRICS if m in means):
         best = means[m].min() if m == "batch_accuracy" else means[m].max()
-        cells = "".join(
-            f"<td{' class=best' if value == best else ''}>{value:.3f} <small>± {spread:.3f}</small></td>"
+        cells = [
+            Html(f"<td{' class=best' if value == best else ''}>{value:.3f} <small>± {spread:.3f}</small></td>")
             for value, spread in zip(means[m], means[f"{m} ±"], strict=True)
-        )
-        rows.append(f"<tr><th>{_text(METRICS[m])}</th>{cells}</tr>")
-    head = "".join(f"<th>{_text(name)}</th>" for name in means.index)
+        ]
+        rows.append([METRICS[m], *cells])
     seeds = len({row["seed"] for row in scores["rows"]})
     note = (
         f"{scores['cells']:,} of {scores['of']:,} cells of {scores['input']}, {scores['types']} values of "
@@ -120,8 +123,7 @@ def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
         "best is marked. PCA-50: fifty components of log-normalised highly variable genes. Random twin: the same "
         "network, untrained. The best resolution is chosen by the labels, which is optimistic."
     )
-    table = f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table></div>'
-    return _section("Scores", f"{table}<p class='note'>{_text(note)}</p>")
+    return document.table("Scores of the embedding", ["", *means.index], rows) + document.note(note)
 
 
 def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -138,26 +140,24 @@ def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, An
     xy = figures.umap(embedding) if len(obs) > 3 else embedding[:, :2]
     if not shown:
         obs, shown = obs.assign(cells="all cells"), ["cells"]
-    cards = []
-    for column in shown:
-        picture, legend = figures.cells(xy, obs[column], column)
-        alt = f"UMAP of {len(obs)} cells coloured by {column}: {', '.join(f'{e.name} ({e.cells})' for e in legend)}"
-        entries = "".join(map(_entry, legend))
-        image = _image(picture, "png", alt)
-        cards.append(
-            f'<figure><figcaption>{_text(column)}</figcaption>{image}<ul class="legend">{entries}</ul></figure>'
-        )
+    cards = [cells_map(xy, obs[column], column, str(column)) for column in shown]
     of = f"a random sample of {len(obs):,} of its {n:,} cells" if len(obs) < n else f"its {n:,} cells"
     name = provenance.get("input", path.name)
     how = f"UMAP (15 neighbours, seed 0) of the embedding of {name}, {of}; {provenance.get('sample', '')}."
-    return provenance, _section(
-        "Embedding", f"<p class='note'>{_text(how)}</p><div class='maps'>{''.join(cards)}</div>"
+    return provenance, f"{document.note(how)}<div class='maps'>{''.join(cards)}</div>"
+
+
+def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str) -> str:
+    """Return the picture of cells [n, 2] coloured by a column of obs, with its legend, as HTML."""
+    picture, legend = figures.cells(xy, values, column)
+    alt = f"{caption}: UMAP of {len(xy)} cells coloured by {column}: "
+    alt += ", ".join(f"{e.name} ({e.cells})" for e in legend)
+    entries = "".join(
+        f'<li><span style="color:{e.colour}" aria-hidden="true">{e.mark}</span> {document.text(e.name)} '
+        f"<small>{e.cells:,}</small></li>"
+        for e in legend
     )
-
-
-def _entry(entry: figures.Entry) -> str:
-    mark = f'<span style="color:{entry.colour}" aria-hidden="true">{entry.mark}</span>'
-    return f"<li>{mark} {_text(entry.name)} <small>{entry.cells:,}</small></li>"
+    return document.figure(caption, picture, "png", alt, f'<ul class="legend">{entries}</ul>')
 
 
 def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
@@ -180,8 +180,12 @@ def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[
     return read[0], np.asarray(read[1]), {name: _plain(value) for name, value in read[2].items()}
 
 
-def _curves(workdir: pathlib.Path, missing: list[str]) -> str:
-    """Return the section of training curves."""
+def curves(workdir: pathlib.Path, titles: Sequence[str] = (), of: str = "") -> str:
+    """Return the training curves of a run as HTML, "" where there are none.
+
+    Args:
+      titles: of the panels that are wanted; all, if left out. of: whose they are, for the captions.
+    """
     series: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name in ("metrics.jsonl", "timing.jsonl"):
         lines = (workdir / name).read_text().splitlines() if (workdir / name).exists() else []
@@ -190,9 +194,6 @@ def _curves(workdir: pathlib.Path, missing: list[str]) -> str:
             known = frame[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
             series[column] = known["step"].to_numpy(), known[column].to_numpy(float)
     series = {name: points for name, points in series.items() if len(points[0])}
-    if not series:
-        missing.append("no metrics: the run has not logged a step yet")
-        return ""
     placed = {name for names in PANELS.values() for name in names}
     others = sorted({name.removeprefix("val/") for name in series} - placed - set(UNDRAWN))
     panels = {title: names for title, names in PANELS.items() if title in ("Loss", "Learning rate", "Gradient norm")}
@@ -200,11 +201,12 @@ def _curves(workdir: pathlib.Path, missing: list[str]) -> str:
     cards = []
     for title, names in panels.items():
         drawn = {n.replace("val/", "validation "): series[n] for n in names if n in series}
-        if drawn:
+        if drawn and (not titles or title in titles):
+            caption = f"{of}: {title.lower()}" if of else title
             last = ", ".join(f"{name} {values[-1]:.4g} at step {steps[-1]}" for name, (steps, values) in drawn.items())
-            image = _image(figures.curves(drawn), "svg+xml", f"{title} over the steps; at the end: {last}")
-            cards.append(f"<figure><figcaption>{_text(title)}</figcaption>{image}</figure>")
-    return _section("Training", f"<div class='curves'>{''.join(cards)}</div>")
+            alt = f"{caption} over the steps; at the end: {last}"
+            cards.append(document.figure(caption, figures.curves(drawn), "svg+xml", alt))
+    return "".join(cards)
 
 
 def _genes(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
@@ -214,15 +216,10 @@ def _genes(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     for name, report in reports.items():
         if report:
             numbers = ("n", "mapped", "renamed", "merged", "unknown")
-            cells = "".join(f"<td>{report[k]:,}</td>" if k in report else "<td>–</td>" for k in numbers)
             examples = ", ".join(map(str, report.get("examples", {}).get("unknown", [])))
-            rows.append(f"<tr><th>{_text(name)}</th>{cells}<td>{_text(examples)}</td></tr>")
-    if not rows:
-        return ""
-    head = "".join(f"<th>{t}</th>" for t in ("names", "mapped", "renamed", "merged", "unknown", "unknown, for example"))
-    return _section(
-        "Genes", f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>{"".join(rows)}</table></div>'
-    )
+            rows.append([name, *(f"{report[k]:,}" if k in report else "–" for k in numbers), examples])
+    head = ("", "names", "mapped", "renamed", "merged", "unknown", "unknown, for example")
+    return document.table("Names of genes that met the model's", head, rows) if rows else ""
 
 
 def _provenance(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
@@ -232,44 +229,13 @@ def _provenance(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     listed = {k: provenance[k] for k in names if not isinstance(provenance[k], dict)}
     if not listed and "code_version" in meta:
         listed = {"trained_with": meta["code_version"]}
-    rows = "".join(
-        f"<tr><th>{_text(k.replace('_', ' '))}</th><td>{_text(_compact(v))}</td></tr>" for k, v in listed.items()
-    )
-    body = f'<div class="wide"><table class="facts">{rows}</table></div>' if rows else ""
+    rows = [[k.replace("_", " "), _compact(v)] for k, v in listed.items()]
+    body = document.table("Provenance", (), rows, css="facts") if rows else ""
     for title, key in (("Config", "config"), ("Split of the cells", "split"), ("Position of the data", "loader")):
         if meta.get(key):
-            text = json.dumps(meta[key], indent=2, ensure_ascii=False)
-            body += f"<details><summary>{title}</summary><pre>{_text(text)}</pre></details>"
-    return _section("Where it comes from", body) if body else ""
-
-
-def _missing(missing: Sequence[str]) -> str:
-    lines = "".join(f"<li>{_text(line)}</li>" for line in missing)
-    return _section("Not here", f"<ul>{lines}</ul>") if missing else ""
-
-
-def _document(title: str, facts: Mapping[str, str], parts: Sequence[str]) -> str:
-    """Return the whole page."""
-    cards = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
-        f"<header><p>scfm_jax report</p><h1>{_text(title)}</h1><dl>{cards}</dl></header>"
-        f"<main>{''.join(parts)}</main></body></html>\n"
-    )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>"
-
-
-def _image(picture: bytes, kind: str, alt: str) -> str:
-    return f'<img alt="{_text(alt)}" src="data:image/{kind};base64,{base64.b64encode(picture).decode()}">'
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+            content = json.dumps(meta[key], indent=2, ensure_ascii=False)
+            body += document.folded(title, f"<pre>{document.text(content)}</pre>")
+    return body
 
 
 def _compact(value: Any) -> str:
