@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 from scfm_jax import models
 
 CELLS = 16_000
-BUCKETS = (256, 512, 1024, 2048)
+BUCKETS = (256, 384, 512, 768, 1024, 2048)
+NARROW = {"embed_dim": 64, "ffn_dim": 128, "num_layers": 2, "num_heads": 2}
 SMALL = {
     "cellplm": {"bag": 64, "batch": 1, "rate": 1e-3, "model": {}},
     "exceiver": {"bag": 1, "batch": 16, "rate": 1e-2, "model": {}},
-    "scemb": {"bag": 1, "batch": 16, "rate": 1e-3, "model": {"embed_dim": 128, "ffn_dim": 256, "num_layers": 2}},
+    "scemb": {"bag": 1, "batch": 16, "rate": 1e-3, "model": NARROW},
     "sclong": {"bag": 1, "batch": 8, "rate": 1e-2, "model": {"graph": True, "top_seq_len": 300}},
     "sct": {"bag": 10, "batch": 1, "rate": 3e-3, "model": {"token_dim": 32}},
 }
@@ -34,7 +35,9 @@ def get_config(variant: str = "cellplm") -> ConfigDict:
     if variant not in models.names():
         raise ValueError(f"variant {variant!r}: the variants are the models, {', '.join(models.names())}")
     size = SMALL[variant]
-    config = importlib.import_module(f"configs.pretrain_{variant}").get_config("tiny" if variant == "sclong" else "small")
+    config = importlib.import_module(f"configs.pretrain_{variant}").get_config(
+        "tiny" if variant == "sclong" else "small"
+    )
     steps = CELLS // (size["bag"] * size["batch"])
     config.model.update(size["model"])
     config.data.update({"bag": size["bag"], "batch": size["batch"], "buckets": BUCKETS})
