@@ -2,7 +2,8 @@
 
   python -m experiments.gene_list --store=STORE --number=2000 --by=variability --min_share=0.005 \
       --keep=PANEL --gene_table=TABLE --output=genes.txt
-  python -m experiments.ingest --vocab=genes.txt --store=FEW --input=... --group_by=batch --gene_table=TABLE --min_mapped=0.01
+  python -m experiments.ingest --vocab=genes.txt --store=FEW --input=... --group_by=batch --gene_table=TABLE \
+      --min_mapped=0.01
   python -m experiments.train --config=configs/compare_budget.py:scemb --workdir=runs/scemb --config.data.store=FEW
   python -m experiments.go_graph --genes=genes.txt --output=go.npz --gene_table=TABLE --table=TERMS --min_mapped=0.05
   python -m experiments.train --config=configs/compare_budget.py:sclong --workdir=runs/sclong --config.data.store=FEW \
