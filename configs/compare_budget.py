@@ -24,7 +24,7 @@ BUCKETS = (256, 384, 512, 768, 1024, 2048)
 NARROW = {"embed_dim": 64, "ffn_dim": 128, "num_layers": 2, "num_heads": 2}
 SMALL = {
     "cellplm": {"bag": 64, "batch": 1, "rate": 1e-3, "model": {}},
-    "exceiver": {"bag": 1, "batch": 16, "rate": 1e-2, "model": {}},
+    "exceiver": {"bag": 1, "batch": 8, "rate": 1e-2, "model": {}},
     "scemb": {"bag": 1, "batch": 16, "rate": 1e-3, "model": NARROW},
     "sclong": {"bag": 1, "batch": 8, "rate": 1e-2, "model": {"graph": True, "top_seq_len": 300}},
     "sct": {"bag": 10, "batch": 1, "rate": 3e-3, "model": {"token_dim": 32}},
