@@ -5,8 +5,9 @@
 
 The model, its genes and its bags are those of RUN. Variants: `full`, `lora` (rank 8 beside queries and values),
 `prefix` (10 keys and values in every layer), `frozen` (a linear head on the embedding), `tiny` (a smoke test of LoRA).
-A head alone wants a higher rate than a whole model. Early layers stay as they are with --config.optim.frozen_layers=N,
-anything by name with --config.optim.frozen. `experiments.annotate` runs methods, models and seeds beside baselines.
+The head learns at a rate of 5e-3 in all of them, the model at its method's. The first N layers stay as they are with
+--config.optim.frozen_layers=N, anything else by its name with --config.optim.frozen. `experiments.annotate` runs
+methods, models and seeds beside baselines.
 
 Expect: what `experiments.annotate` shows, of which README has a table; the least validation loss is marked as best.
 """
@@ -16,7 +17,8 @@ from ml_collections.config_dict import placeholder
 
 from configs import finetuning
 
-RATES = {"full": 3e-4, "lora": 1e-3, "prefix": 3e-3, "frozen": 1e-2}
+RATES = {"full": 5e-4, "lora": 2e-3, "prefix": 5e-3, "frozen": 5e-3}
+HEAD = 5e-3
 STEPS = 300
 
 
@@ -43,6 +45,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "warmup": 0.05,
         "weight_decay": 1e-3,
         "no_decay": ("bias$", "norm"),
+        "groups": ({"match": ("^task/linear_",), "rate": HEAD / RATES[method]},),
         "frozen": (),
         "frozen_layers": 0,
         "clip_norm": 1.0,

@@ -1,0 +1,80 @@
+"""Annotate the cells of one study by models that were fine-tuned on the types of others, beside baselines.
+
+    python -m experiments.annotate --train=a.h5ad,b.h5ad --test=c.h5ad --runs=RUN,RUN --output=OUT \
+        --names="CD8 T=T,CD14+ Mono=Monocyte" [--methods=frozen,lora,full,twin] [--seeds=3]
+    python -m experiments.annotate --train=a.h5ad --split=donor --held_out=D3,D4 --runs=RUN --output=OUT
+
+Prints the table, and leaves annotation.json, annotation.csv, annotation.md and a confusion matrix of each row (PNG) in
+OUT. What OUT has already is not computed again: the same command goes on, and one with other runs adds them.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS  # --config and --workdir are the training command's
+flags.DEFINE_list("train", [], "Files of labelled cells, raw counts.")
+flags.DEFINE_string("test", None, "File of the cells to annotate, of another study, with their true types.")
+flags.DEFINE_string("split", None, "Instead of --test: obs column (study, donor, batch) whose values are held out.")
+flags.DEFINE_list("held_out", [], "Values of --split to annotate; the cells of all others are trained on.")
+flags.DEFINE_string("label", "cell_type", "obs column of the types of --train.")
+flags.DEFINE_string("test_label", None, "obs column of the types of --test; --label, if left out.")
+flags.DEFINE_list("names", [], 'Types under one name: "CD8 T=T"; "Doublet=-" leaves cells out.')
+flags.DEFINE_list("runs", [], "Folders of trained runs.")
+flags.DEFINE_list(
+    "methods", ["frozen", "lora", "full"], "Of frozen, lora, prefix, full, twin (frozen, random weights)."
+)
+flags.DEFINE_integer("seeds", 3, "Number of seeds of trainings and baselines.", 1)
+flags.DEFINE_integer("steps", 300, "Updates of a training.", 1)
+flags.DEFINE_integer("test_cells", 0, "Annotate about so many cells, of each type alike; 0 for all.", 0)
+flags.DEFINE_float("min_mapped", 0.01, "Least share of genes that must be the model's.", 0, 1)
+flags.DEFINE_string("output", None, "Folder of the table; made if it is not there.")
+
+
+def main(_) -> None:
+    if not FLAGS.train or not FLAGS.output or bool(FLAGS.test) == bool(FLAGS.split):
+        raise ValueError("--train, --output, and one of --test and --split say what is annotated (see --helpshort)")
+    if FLAGS.split and not FLAGS.held_out:
+        raise ValueError(f"--split={FLAGS.split}: --held_out says which of its values are annotated")
+    import jax
+
+    from experiments import annotating, annotation_table
+    from scfm_jax.tasks.annotation_baselines import BASELINES
+
+    if wrong := [method for method in FLAGS.methods if method not in annotating.METHODS]:
+        raise ValueError(f"--methods={wrong[0]}: must be of {', '.join(annotating.METHODS)}")
+    out = pathlib.Path(FLAGS.output)
+    out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))  # seeds compile once
+    plan = annotating.Plan(
+        train=tuple(FLAGS.train),
+        test=FLAGS.test,
+        split=(FLAGS.split, tuple(FLAGS.held_out)) if FLAGS.split else None,
+        label=FLAGS.label,
+        test_label=FLAGS.test_label or FLAGS.label,
+        names=dict(_pair(text) for text in FLAGS.names),
+        test_cells=FLAGS.test_cells,
+        steps=FLAGS.steps,
+        min_mapped=FLAGS.min_mapped,
+    )
+    classes = annotating.prepare(plan, out)
+    for seed in range(FLAGS.seeds):
+        for name in BASELINES:
+            annotating.baseline(plan, out, name, seed, classes)
+        for source in FLAGS.runs:
+            for method in FLAGS.methods:
+                annotating.tune(plan, out, source, method, seed)
+    print(annotation_table.write(out))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    before, sign, after = text.rpartition("=")
+    if not sign or not before or not after:
+        raise ValueError(f"--names: {text!r} is not of the form old=new")
+    return before, after
+
+
+if __name__ == "__main__":
+    cli.run(main)
