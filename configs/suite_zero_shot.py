@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "denoising": {"keep": 0.5, "rate": 0.1},
         "spatial_imputation": {"reference_cells": 40 if tiny else 300},
         "cell_typing": {},
+        "annotation": {},
         "clustering": {},
         "integration": {},
         "metadata": {},

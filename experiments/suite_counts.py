@@ -154,7 +154,7 @@ def predictions(
     if entrant is None:
         yield from _simple(table, problem, seed)
         return
-    imputer, slots = entrant.imputer, study.slots(entrant.run.genes)[table.columns]
+    imputer, slots = entrant.imputer, entrant.slots(study)[table.columns]
     if (slots < 0).any():
         raise ValueError(f"the run knows {(slots >= 0).sum()} of the {len(slots)} genes that the others share")
     posed = problem

@@ -62,13 +62,13 @@ class Study:
         """Return the rows of `most` random cells, or of all, in random order."""
         return np.random.default_rng(seed).permutation(self.n)[:most]
 
-    def take(self, rows: np.ndarray) -> anndata.AnnData:
-        """Return cells as an AnnData of raw counts."""
+    def take(self, rows: np.ndarray, columns: np.ndarray, names: Sequence[str]) -> anndata.AnnData:
+        """Return counts of cells and of columns of the file, under new names, as an AnnData."""
         obsm = {} if self.coords is None else {"spatial": self.coords[rows]}
-        counts = self.counts.take(rows).astype(np.float32)
         obs = self.counts.obs.iloc[rows].copy()
         obs.index = pd.Index([f"cell{i}" for i in range(len(rows))])
-        return anndata.AnnData(counts, obs=obs, var=self.counts.var.copy(), obsm=obsm)
+        counts = self.counts.take(rows)[:, columns].astype(np.float32)
+        return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=list(names)), obsm=obsm)
 
     def describe(self) -> dict[str, Any]:
         """Return its line in suite.json."""
@@ -108,13 +108,21 @@ class Entrant:
         """Cells of a bag."""
         return imputing.trained_bag(self.run)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  entrants live as long as the process
+    @functools.cache  # noqa: B019  entrants live as long as the process
+    def slots(self, study: Study) -> np.ndarray:
+        """Return the run's place of each name of the study's file, -1 where it knows none. [names]"""
+        return study.slots(self.run.genes)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
     def embed(self, study: Study, seed: int, cells: int, twin: bool) -> np.ndarray:
         """Return the embedding of the cells that `study` draws, by the run or its random twin of that seed. [n, D]"""
-        run = self.run.twin(seed) if twin else self.run
-        source = study.take(study.draw(seed, cells))
+        run, slots = self.run.twin(seed) if twin else self.run, self.slots(study)
+        known = np.flatnonzero(slots >= 0)
+        if not len(known):
+            raise ValueError(f"no gene of {study.name} is one of the {len(self.run.genes)} that the run knows")
+        source = study.take(study.draw(seed, cells), known, [self.run.genes[i] for i in slots[known]])
         start = time.perf_counter()
-        found = run.embed(source, gene_table=study.tables, min_mapped=None, say=lambda _: None)
+        found = run.embed(source, min_mapped=None, say=lambda _: None)
         rate = len(found) / (time.perf_counter() - start)
         self.cells_per_second = max(rate, self.cells_per_second or 0)
         return found
@@ -154,6 +162,6 @@ def shared_genes(study: Study, entrants: Sequence[Entrant], least: float = 0.01)
 
     Those have failed by themselves and are no measure for the others; with no run left all columns are returned.
     """
-    known = [study.slots(entrant.run.genes) >= 0 for entrant in entrants]
+    known = [entrant.slots(study) >= 0 for entrant in entrants]
     known = [found for found in known if found.mean() >= least]
     return np.flatnonzero(np.all(known, axis=0)) if known else np.arange(study.counts.n_genes)

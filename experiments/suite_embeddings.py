@@ -1,22 +1,26 @@
-"""Tasks of a suite that score embeddings: cell types, clusters, integration of batches, metadata; and its pictures.
+"""Tasks of a suite that score embeddings: cell types by neighbours or a head, clusters, batches, metadata; pictures.
 
 A seed draws cells, the same for all; a model embeds them by themselves, so that what it sees together is what is
 scored. Baseline: PCA-50 of those cells; for integration also with the means of the batches taken away. Controls: noise
 around a place for each label (positive), and the rows of PCA-50 exchanged (negative: all labels and batches mix).
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from experiments.suite_data import Entrant, Study
-from scfm_jax.tasks import embedding, integration, latent_ami
+from scfm_jax.tasks import annotation_baselines, cell_type, embedding, integration, latent_ami
 
 NOISE = 0.3
 """Standard deviation of the positive control, where two labels are a distance of 1.4 apart."""
@@ -62,6 +66,46 @@ def integrate(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -
         yield from rows("PCA-50, batch means removed", "baseline", "", found)
 
 
+def annotate(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
+    """Yield scores of a linear head on frozen embeddings, trained on half of the cells, or on all batches but one.
+
+    Which batch is left out changes with the seed; cells of a type that the other batches do not have do not count.
+    """
+    labels, drawn = _labels(study, seed, cells), study.draw(seed, cells)
+    counted, codes = embedding.countable(labels)
+    kept = np.flatnonzero(counted)
+    if study.batches is None:
+        known, new = next(StratifiedShuffleSplit(1, test_size=0.5, random_state=seed).split(kept, codes))
+    else:
+        batches = embedding.encode(study.batches[drawn])[kept]
+        names = np.unique(batches[batches >= 0])
+        known, new = (np.flatnonzero(mask) for mask in _without(batches, names[seed % len(names)]))
+    classes, y = np.unique(codes[known], return_inverse=True)
+    new = new[np.isin(codes[new], classes)]
+    if len(classes) < 2 or not len(new):
+        raise Inapplicable(f"{study.name}: the cells to learn from have {len(classes)} of the types that are asked for")
+    names, truth = [str(c) for c in classes], [str(c) for c in codes[new]]
+    for method, kind, x in embeddings(entrant, study, seed, cells):
+        x = x[kept]
+        head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, random_state=seed)).fit(x[known], y)
+        yield from rows(method, kind, "", _annotation(truth, head.predict_proba(x[new]), names))
+    if entrant is None:
+        counts = sp.csr_matrix(study.counts.take(drawn))[kept]
+        for method, baseline in annotation_baselines.BASELINES.items():
+            shares = baseline(counts[known], y, counts[new], len(classes), seed)
+            yield from rows(method, "baseline", "", _annotation(truth, shares, names))
+
+
+def _without(batches: np.ndarray, one: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which cells are of other batches, and which of `one`. [n], [n]"""
+    return (batches >= 0) & (batches != one), batches == one
+
+
+def _annotation(truth: list[str], shares: np.ndarray, names: list[str]) -> dict[str, float]:
+    found = cell_type.score(truth, shares, names)
+    return {metric: found[metric] for metric in cell_type.METRICS}
+
+
 def metadata(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
     """Yield the adjusted mutual information of clusters with each column of the metadata."""
     obs = study.counts.obs.iloc[study.draw(seed, cells)]
@@ -89,6 +133,7 @@ def embeddings(entrant: Entrant | None, study: Study, seed: int, cells: int) -> 
         yield "labels with noise", "positive", places + NOISE * rng.normal(size=places.shape).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=8)
 def components(study: Study, seed: int, cells: int) -> np.ndarray:
     """Return PCA-50 of the cells that a seed draws. [n, 50]"""
     return embedding.pca(sp.csr_matrix(study.counts.take(study.draw(seed, cells))), seed=seed)
@@ -129,6 +174,7 @@ def _labels(study: Study, seed: int, cells: int) -> np.ndarray:
 
 TASKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "cell_typing": cell_typing,
+    "annotation": annotate,
     "clustering": clustering,
     "integration": integrate,
     "metadata": metadata,

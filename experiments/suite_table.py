@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from scfm_jax.tasks import denoising, embedding, imputation, integration, spatial_imputation
+from scfm_jax.tasks import cell_type, denoising, embedding, imputation, integration, spatial_imputation
 
 ERRORS = {
     "rmse": "root mean squared error of log1p",
@@ -29,6 +29,10 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
         for name, more in spatial_imputation.SCORES.items()
     },
     "cell_typing": {name: {"text": embedding.METRICS[name], "higher": True} for name in ("accuracy", "f1")},
+    "annotation": {
+        name: {"text": f"{text} (linear head on frozen embeddings)", "higher": name != "ece"}
+        for name, text in cell_type.METRICS.items()
+    },
     "clustering": {
         name: {"text": embedding.METRICS[name], "higher": True} for name in ("nmi", "ari", "nmi_best", "ari_best")
     },

@@ -42,7 +42,7 @@ def make_run(name: str, bag: int | None = None, **options) -> api.Run:
     data = {"labels": []} | ({"bag": bag} if bag else {})
     config = {**sections, "model": sections["model"] | SMALL[name] | options, "data": data}
     meta = {"model": name, "config": config, "genes": GENES, "classes": {}, "step": 3}
-    return api.build(meta, {}, {}, "a test").twin(0)
+    return api.build(meta, {"params": {}}, {}, "a test").twin(0)
 
 
 def make_problem(counts: np.ndarray, hidden: np.ndarray, **options) -> imputation.Problem:

@@ -55,7 +55,7 @@ def flip(counts: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np.
 def score(predicted: np.ndarray, true: np.ndarray, entries: np.ndarray | None = None) -> dict[str, float]:
     """Return the SCORES of expected counts against the counts before, over `entries` or all of them. [n, V]
 
-    A cell for which nothing is predicted has no expression anywhere.
+    A cell for which nothing is predicted has the same of all genes, and no correlation (NaN, over all entries).
     """
     found = metrics.denoising_scores(np.maximum(predicted, 0) + 1e-12, true, entries)
     return {name: found[name] for name in SCORES}
