@@ -29,6 +29,7 @@ flags.DEFINE_string(
     "row", None, "step, infer: the size to measure, of those that the model's bench has; by default its first."
 )
 flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "step, infer: what to compute in, not the model's own.")
+flags.DEFINE_bool("parts", True, "step: also time the step's parts, each of which is compiled by itself.")
 flags.DEFINE_bool("plan", False, "step: compile only, and say what memory the step would take.")
 flags.DEFINE_string("output", None, "File for the JSON, besides standard output.")
 
@@ -64,7 +65,7 @@ def _step(what: str) -> list[dict]:
         return bench_step.infer_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype)
     if FLAGS.plan:
         return bench_step.plan_rows(FLAGS.model, row=FLAGS.row, dtype=FLAGS.dtype)
-    return bench_step.step_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype)
+    return bench_step.step_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype, parts=FLAGS.parts)
 
 
 def table(rows: list[dict]) -> str:

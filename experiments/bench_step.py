@@ -107,7 +107,12 @@ def build(module: ModuleType, case: Case) -> Step:
 
 
 def step_rows(
-    model: str, seconds: float = 5.0, small: bool = False, row: str | None = None, dtype: str | None = None
+    model: str,
+    seconds: float = 5.0,
+    small: bool = False,
+    row: str | None = None,
+    dtype: str | None = None,
+    parts: bool = True,
 ) -> list[dict]:
     """Return a row for the training step of `model`, one for each of its parts and one for the original's.
 
@@ -115,6 +120,7 @@ def step_rows(
 
     Args:
       row: a key of the bench's ROWS. dtype: of the computation, instead of the network's own.
+      parts: False leaves them out.
     """
     bench, row = find(model, row)
     module, case = models.get(model), _case(bench, row, small, dtype)
@@ -127,14 +133,16 @@ def step_rows(
     whole |= {"cells_per_s": int(case.batch.cell_mask.sum()) / whole["s"]}
     whole |= {"tokens_per_s": int(module.tokens(inputs)) / whole["s"], "gflop_per_s": rate / 1e9}
     whole |= {"mfu": rate / (hardware.peak_flops() or np.nan), "peak_gb": _peak_bytes() / 1e9}
-    parts = {"prepare": (step.prepare, (case.batch,)), "forward": (step.objective, (params, inputs, others))}
-    found = bench.parts(module, case, params, inputs, step.rngs) if hasattr(bench, "parts") else {}
-    parts |= {"backward": (jax.grad(step.objective), (params, inputs, others))} | found
-    parts["optimiser"] = (lambda p, s: case.optimizer.update(p, s, p), (params, state))
-    timed = {name: measure(function, arguments, seconds / 2) for name, (function, arguments) in parts.items()}
-    timed["backward"] = {key: value - timed["forward"][key] for key, value in timed["backward"].items()}
     recorded = bench.ROWS[row]
     original = [{"part": "the original, as recorded"} | recorded] if recorded and not small else []
+    if not parts:
+        return [whole, *original]
+    calls = {"prepare": (step.prepare, (case.batch,)), "forward": (step.objective, (params, inputs, others))}
+    found = bench.parts(module, case, params, inputs, step.rngs) if hasattr(bench, "parts") else {}
+    calls |= {"backward": (jax.grad(step.objective), (params, inputs, others))} | found
+    calls["optimiser"] = (lambda p, s: case.optimizer.update(p, s, p), (params, state))
+    timed = {name: measure(function, arguments, seconds / 2) for name, (function, arguments) in calls.items()}
+    timed["backward"] = {key: value - timed["forward"][key] for key, value in timed["backward"].items()}
     return [whole, *({"part": name} | timing for name, timing in timed.items()), *original]
 
 
@@ -162,7 +170,9 @@ def infer_rows(
         return case.network.init({"params": key, "latent": key}, prepare(case.batch, case.constants))
 
     def draw(leaf):
-        return jnp.asarray(rng.normal(0, 0.05, leaf.shape) if leaf.dtype == jnp.float32 else 0, leaf.dtype)
+        if leaf.dtype != jnp.float32:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.05 * rng.standard_normal(leaf.shape, np.float32))
 
     variables = jax.tree.map(draw, jax.eval_shape(init))
     timing = measure(embed, (variables, case.batch, case.constants), seconds)
@@ -219,12 +229,14 @@ def bag(n_cells: int, n_genes: int) -> Batch:
 def measure(function: Callable, arguments: tuple, seconds: float) -> dict[str, float]:
     """Return the median seconds and cpu seconds of a call."""
     compiled = jax.jit(function).lower(*arguments).compile()
+    hardware.give_back()
     return _repeat(lambda _: compiled(*arguments), None, seconds)[0]
 
 
 def measure_carried(function: Callable, carry, argument, seconds: float) -> tuple[dict[str, float], Any]:
     """Return the same of `carry, _ = function(carry, argument)` again and again in place, and the last carry."""
     compiled = jax.jit(function, donate_argnums=0).lower(carry, argument).compile()
+    hardware.give_back()
     return _repeat(lambda carry: compiled(carry, argument)[0], carry, seconds)
 
 

@@ -88,7 +88,7 @@ class Layer(nn.Module):
         y = nn.remat(gather)(self, y)
         self.sow("intermediates", "branch", y)
         x = y + (x if rows is None else take(x, rows))
-        y = nn.remat(narrow)(self, nn.remat(widen)(self, x))
+        y = in_parts(lambda layer, x: nn.remat(narrow)(layer, nn.remat(widen)(layer, x)), self, x, 4 * width)
         self.sow("intermediates", "mlp_branch", y)
         return x + y, None
 
@@ -151,6 +151,28 @@ class Performer(nn.Module):
 def take(x: Array, rows: Array) -> Array:
     """Return the tokens `rows` of each set. [B, T, D], [B, R] -> [B, R, D]"""
     return jax.vmap(lambda x, rows: x.at[rows].get(mode="promise_in_bounds"))(x, rows)
+
+
+def in_parts(part: Callable[[nn.Module, Array], Array], layer: nn.Module, x: Array, width: int) -> Array:
+    """Return what `part` makes of tokens [B, T, D], on a processor of some at a time, which its cache can hold.
+
+    Args:
+      width: numbers that it makes of a token.
+    """
+    room = attention.CHUNK.get(jax.default_backend())
+    n_parts = -(-x.shape[0] * x.shape[1] * width // room) if room else 1
+    if n_parts == 1:
+        return part(layer, x)
+    length = -(-x.shape[1] // n_parts)
+    parts = jnp.pad(x, ((0, 0), (0, n_parts * length - x.shape[1]), (0, 0)))
+    parts = parts.reshape(x.shape[0], n_parts, length, -1).swapaxes(0, 1)
+
+    def one(layer: nn.Module, _: None, x: Array) -> tuple[None, Array]:
+        return None, part(layer, x)
+
+    each = nn.scan(one, variable_broadcast="params", split_rngs={"params": False})
+    y = each(layer, None, parts)[1].swapaxes(0, 1)
+    return y.reshape(x.shape[0], n_parts * length, -1)[:, : x.shape[1]]
 
 
 @jax.custom_vjp
