@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scfm_jax import sharding
+from scfm_jax import hardware, sharding
 from scfm_jax.types import Array, Batch
 
 FIELDS = tuple(Batch.__dataclass_fields__)
@@ -55,11 +55,16 @@ def embed(
     state = {"variables": dict(variables), "constants": dict(constants)}
     state = jax.device_put(state, sharding.state_shardings(state, mesh) if mesh else None)
     key = jax.random.key(seed)
-    result, seen, pending = np.zeros((n, 0), np.float32), np.zeros(n, bool), None
+    result, seen, pending, made = np.zeros((n, 0), np.float32), np.zeros(n, bool), None, set()
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         for batch in batches:
             arrays = jax.tree.map(place, Batch(**{field: batch[field] for field in FIELDS}))
-            cells = _forward(module, model, options, state["variables"], state["constants"], arrays, key)
+            given = (module, model, options, state["variables"], state["constants"], arrays, key)
+            if arrays.genes.shape not in made:
+                _forward.lower(*given).compile()  # the call below finds it
+                hardware.give_back()
+                made.add(arrays.genes.shape)
+            cells = _forward(*given)
             if result.shape[1] == 0:
                 result = np.zeros((n, cells.shape[-1]), np.float32)
             if pending:

@@ -184,6 +184,7 @@ def _compiler(
             )
             flops = 3 * objective.flops(batch, state.constants)
             programs[shape] = Program(step.lower(state, batch).compile(), flops)
+            hardware.give_back()
         return programs[shape]
 
     return program
