@@ -146,9 +146,9 @@ class Suite:
         self.columns = {study.name: shared_genes(study, entrants) for study in studies}
         self.plan = [
             self._cell(entrant, task, study, seed)
-            for entrant in (None, *entrants)
-            for study in studies
             for seed in range(seeds)
+            for study in studies
+            for entrant in (None, *entrants)
             for task in tasks
         ]
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,9 @@ class Suite:
         """
         kept, counts = closed(self.folder / RESULTS)[0], collections.Counter()
         self.describe()
-        for cell in self.plan:
+        for i, cell in enumerate(self.plan):
+            if i and cell.seed != self.plan[i - 1].seed and counts.total() > counts["kept"]:
+                suite_table.write(self.folder, *read(self.folder))  # of the seeds so far
             if kept.get(cell.key, {}).get("status") in ("done", "inapplicable"):
                 counts["kept"] += 1
                 continue
