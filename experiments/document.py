@@ -59,23 +59,21 @@ def page(title: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> s
     )
 
 
-def table(
-    caption: str, head: Sequence[Any], rows: Sequence[Sequence[Any]], *, css: str = "", classes: Sequence[str] = ()
-) -> str:
+def table(caption: str, head: Sequence[Any], rows: Sequence[Sequence[Any]], css: str = "") -> str:
     """Return a table whose first column names its rows; it scrolls by itself where the screen is narrower.
 
     Args:
       rows: cells; `Html` is taken as it is. A row of one cell is a heading over those that follow.
-      classes: of the table's cells, one for each row, "" for none.
+      css: its class in the style sheet.
     """
     lines = []
-    for i, (first, *others) in enumerate(rows):
+    for first, *others in rows:
         if not others:
-            lines.append(f'<tr class="group"><th colspan="{len(head)}" scope="rowgroup">{text(first)}</th></tr>')
+            heading = f'<th colspan="{len(head)}" scope="rowgroup"><span>{text(first)}</span></th>'
+            lines.append(f'<tr class="group">{heading}</tr>')
             continue
         cells = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in map(text, others))
-        mark = f' class="{classes[i]}"' if classes and classes[i] else ""
-        lines.append(f'<tr{mark}><th scope="row">{text(first)}</th>{cells}</tr>')
+        lines.append(f'<tr><th scope="row">{text(first)}</th>{cells}</tr>')
     top = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
     top = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
     style = f' class="{css}"' if css else ""

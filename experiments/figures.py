@@ -1,4 +1,4 @@
-"""Pictures of a report, as bytes: training curves (SVG), cells in two dimensions (PNG).
+"""Pictures of a report, as bytes: curves and intervals (SVG), cells in two dimensions and confusion matrices (PNG).
 
 Colours are those of Okabe and Ito, told apart with any kind of colour vision, and darker ones of the same hues; beyond
 eight categories the marker's shape changes too. The largest categories are named on the picture itself.
@@ -20,6 +20,14 @@ SHAPES = {"o": "●", "^": "▲", "s": "■", "D": "◆"}
 MOST_CATEGORIES = len(COLOURS) * len(SHAPES)
 UNKNOWN = "#C8C8C8"
 MAP = "cividis"
+KINDS = {
+    "model": ("o", COLOURS[0], True),
+    "twin": ("o", COLOURS[5], False),
+    "baseline": ("s", COLOURS[3], True),
+    "positive": ("D", COLOURS[6], False),
+    "negative": ("X", COLOURS[6], True),
+}
+"""Mark, colour and whether it is filled, of each kind of method."""
 INK, FAINT = "#1b2430", "#dfe3e8"
 
 matplotlib.rcParams.update(
@@ -45,6 +53,17 @@ class Entry:
     colour: str
     name: str
     cells: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A line of a comparison: mean, half the 95 % interval and the values of each seed; `kind` is one of KINDS."""
+
+    name: str
+    kind: str
+    mean: float
+    half: float
+    values: Sequence[float]
 
 
 def curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "") -> bytes:
@@ -86,6 +105,55 @@ def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[En
     axes.set_ylabel("UMAP 2", loc="bottom", color="#5b6675")
     axes.spines[:].set_visible(False)
     return _save(figure, "png"), legend
+
+
+def intervals(rows: Sequence[Method], text: str) -> bytes:
+    """Draw each method as a mean with its 95 % interval and single seeds, as SVG; kinds differ in mark and colour."""
+    figure = Figure(figsize=(5.2, 0.9 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows):
+        mark, colour, face = KINDS[row.kind]
+        half = row.half if np.isfinite(row.half) else None
+        axes.errorbar(
+            row.mean,
+            place,
+            xerr=half,
+            fmt=mark,
+            color=colour,
+            mfc=colour if face else "white",
+            ms=6,
+            lw=1.5,
+            capsize=2.5,
+        )
+        axes.plot(row.values, [place + 0.25] * len(row.values), "|", color=colour, ms=4, alpha=0.7)
+    axes.set_yticks(range(len(rows)), [_short(row.name, 30) for row in rows], fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(text, fontsize=9)
+    axes.grid(axis="x", color=FAINT, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+    return _save(figure, "svg")
+
+
+def confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
+    """Draw a confusion matrix [T, T] (rows: the true type) as shares of its rows, PNG; few are written out, too."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap=MAP, vmin=0, vmax=1)
+    if len(names) <= 12:
+        for i, j in zip(*np.nonzero(shares >= 0.005), strict=True):
+            ink = "black" if shares[i, j] > 0.55 else "white"
+            axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
+    labels = [_short(str(name), 18) for name in names]
+    size = 8 if len(names) <= 15 else 6
+    axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), labels, fontsize=size)
+    axes.set_xlabel("5 nearest neighbours say")
+    axes.set_ylabel("true type")
+    axes.spines[:].set_visible(False)
+    return _save(figure, "png")
 
 
 def umap(embedding: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -140,24 +140,25 @@ def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, An
     xy = figures.umap(embedding) if len(obs) > 3 else embedding[:, :2]
     if not shown:
         obs, shown = obs.assign(cells="all cells"), ["cells"]
-    cards = [cells_map(xy, obs[column], column, str(column)) for column in shown]
+    cards = [cells_map(xy, obs[column], column, str(column), inside=True)[0] for column in shown]
     of = f"a random sample of {len(obs):,} of its {n:,} cells" if len(obs) < n else f"its {n:,} cells"
     name = provenance.get("input", path.name)
     how = f"UMAP (15 neighbours, seed 0) of the embedding of {name}, {of}; {provenance.get('sample', '')}."
     return provenance, f"{document.note(how)}<div class='maps'>{''.join(cards)}</div>"
 
 
-def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str) -> str:
-    """Return the picture of cells [n, 2] coloured by a column of obs, with its legend, as HTML."""
-    picture, legend = figures.cells(xy, values, column)
+def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str, inside: bool = False) -> tuple[str, str]:
+    """Return the picture of cells [n, 2] coloured by a column of obs, and its legend (can be `inside`), as HTML."""
+    picture, entries = figures.cells(xy, values, column)
     alt = f"{caption}: UMAP of {len(xy)} cells coloured by {column}: "
-    alt += ", ".join(f"{e.name} ({e.cells})" for e in legend)
-    entries = "".join(
+    alt += ", ".join(f"{e.name} ({e.cells})" for e in entries)
+    legend = "".join(
         f'<li><span style="color:{e.colour}" aria-hidden="true">{e.mark}</span> {document.text(e.name)} '
         f"<small>{e.cells:,}</small></li>"
-        for e in legend
+        for e in entries
     )
-    return document.figure(caption, picture, "png", alt, f'<ul class="legend">{entries}</ul>')
+    legend = f'<ul class="legend">{legend}</ul>' if legend else ""
+    return document.figure(caption, picture, "png", alt, legend if inside else ""), legend
 
 
 def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:

@@ -1,9 +1,11 @@
-"""Write one self-contained HTML page about a run: W/report.html.
+"""Write one self-contained HTML page about a run, W/report.html, or about a suite, DIR/report.html.
 
     python -m experiments.report --workdir=W [--input=y.h5ad] [--color=cell_type,batch]
+    python -m experiments.report --suite=DIR
 
 Shows what W has: config, training curves, the embedding of W/embedding.h5ad (or of --input, a file written by
-`experiments.embed`) coloured by obs columns, the scores of `experiments.evaluate`, gene mapping, provenance.
+`experiments.embed`) coloured by obs columns, the scores of `experiments.evaluate`, gene mapping, provenance. Of a suite
+(DIR: --output of `experiments.evaluate --suite`): who is ahead in which task, maps of cells, costs, provenance.
 """
 
 from absl import flags
@@ -12,16 +14,22 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of a training run.")
+flags.DEFINE_string("suite", None, "Folder of a suite's results.")
 flags.DEFINE_string("input", None, "File with the embedding; W/embedding.h5ad, if left out.")
 flags.DEFINE_list("color", [], "obs columns to colour the cells by; the usual ones that are there, if left out.")
 
 
 def main(_) -> None:
-    if not FLAGS.workdir:
-        raise ValueError("--workdir is missing: give the folder of a training run (see --helpshort)")
-    from experiments import page
+    if bool(FLAGS.workdir) == bool(FLAGS.suite):
+        raise ValueError("give --workdir, the folder of a training run, or --suite, that of a suite (see --helpshort)")
+    if FLAGS.suite:
+        from experiments import suite_report
 
-    path = page.write(FLAGS.workdir, FLAGS.input, FLAGS.color)
+        path = suite_report.write(FLAGS.suite)
+    else:
+        from experiments import page
+
+        path = page.write(FLAGS.workdir, FLAGS.input, FLAGS.color)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without network")
 
 

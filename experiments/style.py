@@ -5,10 +5,9 @@ Pictures keep a white ground, on which their colours were chosen.
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --soft: #556070; --line: #dfe3e8; --ground: #f6f7f9; --card: #fff;
-  --accent: #0067a0; --mark: #e8f2f9; }
+  --accent: #0067a0; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e8ecf1; --soft: #a9b4c2; --line: #37414e; --ground: #12171e; --card: #1b222b; --accent: #6cb8ea;
-    --mark: #20384a; }
+  :root { --ink: #e8ecf1; --soft: #a9b4c2; --line: #37414e; --ground: #12171e; --card: #1b222b; --accent: #6cb8ea; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5;
@@ -40,12 +39,14 @@ th, td { padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; bo
 thead th { vertical-align: bottom; color: var(--soft); font-weight: 500; }
 tbody th { font-weight: 600; }
 .group th { padding-top: 1rem; color: var(--accent); }
+.group span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 4rem); }
+.wide + .wide { margin-top: 1.25rem; }
+.numbers { width: 100%; }
 .numbers td { white-space: nowrap; }
 .numbers tbody th { min-width: 9rem; }
 .numbers small { display: block; }
 .best { font-weight: 700; color: var(--accent); }
 .best::before { content: "\\2605\\00a0"; }
-.against td, .against th { background: var(--mark); }
 small { color: var(--soft); font-weight: 400; }
 .facts td { overflow-wrap: anywhere; }
 .curves, .maps, .grids { display: grid; gap: 1.25rem; }
