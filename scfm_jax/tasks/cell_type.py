@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
-from scfm_jax import infer
+from scfm_jax import infer, models
 from scfm_jax.layers.decoder import Head
 from scfm_jax.step import Objective
 from scfm_jax.tuning import TASK
@@ -82,7 +82,9 @@ def objective(
 
     def init(rng: Array, batch: Batch, constants: dict[str, Array]) -> Any:
         keys = jax.random.split(rng, 5)
-        prepared = module.prepare(batch, constants, keys[0], step=0, train=True, **inputs)
+        hidden = {name: models.defaults(module, "inputs")[name] for name in module.TUNING["visible"]}
+        whole = {**inputs, **hidden}  # parameters of what only pre-training uses are there, too
+        prepared = module.prepare(batch, constants, keys[0], step=0, train=True, **whole)
         rngs = dict(zip(("params", "dropout", "latent"), keys[1:4], strict=True))
         outputs, variables = model.init_with_output(rngs, prepared, train=True)
         size = outputs.cells.shape[-1]
