@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tasks = {
         "gene_imputation": {"rates": (0.4,) if tiny else (0.15, 0.8)},
         "cell_imputation": {"rates": (10,)},
-        "fixed_gene_imputation": {},
+        "fixed_gene_imputation": {"reference_cells": 40 if tiny else 300},
         "denoising": {"keep": 0.5, "rate": 0.1},
         "spatial_imputation": {"reference_cells": 40 if tiny else 300},
         "cell_typing": {},

@@ -25,7 +25,7 @@ flags.DEFINE_string("input", None, "File of raw counts with labels in obs, not o
 flags.DEFINE_string("suite", None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant.")
 flags.DEFINE_list("runs", [], "Runs that a suite compares, with commas between.")
 flags.DEFINE_list("data", [], "Files that a suite compares them on.")
-flags.DEFINE_list("reference", [], "Single cells with which a suite imputes spatial studies.")
+flags.DEFINE_list("reference", [], "Single cells that a suite takes genes from which are hidden everywhere.")
 flags.DEFINE_string("output", None, "Folder of a suite's results.")
 flags.DEFINE_integer("cells", None, "Cells that a seed of a suite draws.", 10)
 flags.DEFINE_list("tasks", [], "Tasks of the suite; by default all.")

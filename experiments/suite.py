@@ -52,6 +52,8 @@ from experiments.suite_embeddings import Inapplicable
 from scfm_jax import __version__
 
 RESULTS = "results.jsonl"
+REFERRING = ("spatial_imputation", "fixed_gene_imputation")
+"""Tasks that look at the cells of --reference."""
 
 
 def read(folder: pathlib.Path, keys: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -206,6 +208,7 @@ class Suite:
         if cell.task == "spatial_imputation":
             if cell.study.coords is None or not self.reference:
                 raise Inapplicable("needs a study with positions, and --reference cells")
+        if cell.task in REFERRING:
             options["reference"] = self.reference
         columns = self.columns[cell.study.name]
         return suite_counts.TASKS[cell.task](cell.entrant, cell.study, columns, cell.seed, **options)
@@ -224,7 +227,7 @@ class Suite:
         modules: list[Any] = [suite_embeddings if task in suite_embeddings.TASKS else suite_counts]
         if task in suite_counts.TASKS:
             content["genes"] = suite_keys.of({"columns": self.columns[study.name].tolist()})
-        if task == "spatial_imputation":
+        if task in REFERRING:
             content["reference"] = [other.sha256 for other in self.reference]
         if entrant:
             modules.append(entrant.run.module)

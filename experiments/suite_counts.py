@@ -66,16 +66,29 @@ def draw(study: Study, columns: np.ndarray, seed: int, cells: int) -> Table:
 
 
 def impute(
-    name: str, entrant: Entrant | None, study: Study, columns: np.ndarray, seed: int, *, cells: int, rates: Sequence
+    name: str,
+    entrant: Entrant | None,
+    study: Study,
+    columns: np.ndarray,
+    seed: int,
+    *,
+    cells: int,
+    rates: Sequence[float] = (),
+    reference: Sequence[Study] = (),
+    reference_cells: int = 300,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the scores of an imputation task ("gene", "cell", "fixed_gene") of a seed."""
+    """Yield the scores of an imputation task ("gene", "cell", "fixed_gene") of a seed.
+
+    Args:
+      reference: studies of which baselines see some cells whole, as models have seen others in training.
+    """
     table, rng = draw(study, columns, seed, cells), np.random.default_rng(seed)
+    others = _reference(study, columns, reference, reference_cells, seed) if reference else None
     measured = np.ones(len(columns), bool)
     true_ruler = bins.fit(table.counts, table.counts.sum(1))
     for hidden, parts in imputation.get(name).cases(table.counts, measured, table.bags, rates, rng):
-        problem = imputation.pose(
-            table.counts, measured, hidden, table.bags, samples=table.samples, coords=table.coords
-        )
+        where = {"samples": table.samples, "coords": table.coords}
+        problem = imputation.pose(table.counts, measured, hidden, table.bags, **where, reference=others)
         ruler = bins.fit(problem.counts, problem.depth)
         for said in predictions(entrant, study, table, problem, seed):
             alike = said.ruler is not None and said.ruler.edges.shape == ruler.edges.shape
@@ -141,16 +154,25 @@ def impute_in_space(
         coords=table.coords,
         reference=(others, there),
     )
-    for said in predictions(entrant, study, table, problem, seed):
+    for said in predictions(entrant, study, table, problem, seed, together=True):
         counts = np.zeros(table.counts.shape, np.float32)
         counts[hidden] = said.counts(problem.entries[0])
         yield from rows(said, "", spatial_imputation.score(counts, table.counts, genes))
 
 
 def predictions(
-    entrant: Entrant | None, study: Study, table: Table, problem: imputation.Problem, seed: int
+    entrant: Entrant | None,
+    study: Study,
+    table: Table,
+    problem: imputation.Problem,
+    seed: int,
+    together: bool = False,
 ) -> Iterator[Said]:
-    """Yield what a run and its random twin say of the hidden entries; without a run, baselines and controls."""
+    """Yield what a run and its random twin say of the hidden entries; without a run, baselines and controls.
+
+    Args:
+      together: give the reference cells to a model whose cells attend to each other.
+    """
     if entrant is None:
         yield from _simple(table, problem, seed)
         return
@@ -158,7 +180,7 @@ def predictions(
     if (slots < 0).any():
         raise ValueError(f"the run knows {(slots >= 0).sum()} of the {len(slots)} genes that the others share")
     posed = problem
-    if len(problem.counts) > len(problem.hidden) and getattr(entrant.run.module, "SAMPLE", False) is True:
+    if together and getattr(entrant.run.module, "SAMPLE", False) is True:
         posed = spatial_imputation.together(problem)
     ruler = bins.fit(posed.counts, posed.depth, **imputer.binning)
     asked, order = onto(posed, slots, len(entrant.run.genes), entrant.bag)
@@ -233,7 +255,7 @@ def _reference(
 TASKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "gene_imputation": lambda *args, **options: impute("gene", *args, **options),
     "cell_imputation": lambda *args, **options: impute("cell", *args, **options),
-    "fixed_gene_imputation": lambda *args, **options: impute("fixed_gene", *args, rates=(), **options),
+    "fixed_gene_imputation": lambda *args, **options: impute("fixed_gene", *args, **options),
     "denoising": denoise,
     "spatial_imputation": impute_in_space,
 }

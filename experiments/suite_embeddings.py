@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from experiments.suite_data import Entrant, Study
 from scfm_jax.tasks import annotation_baselines, cell_type, embedding, integration, latent_ami
 
-NOISE = 0.3
+NOISE = 0.2
 """Standard deviation of the positive control, where two labels are a distance of 1.4 apart."""
 
 
