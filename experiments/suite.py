@@ -205,9 +205,8 @@ class Suite:
             return suite_embeddings.TASKS[cell.task](cell.entrant, cell.study, cell.seed, **options)
         if cell.entrant is not None and not hasattr(cell.entrant.run.module, "impute"):
             raise Inapplicable(f"{cell.entrant.run.name} does not predict expression")
-        if cell.task == "spatial_imputation":
-            if cell.study.coords is None or not self.reference:
-                raise Inapplicable("needs a study with positions, and --reference cells")
+        if cell.task == "spatial_imputation" and (cell.study.coords is None or not self.reference):
+            raise Inapplicable("needs a study with positions, and --reference cells")
         if cell.task in REFERRING:
             options["reference"] = self.reference
         columns = self.columns[cell.study.name]
