@@ -2,8 +2,9 @@
 
   loss = mean cross-entropy of the cells whose label is known, of head((embedding - mean) / scale)
 
-`mean` and `scale` are those of the embeddings that the run begins with (`standardised`), so one learning rate suits the
-heads of all models; CellPLM's own recipe leaves them out. Nothing is hidden from the network in training, unless `hide`
+`mean` and `scale` are such that the embeddings that the run begins with have mean 0, equal deviations and length 1
+(`standardised`), so one learning rate suits the heads of all models, whose embeddings have from tens to thousands of
+numbers; CellPLM's own recipe leaves them out. Nothing is hidden from the network in training, unless `hide`
 keeps a model's masks as augmentation. A latent's own loss is left out, as CellPLM does.
 
 Scores: macro-F1 and balanced accuracy over the types that the truth has, accuracy, AUROC (one type against the others,
@@ -129,7 +130,9 @@ def standardised(
     state: TrainState,
     batches: Iterable[Mapping[str, Any]],
 ) -> TrainState:
-    """Return the state of step 0 whose head sees embeddings of mean 0 and deviation 1, by up to MOST_CELLS cells.
+    """Return the state of step 0 whose head sees embeddings of mean 0, equal deviations and mean squared length 1.
+
+    As up to MOST_CELLS cells have it.
 
     Args:
       params: of the model alone. batches: of the training cells, in the store's vocabulary.
@@ -139,7 +142,8 @@ def standardised(
     variables = {"params": params, **state.buffers}
     x = infer.embed(module, model, variables, state.constants, taken, n, inputs=inputs)
     deviation = x.std(0)
-    found = {"mean": x.mean(0), "scale": np.where(deviation > 1e-6, deviation, 1).astype(np.float32)}
+    scale = np.where(deviation > 1e-6, deviation, 1) * np.sqrt(x.shape[1])
+    found = {"mean": x.mean(0), "scale": scale.astype(np.float32)}
     task = dict(state.params[TASK])
     task |= {name: jax.device_put(value, task[name].sharding) for name, value in found.items()}
     return state.replace(params={**state.params, TASK: task})
