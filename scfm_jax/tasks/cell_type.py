@@ -37,7 +37,7 @@ METRICS = {
 }
 FROZEN = (f"^{TASK}/(mean|scale)$",)
 """Parameters that no optimiser changes."""
-MOST_CELLS = 1024
+MOST_CELLS = 256
 """Cells that `standardised` looks at."""
 BINS = 15
 
