@@ -15,6 +15,7 @@ NOTEBOOKS = sorted((commands.ROOT / "experiments" / "notebooks").glob("*.ipynb")
 SMALL = {
     "quickstart": {"STEPS": 6, "SEEDS": 1},
     "published_weights": {},
+    "finetune_lora": {"PRETRAIN_STEPS": 4, "STEPS": 4},
     "a_million_tokens": {"CELLS": 6, "SIZES": (2, 6)},
     "read_a_sweep": {"STEPS": 2, "SEEDS": (0,)},
 }
@@ -22,6 +23,7 @@ SMALL = {
 SAYS = {
     "quickstart": ("700 cells x 765 genes", "765 of 765", "random twin", "report.html"),
     "published_weights": ("a stand-in", "scemb", "finite", "weights.safetensors: True"),
+    "finetune_lora": ("195 to be named", "the small file gives the same: True", "cellplm, lora", "logistic regression"),
     "a_million_tokens": ("79,204,163 parameters", "zeros are 67% of all", "with other cells behind it"),
     "read_a_sweep": ("2 points, 0 finished before", "Flowformer", "random twin", "two seeds or more", "2 results"),
 }
