@@ -23,6 +23,7 @@ from scfm_jax import lora, models, optim, signals, step
 from scfm_jax.convert import scemb as convert
 from scfm_jax.convert import stacks
 from scfm_jax.layers import softmax, transformer
+from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.models import cellplm, scemb, sct
 from scfm_jax.types import Batch
 from tests import tiny
@@ -337,7 +338,7 @@ def test_cross_entropy_and_its_gradients_are_the_plain_ones():
         np.testing.assert_allclose(found[0], (value, hits), rtol=1e-5)
         np.testing.assert_allclose(jax.jit(ours)(features, table, bias), (value, hits), rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found[1], grads)
-    assert softmax.parts(targets.shape, 20) == 4
+    assert chunk_parts(targets.shape, 20) == 4
 
 
 def test_attention_maps_are_those_of_the_fused_path_and_never_of_padding():

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.parts import equal_parts
 from scfm_jax.types import Array
 
 NORMS = ("shared", "standard", "no_affine", "none")
@@ -197,8 +198,7 @@ class Stage(nn.Module):
         y = GeneNorm(self.norm, name="norm")(x) * real[..., None, None].astype(x.dtype)
         y = with_neighbours(y, *reach(5, self.stride))
         n_bags, n_cells = real.shape
-        most = n_cells if self.norm == "standard" else self.cell_chunk or n_cells
-        parts = next(n for n in range(1, n_cells + 1) if n_cells % n == 0 and n_cells <= n * most)
+        parts = equal_parts(n_cells, 0 if self.norm == "standard" else self.cell_chunk)
         if parts == 1:
             return self.each(y)
         some = jnp.moveaxis(y.reshape(n_bags, -1, parts, *y.shape[2:]), 2, 0)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from scfm_jax.layers import prefix
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.parts import equal_parts
 from scfm_jax.types import Array
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
@@ -80,8 +81,7 @@ class Block(nn.Module):
             weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
             return jnp.einsum("bhqs,bshk->bqhk", weights.astype(self.dtype), v), weights
 
-        most = self.query_chunk or length
-        parts = next(n for n in range(1, length + 1) if length % n == 0 and length <= n * most)
+        parts = equal_parts(length, self.query_chunk)
         if parts == 1:
             y, weights = gather(q)
             self.sow("intermediates", "attention", weights)

@@ -6,11 +6,11 @@ of the size of the logits is kept for the backward pass.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.types import Array
 
 
@@ -44,7 +44,7 @@ cross_entropy.defvjp(_forward, _backward)
 
 def _sums(features, table, bias, targets, weights, chunk, gradient):
     """Return ((sum of losses, sum of hits), their gradients by features, table and bias, or None)."""
-    n_parts = parts(targets.shape, chunk)
+    n_parts = chunk_parts(targets.shape, chunk)
 
     def split(x: Array) -> Array:  # [B, C, M, ...] -> [parts, B, C, M / parts, ...]: cells stay on their devices
         return jnp.moveaxis(x.reshape(*x.shape[:2], n_parts, -1, *x.shape[3:]), 2, 0)
@@ -80,10 +80,3 @@ def _part(table, bias, gradient, features, targets, weights):
     by_bias, error = error.sum((0, 1, 2)), error.astype(features.dtype)
     by_table = jnp.einsum("bcmv,bcmd->vd", error, features, preferred_element_type=jnp.float32)
     return (*sums, by_table, by_bias), jnp.einsum("bcmv,vd->bcmd", error, table)
-
-
-def parts(shape: tuple[int, int, int], chunk: int) -> int:
-    """Return the least number of equal parts of the last axis that hold at most `chunk` rows of all cells each."""
-    n_bags, n_cells, length = shape
-    fits = (n for n in range(1, length + 1) if length % n == 0 and n_bags * n_cells * length <= n * (chunk or math.inf))
-    return next(fits, length)

@@ -38,6 +38,7 @@ from scfm_jax.layers import likelihood
 from scfm_jax.layers.latent_attention import Background, attend
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.perceiver import CrossBlock, LatentStack, columns, gelu, torch_linear
+from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes", "n_classes": "tissue"}
@@ -363,9 +364,7 @@ class Model(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError for options that there are not."""
-        for name, known in {"zero_mask": ZEROS, "mask_token": ("learned", "zero")}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: there are {', '.join(known)}")
+        check_choices(self, {"zero_mask": ZEROS, "mask_token": ("learned", "zero")})
 
 
 class Head(nn.Module):

@@ -32,6 +32,7 @@ from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.softmax import cross_entropy
 from scfm_jax.layers.transformer import ACTIVATIONS, Block, dropped, normal
+from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}
@@ -282,9 +283,7 @@ class Model(nn.Module):
             "cell_layer": ("last", "all_layers"),
             "remat": (False, True, *REMAT),
         }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: there are {', '.join(map(repr, known))}")
+        check_choices(self, choices)
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads}: must divide embed_dim={self.embed_dim}")
 

@@ -39,6 +39,7 @@ from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.performer import Performer, permute
+from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}
@@ -304,9 +305,7 @@ class Model(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError for options that there are not, or that do not go together."""
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: there are {', '.join(map(repr, known))}")
+        check_choices(self, CHOICES)
         if not self.graph and not self.gene_table:
             raise ValueError("graph=False, gene_table=False: one of them must tell the genes apart")
 

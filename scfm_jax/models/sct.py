@@ -36,7 +36,9 @@ import numpy as np
 from scfm_jax.layers import bags, bins, likelihood, position
 from scfm_jax.layers.convolution import NORMS, POOLINGS, Convolution, Stage, reach, truncated, with_neighbours
 from scfm_jax.layers.encoder import REMAT
+from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.layers.rotary import Block
+from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}
@@ -271,9 +273,7 @@ class Model(nn.Module):
         """Raise ValueError for sizes that do not fit and for options that there are not."""
         choices = {"pos": ("rope", "none"), "spatial": ("none", "code", "paper"), "cell_layer": ("last", "mean")}
         choices |= {"pooling": POOLINGS, "norm": NORMS, "remat": (False, True, *REMAT)}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: there are {', '.join(map(repr, known))}")
+        check_choices(self, choices)
         if self.token_dim % 32 or self.embed_dim % 32:
             raise ValueError(f"token_dim={self.token_dim}, embed_dim={self.embed_dim}: must be multiples of 32")
 
@@ -294,7 +294,7 @@ def loss(
     pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, padding)))
     truth = pad(inputs["tokens"])
     hidden = pad(inputs["mask"]) if "mask" in inputs else jnp.zeros(truth.shape, bool)
-    parts = _parts(truth.shape, chunk)
+    parts = chunk_parts(truth.shape, chunk)
 
     def split(x: Array) -> Array:  # [B, C, L, ...] -> [parts, B, C, L / parts, ...]: cells stay on their devices
         return jnp.moveaxis(x.reshape(*x.shape[:2], parts, -1, *x.shape[3:]), 2, 0)
@@ -357,13 +357,6 @@ def impute(
 
     flat = jax.lax.map(shares, features.reshape(-1, *features.shape[2:]))
     return flat.reshape(*features.shape[:3], n_bins)
-
-
-def _parts(shape: tuple[int, int, int], chunk: int) -> int:
-    """Return the least number of equal parts of the genes that hold at most `chunk` tokens of all cells each."""
-    n_bags, n_cells, length = shape
-    fits = (n for n in range(1, length + 1) if length % n == 0 and n_bags * n_cells * length <= n * (chunk or math.inf))
-    return next(fits, length)
 
 
 # ------------------------------------------------------------------------------------------------------ costs and sizes
