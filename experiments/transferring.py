@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,9 +77,9 @@ def _prepared(
     run: Run, cells: model_cells.ModelCells, seed: int, batch: int | None, validation: float
 ) -> dict[str, Any]:
     """Return what both starts share: rows and loaders of the two parts, constants and inputs fitted to the first."""
-    data = run.meta["config"].get("data", {})
-    given = {"bag": data.get("bag") or 1, "batch": batch or data.get("batch", 64), "seed": seed}
-    given["labels"] = list(data.get("labels", ()))
+    trained = run.meta["config"].get("data", {})
+    given = {"bag": trained.get("bag") or 1, "batch": batch or trained.get("batch", 64), "seed": seed}
+    given["labels"] = list(trained.get("labels", ()))
     rows = task.split(cells.counts.shape[0], seed, validation)
     loaders = [task.CellsInMemory(cells.counts, part, **given) for part in rows]
     constants, inputs = cells.constants(run), dict(run.meta["config"].get("inputs", {}))
@@ -87,7 +88,15 @@ def _prepared(
         inputs |= {"n_mask": 0} if "n_mask" in inputs else {}  # of the new study's genes
         parts = dict(zip(("train", "val"), (loader.epoch_batches() for loader in loaders), strict=True))
         constants, inputs = run.module.fit(parts, constants, inputs)
-    return {"rows": rows, "loader": loaders[0], "validation": loaders[1], "constants": constants, "inputs": inputs}
+    data = zlib.crc32(cells.counts.data, zlib.crc32(cells.counts.indices))
+    return {
+        "data": data,
+        "rows": rows,
+        "loader": loaders[0],
+        "validation": loaders[1],
+        "constants": constants,
+        "inputs": inputs,
+    }
 
 
 def _curve(
@@ -110,7 +119,7 @@ def _curve(
         optimizer["learning_rate"] = learning_rate
     config = run.meta["config"] | {"optim": optimizer, "inputs": prepared["inputs"], "init_from": start}
     config["data"] = {**config.get("data", {}), "input": cells.name}
-    metadata = {**run.meta, "config": config, "code_version": scfm_jax.__version__}
+    metadata = {**run.meta, "config": config, "code_version": scfm_jax.__version__, "store": prepared["data"]}
     folder = configs.prepare_workdir(str(folder), metadata)
     before = folder / "start.json"
 

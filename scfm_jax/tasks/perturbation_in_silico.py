@@ -40,7 +40,9 @@ PAIRS = 4096
 """Cells that are perturbed at a time."""
 
 Embed = Callable[[sp.csr_matrix, np.ndarray | None, np.ndarray], np.ndarray]
-"""(counts [n, V], a gene to mask in each cell [n] or None, group [n]) -> [n, D]; cells meet only within a group."""
+"""(counts [n, V], a gene to mask in each cell [n] or None, group [n]) -> [n, D]; cells meet only within a group.
+
+`alone`, where it has it and it is True: a cell's embedding does not depend on the others."""
 
 
 # ----------------------------------------------------------------------------------------------------- perturbed cells
@@ -69,14 +71,15 @@ def shifts(
       cells: {gene: rows of the cells to perturb it in}.
     """
     found, genes = {}, list(cells)
+    plain = embed(counts, None, np.zeros(counts.shape[0], int)) if getattr(embed, "alone", False) else None
     while genes:
         now = [genes.pop(0)]
         while genes and sum(len(cells[g]) for g in now) + len(cells[genes[0]]) <= PAIRS:
             now.append(genes.pop(0))
         group = np.repeat(np.arange(len(now)), [len(cells[g]) for g in now])
-        taken = counts[np.concatenate([cells[g] for g in now])]
-        gene = np.asarray(now)[group]
-        before = embed(taken, None, group)
+        rows = np.concatenate([cells[g] for g in now])
+        taken, gene = counts[rows], np.asarray(now)[group]
+        before = embed(taken, None, group) if plain is None else plain[rows]
         after = embed(taken, gene, group) if how == "mask" else embed(changed(taken, gene, how), None, group)
         for i, g in enumerate(now):
             found[g] = before[group == i].mean(0), after[group == i].mean(0)
@@ -104,6 +107,7 @@ class Embedder:
         inputs, data = dict(config.get("inputs", {})), config.get("data", {})
         self._state, self._labels = (dict(variables), dict(constants)), list(data.get("labels", ()))
         self._together = getattr(module, "SAMPLE", False)
+        self.alone = not self._together
         self._most = data.get("bag") or 50 if self._together == "bag" else getattr(module, "BATCH", batch)
         self._name = name
         self._plain = jax.jit(functools.partial(_cells, module, model, inputs))
@@ -146,6 +150,8 @@ class Components:
 
     A masked gene is put at its mean. Args: counts of cells to take the components of [n, V].
     """
+
+    alone = True
 
     def __init__(self, counts: sp.csr_matrix, components: int = 50, seed: int = 0):
         from sklearn.decomposition import PCA
