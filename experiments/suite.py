@@ -76,7 +76,7 @@ def closed(path: pathlib.Path) -> tuple[dict[str, dict[str, Any]], dict[str, lis
     """
     cells: dict[str, dict[str, Any]] = {}
     metrics: dict[str, list[dict[str, Any]]] = {}
-    waiting: dict[str, list[dict[str, Any]]] = {}
+    waiting: dict[str, dict[tuple, dict[str, Any]]] = {}
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
@@ -84,9 +84,9 @@ def closed(path: pathlib.Path) -> tuple[dict[str, dict[str, Any]], dict[str, lis
             waiting.clear()
             continue
         if "status" in line:
-            cells[line["key"]], metrics[line["key"]] = line, waiting.pop(line["key"], [])
-        else:
-            waiting.setdefault(line["key"], []).append(line)
+            cells[line["key"]], metrics[line["key"]] = line, [*waiting.pop(line["key"], {}).values()]
+        else:  # by what it is of, as a cell that was torn between two lines comes again
+            waiting.setdefault(line["key"], {})[line["method"], line["case"], line["metric"]] = line
     return cells, metrics
 
 
@@ -118,8 +118,8 @@ class Suite:
     """Tasks, runs and studies, and the folder where the numbers go.
 
     Args:
-      name: of the suite. tasks: {task: options}. entrants, studies: what is compared, on what. reference: studies that
-        spatial imputation may use. cells: of a seed. seeds: how many. folder: of the results, made if it is not there.
+      name: of the suite. tasks: {task: options}. entrants, studies: what is compared, on what. reference: studies with
+        the genes that are hidden everywhere. cells: of a seed. seeds: how many. folder: of the results, made here.
 
     Raises:
       ValueError: there is no such task.
