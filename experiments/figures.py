@@ -109,7 +109,7 @@ def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[En
 
 def intervals(rows: Sequence[Method], text: str) -> bytes:
     """Draw each method as a mean with its 95 % interval and single seeds, as SVG; kinds differ in mark and colour."""
-    figure = Figure(figsize=(5.2, 0.9 + 0.27 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(4.3, 0.9 + 0.27 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
         mark, colour, face = KINDS[row.kind]
@@ -126,7 +126,7 @@ def intervals(rows: Sequence[Method], text: str) -> bytes:
             capsize=2.5,
         )
         axes.plot(row.values, [place + 0.25] * len(row.values), "|", color=colour, ms=4, alpha=0.7)
-    axes.set_yticks(range(len(rows)), [_short(row.name, 30) for row in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [_short(row.name, 26) for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(text, fontsize=9)
     axes.grid(axis="x", color=FAINT, lw=0.8)

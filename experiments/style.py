@@ -49,9 +49,10 @@ tbody th { font-weight: 600; }
 .best::before { content: "\\2605\\00a0"; }
 small { color: var(--soft); font-weight: 400; }
 .facts td { overflow-wrap: anywhere; }
-.curves, .maps, .grids { display: grid; gap: 1.25rem; }
+.curves, .maps, .grids, .plots { display: grid; gap: 1.25rem; }
 .curves { grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 .maps { grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)); }
+.plots { grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
 .grids { grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }

@@ -154,7 +154,7 @@ def of_task(done: pd.DataFrame, values: Mapping[tuple, Sequence], content: Conte
                 text = what["text"] + ARROWS[what["higher"]]
                 alt = f"{_words(task)}, {name}, {text}: " + ", ".join(f"{m.name} {m.mean:.3f}" for m in methods)
                 cards.append(document.figure(metric, figures.intervals(methods, text), "svg+xml", alt))
-        parts.append(f"<h3>{document.text(name)}</h3><div class='curves'>{''.join(cards)}</div>")
+        parts.append(f"<h3>{document.text(name)}</h3><div class='plots'>{''.join(cards)}</div>")
         parts.append(document.folded(f"All numbers of {name}", _all_metrics(part, about, f"{_words(task)}, {name}")))
     meaning = "; ".join(f"{name}: {what['text']}" for name, what in about.items())
     marks = "Filled circles: models; open circles: their random twins; squares: baselines; diamonds, crosses: controls."
