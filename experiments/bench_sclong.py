@@ -4,12 +4,15 @@
   published   one cell of 27,874 genes through all of the billion parameters, recomputing every layer; never measured of
               the original; its plan is `experiments.scale_sclong`'s business, which knows of devices
 
-Three floors, counted before anything was made faster; the largest binds:
+Floors, counted before anything was made faster; the largest binds:
   flops      forward 99, 185, 500 and 9,143 GFLOP, less what the last layer need not compute of genes that are not
              scored; three times that for a step: 3, 5.6, 15 and 274 s at the 100 GFLOP/s of two cores
   exp        two feature maps a layer, 2 x 266 numbers a token and head: 0.15, 0.21, 0.58 and 3.4 G exponentials forward
              and as many backwards; at 0.5 G/s (with their product, difference and sum) 0.6, 0.8, 2.3 and 14 s
-  optimiser  seven passes over float32 parameters, gradient and moments: 28 GB for the published size, 3 s at 10 GB/s
+  bytes      a layer reads and writes 24 D + 8 H K numbers a token where feature maps stay in the cache, D wide and
+             H K all heads together: forward 1.3, 2.1, 5.2 and 36 GB, three times that for a step, four with
+             recomputation; and seven passes over float32 parameters, gradient and moments, 0.2, 0.7, 1.1 and 28 GB:
+             4, 7, 17 and 172 GB, 0.4, 0.7, 1.7 and 17 s at 10 GB/s
 
 Batches are single cells of about 9 % expressed genes, on a graph of 21 random edges into each gene.
 """
