@@ -39,6 +39,7 @@ FROZEN = (f"^{TASK}/(mean|scale)$",)
 """Parameters that no optimiser changes."""
 MOST_CELLS = 256
 """Cells that `standardised` looks at."""
+LEAST = 1e-3
 BINS = 15
 
 
@@ -132,7 +133,8 @@ def standardised(
 ) -> TrainState:
     """Return the state of step 0 whose head sees embeddings of mean 0, equal deviations and mean squared length 1.
 
-    As up to MOST_CELLS cells have it.
+    As up to MOST_CELLS cells have it. Deviations below LEAST of the embeddings' size count as that: an embedding that is
+    all but constant is not blown up to rounding errors.
 
     Args:
       params: of the model alone. batches: of the training cells, in the store's vocabulary.
@@ -141,8 +143,8 @@ def standardised(
     n = sum(int(batch["cell_mask"].sum()) for batch in taken)
     variables = {"params": params, **state.buffers}
     x = infer.embed(module, model, variables, state.constants, taken, n, inputs=inputs)
-    deviation = x.std(0)
-    scale = np.where(deviation > 1e-6, deviation, 1) * np.sqrt(x.shape[1])
+    least = LEAST * np.sqrt((x.astype(np.float64) ** 2).mean())
+    scale = np.maximum(x.std(0), least or 1) * np.sqrt(x.shape[1])
     found = {"mean": x.mean(0), "scale": scale.astype(np.float32)}
     task = dict(state.params[TASK])
     task |= {name: jax.device_put(value, task[name].sharding) for name, value in found.items()}
