@@ -133,7 +133,7 @@ def standardised(
 ) -> TrainState:
     """Return the state of step 0 whose head sees embeddings of mean 0, equal deviations and mean squared length 1.
 
-    As up to MOST_CELLS cells have it. Deviations below LEAST of the embeddings' size count as that: an embedding that is
+    By up to MOST_CELLS cells. Deviations below LEAST of the size of the numbers count as that, so an embedding that is
     all but constant is not blown up to rounding errors.
 
     Args:
