@@ -35,7 +35,8 @@ def write(folder: str | os.PathLike) -> pathlib.Path:
     metrics, cells = suite.read(folder)
     table = suite_table.build(metrics, cells, content)
     table = table.iloc[np.argsort(table["task"].map(list(content["metrics"]).index), kind="stable")]
-    done, absent = table[table["metric"] != ""], table[table["metric"] == ""]
+    known = [metric in content["metrics"][task] for task, metric in zip(table["task"], table["metric"], strict=True)]
+    done, absent = table[np.array(known, bool)], table[table["metric"] == ""]
     values = metrics.groupby([*PLACE, "metric", "method"])["value"].agg(list).to_dict() if len(metrics) else {}
     maps, matrices = pictures(folder / "pictures", content)
     tasks = [

@@ -66,7 +66,7 @@ def _execute(script: pathlib.Path, said: pathlib.Path) -> None:
     for number in (1, 2):
         os.dup2(file, number)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
-    os.environ |= {"MPLBACKEND": "agg", "JAX_PLATFORMS": "cpu"}
+    os.environ |= {"MPLBACKEND": "agg", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     os.chdir(script.parent)
     sys.path.insert(0, str(commands.ROOT))
     exec(compile(script.read_text(), script, "exec"), {"__name__": "__main__"})

@@ -110,6 +110,13 @@ def test_text_of_others_is_text_and_pictures_are_inside(report):
     assert read.tags.count("caption") == read.tags.count("table") >= 7
 
 
+def test_suite_that_has_only_begun_has_a_report(folder, tmp_path):
+    (tmp_path / "suite.json").write_text((folder / "suite.json").read_text())
+    (tmp_path / "results.jsonl").write_text("")
+    said = " ".join(Page(suite_report.write(tmp_path).read_text()).text)
+    assert "No comparison of a model with a baseline is finished yet" in said and "c0ffee" in said
+
+
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no suite\.json there"):
         suite_report.write(tmp_path)
