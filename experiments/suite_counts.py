@@ -5,7 +5,7 @@ a run predicts is put into counts by its own ruler (`tasks.bins`), or stays shar
 five, which are read off the visible counts.
 
 Controls are made of the truth: each gene's counts exchanged among the cells (negative: the genes' distributions, and
-nothing of the cells), and the truth with a fifth of its entries replaced by those (positive).
+nothing of the cells), and the truth with one in fifty of its entries replaced by those (positive).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from scfm_jax.tasks import bins, denoising, embedding, imputation, spatial_imput
 from scfm_jax.tasks import imputation_baselines as baselines
 
 BAG = 50
-SPOILED = 0.2
+SPOILED = 0.02
 """Share of entries that the positive control has from another cell."""
 
 
@@ -232,7 +232,7 @@ def _simple(table: Table, problem: imputation.Problem, seed: int) -> Iterator[Sa
     exchanged = rng.permuted(table.counts, axis=0)[cells, genes]
     mixed = np.where(rng.random(len(cells)) < SPOILED, exchanged, table.counts[cells, genes])
     yield Said("truth, exchanged among cells", "negative", exchanged)
-    yield Said("truth, a fifth exchanged", "positive", mixed)
+    yield Said("truth, one in fifty exchanged", "positive", mixed)
 
 
 def _reference(
