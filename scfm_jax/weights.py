@@ -21,7 +21,7 @@ def export(path: str | os.PathLike, variables: Any, meta: Mapping) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file({n: np.ascontiguousarray(a) for n, a in leaves.items()}, partial, {"scfm_jax": seal(content)})
+        save_file({n: np.array(a, order="C") for n, a in leaves.items()}, partial, {"scfm_jax": seal(content)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
