@@ -163,8 +163,8 @@ class Suite:
         kept, counts = closed(self.folder / RESULTS)[0], collections.Counter()
         self.describe()
         for i, cell in enumerate(self.plan):
-            if i and cell.seed != self.plan[i - 1].seed and counts.total() > counts["kept"]:
-                suite_table.write(self.folder, *read(self.folder))  # of the seeds so far
+            if i and cell.study is not self.plan[i - 1].study and counts.total() > counts["kept"]:
+                suite_table.write(self.folder, *read(self.folder))  # of the cells so far
             if kept.get(cell.key, {}).get("status") in ("done", "inapplicable"):
                 counts["kept"] += 1
                 continue
@@ -174,16 +174,21 @@ class Suite:
             counts[status] += 1
             if status == "failed":
                 self.say(f"failed: {cell.names}: {reason}")
+            if cell.seed == 0 and cell.task == "cell_typing" and status == "done":
+                self._picture(cell.entrant, cell.study)  # now, as what it shows is still in memory
         for entrant, study in itertools.product((None, *self.entrants), self.studies):
-            try:
-                suite_embeddings.picture(entrant, study, 0, self.n_cells, self.folder / "pictures")
-            except Inapplicable:
-                pass
-            except Exception as error:  # as in `fill`
-                self.say(f"no picture of {entrant.name if entrant else 'PCA-50'} on {study.name}: {_one_line(error)}")
+            self._picture(entrant, study)
         self.describe()
         suite_table.write(self.folder, *read(self.folder))
         return dict(counts)
+
+    def _picture(self, entrant: Entrant | None, study: Study) -> None:
+        try:
+            suite_embeddings.picture(entrant, study, 0, self.n_cells, self.folder / "pictures")
+        except Inapplicable:
+            pass
+        except Exception as error:  # as in `fill`
+            self.say(f"no picture of {entrant.name if entrant else 'PCA-50'} on {study.name}: {_one_line(error)}")
 
     def fill(self, cell: Cell) -> list[dict[str, Any]]:
         """Return the lines of a cell, the closing one last; what goes wrong is its status and reason."""
