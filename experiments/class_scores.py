@@ -26,7 +26,7 @@ def evaluate(
 
     Args:
       label: obs column of the truth; by default the one that the model was trained to tell.
-      seeds: of the twins' weights.
+      seeds: of the hidden genes and the twins' weights.
       options: of `model_cells.read`.
 
     Raises:
@@ -47,8 +47,10 @@ def evaluate(
         for cells, truth, unknown in files
     ]
     rows = []
-    for name, seed, model in ((run.name, 0, run), *(("random twin", s, run.twin(s)) for s in range(seeds))):
-        said = [_predict(model, cells, inputs) for cells, _, _ in files]
+    methods = [(run.name, seed, run, True) for seed in range(seeds)] + [(f"{run.name}, nothing hidden", 0, run, False)]
+    methods += [("random twin", seed, run.twin(seed), True) for seed in range(seeds)]
+    for name, seed, model, hide in methods:
+        said = [_predict(model, cells, inputs, hide=hide, seed=seed) for cells, _, _ in files]
         parts = [(cells.name, p, truth) for (cells, truth, _), p in zip(files, said, strict=True) if (truth >= 0).any()]
         if not parts:
             there = ", ".join(sorted({t for *_, unknown in files for t in unknown})) or "none"
@@ -59,7 +61,7 @@ def evaluate(
     return {**found, "rows": rows}
 
 
-def _predict(run: Run, cells: model_cells.ModelCells, inputs: dict[str, Any]) -> np.ndarray:
+def _predict(run: Run, cells: model_cells.ModelCells, inputs: dict[str, Any], **how: Any) -> np.ndarray:
     """Return the probabilities of the classes of every cell. [n, classes]"""
     most, n = getattr(run.module, "BATCH", BATCH), cells.counts.shape[0]
     labels = list(run.meta["config"].get("data", {}).get("labels", ()))
@@ -70,7 +72,7 @@ def _predict(run: Run, cells: model_cells.ModelCells, inputs: dict[str, Any]) ->
             index = np.where(index < n, index, -1)
             yield infer.pack(cells.counts[start : start + most], index, labels=labels)
 
-    return task.predict(run.module, run.model, run.variables, cells.constants(run), batches(), n, inputs=inputs)
+    return task.predict(run.module, run.model, run.variables, cells.constants(run), batches(), n, inputs=inputs, **how)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or
 flags.DEFINE_list("input", None, "Files of raw counts with labels in obs.")
 flags.DEFINE_string("output", None, "Folder to write; must not exist.")
 flags.DEFINE_string("label", None, "obs column of the truth; by default what the model was trained to tell.")
-flags.DEFINE_integer("seeds", 3, "Number of random twins.", 1)
+flags.DEFINE_integer("seeds", 3, "Number of seeds of hidden genes and random twins.", 1)
 flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
 flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
 flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")

@@ -52,7 +52,7 @@ def evaluate(
     data = model_cells.read(run, source, say=say, **options)
     condition = data.column(column, "column")
     strata = data.column(within, "within") if within else np.full(len(condition), "all")
-    kept = columns.Filter(filter)(_study(data)) if filter else np.ones(len(condition), bool)
+    kept = _kept(data, filter) if filter else np.ones(len(condition), bool)
     rng = np.random.default_rng(seed)
     rows = {value: _draw(condition, value, kept, cells, rng, column) for value in (control, *_values(targets))}
     counts, base = data.counts, data.counts[rows[control]]
@@ -104,9 +104,12 @@ def evaluate(
     }
 
 
-def _study(data: model_cells.ModelCells) -> types.SimpleNamespace:
-    """Return the cells as a filter wants them."""
-    return types.SimpleNamespace(obs=data.obs, name=data.name, groups=[], group_starts=[0], indptr=data.counts.indptr)
+def _kept(data: model_cells.ModelCells, expression: str) -> np.ndarray:
+    """Return which cells a filter keeps. bool [n]"""
+    wanted = columns.Filter(expression)
+    for name in sorted(wanted.columns - {"n_genes"}):
+        data.column(name, "filter")
+    return wanted(types.SimpleNamespace(obs=data.obs, name=data.name, indptr=data.counts.indptr))
 
 
 def _values(targets: Sequence[tuple[str, str]]) -> list[str]:

@@ -3,6 +3,9 @@
 The paper trains the token to tell 24 tissues and reports an accuracy of 0.61 on validation cells of the studies that it
 trained on. Here for any model whose outputs have logits["classes"], on cells of any file. Cells whose label the model
 does not know cannot be right; they are counted apart and left out of the scores.
+
+In training and validation some genes are always hidden, and a small model that has never seen a whole cell may say
+something else of it: one gave blood 0.67 of its probability for PBMCs with hidden genes, 0.02 for whole ones.
 """
 
 import functools
@@ -29,18 +32,23 @@ def predict(
     n: int,
     *,
     inputs: Mapping[str, Any] | None = None,
+    hide: bool = True,
+    seed: int = 0,
 ) -> np.ndarray:
-    """Return the probabilities of the classes for n cells, float32; nothing is hidden. [n, classes]
+    """Return the probabilities of the classes for n cells, float32. [n, classes]
 
-    Arguments are as for `infer.embed`. ValueError where the model has no class token.
+    Other arguments are as for `infer.embed`. ValueError where the model has no class token.
+
+    Args:
+      hide: genes are hidden as in training; `seed` decides which. Otherwise nothing is.
     """
     if not getattr(model, "n_classes", 0):
         raise ValueError("the model has no class token: train one with labels, such as --config.data.labels=tissue")
-    forward = jax.jit(functools.partial(_classes, module, model, dict(inputs or {})))
+    forward = jax.jit(functools.partial(_classes, module, model, dict(inputs or {}), hide))
     result, seen = None, np.zeros(n, bool)
-    for batch in batches:
+    for i, batch in enumerate(batches):
         arrays = Batch(**{field: batch[field] for field in infer.FIELDS})
-        found = np.asarray(forward(variables, constants, arrays))
+        found = np.asarray(forward(variables, constants, arrays, jax.random.fold_in(jax.random.key(seed), i)))
         here = batch["index"] >= 0
         rows = batch["index"][here]
         result = np.zeros((n, found.shape[-1]), np.float32) if result is None else result
@@ -76,11 +84,14 @@ def _classes(
     module: ModuleType,
     model: nn.Module,
     inputs: Mapping[str, Any],
+    hide: bool,
     variables: Mapping[str, Any],
     constants: Mapping[str, Array],
     batch: Batch,
+    key: Array,
 ) -> Array:
-    """Return the probabilities of the classes of a batch with nothing hidden. [B, C, classes]"""
-    given = module.prepare(batch, constants, jax.random.key(0), step=0, train=False, **inputs)
-    given = given | {"hidden": jnp.zeros_like(given["hidden"])} if "hidden" in given else given
+    """Return the probabilities of the classes of a batch. [B, C, classes]"""
+    given = module.prepare(batch, constants, key, step=0, train=False, **inputs)
+    if not hide:
+        given = given | {"hidden": jnp.zeros_like(given["hidden"])}
     return jax.nn.softmax(model.apply(variables, given, train=False).logits["classes"])
