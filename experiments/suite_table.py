@@ -110,9 +110,15 @@ def _part(part: pd.DataFrame, metrics: Mapping[str, Any]) -> list[str]:
     values = {(row.method, row.metric): row for row in part.itertuples()}
     for method in methods:
         found = [values.get((method.method, name)) for name in names]
-        numbers = ["" if v is None else f"{v.mean:.3f} ± {v.half:.3f}" for v in found]
+        numbers = ["" if v is None else _number(v.mean, v.half) for v in found]
         lines.append(f"| {method.method} | {method.kind} | {method.contaminated} | " + " | ".join(numbers) + " |")
     return lines
+
+
+def _number(mean: float, half: float) -> str:
+    if pd.isna(mean):
+        return "not defined"
+    return f"{mean:.3f}" if pd.isna(half) else f"{mean:.3f} ± {half:.3f}"
 
 
 def _better(higher: bool | None) -> str:
