@@ -6,6 +6,7 @@ eight categories the marker's shape changes too. The largest categories are name
 
 import dataclasses
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -126,9 +127,9 @@ def intervals(rows: Sequence[Method], text: str) -> bytes:
             capsize=2.5,
         )
         axes.plot(row.values, [place + 0.25] * len(row.values), "|", color=colour, ms=4, alpha=0.7)
-    axes.set_yticks(range(len(rows)), [_short(row.name, 26) for row in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [_short(row.name, 32) for row in rows], fontsize=8.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(text, fontsize=9)
+    figure.supxlabel(textwrap.fill(text, 56), fontsize=9)
     axes.grid(axis="x", color=FAINT, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

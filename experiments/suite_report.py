@@ -79,11 +79,12 @@ def in_short(done: pd.DataFrame, content: Content) -> str:
     if not counts:
         return document.note("No comparison of a model with a baseline is finished yet.")
     total = pd.DataFrame(counts).sum(axis=1)
+    none = "" if content["options"]["seeds"] > 1 else " With one seed there are no intervals."
     words = (
         f"Of {total['all']} comparisons (task, study, case and metric) the best mean is a simple baseline's in "
         f"{total['simple']} and a model's in {total['model']}, in {total['clear']} of these by more than both 95 % "
         f"intervals together; the others are ties. Models are better than their own untrained twins in {total['twin']} "
-        f"of {total['pairs']} pairs."
+        f"of {total['pairs']} pairs.{none}"
     )
     head = ("Task", "comparisons", "baseline best", "model best", "and clearly", "models better than their twins")
     rows = [
@@ -100,7 +101,8 @@ def _verdict(rows: pd.DataFrame) -> dict[str, int]:
     ahead = bool(apart) and rows["kind"][rows["kind"].isin(("model", "baseline"))].iloc[0] == "model"
     found = {"all": 1, "simple": bool(apart) and not ahead, "model": ahead, "twin": 0, "pairs": 0}
     found["clear"] = ahead and apart > model["half"] + simple["half"]
-    for _, pair in rows[rows["kind"].isin(("model", "twin"))].groupby("run"):
+    both = rows[(rows["method"] == rows["run"]) | (rows["kind"] == "twin")]  # variants of a run have no twins
+    for _, pair in both.groupby("run"):
         if len(pair) == 2:
             found["pairs"] += 1
             found["twin"] += pair["kind"].iloc[0] == "model" and pair["mean"].nunique() == 2
@@ -109,7 +111,8 @@ def _verdict(rows: pd.DataFrame) -> dict[str, int]:
 
 def leaderboard(done: pd.DataFrame, absent: pd.DataFrame, content: Content) -> str:
     """Return the table of all runs, the best baseline beside them, with the leading metrics of every task."""
-    runs = [run["name"] for run in content["runs"]]
+    ours = done[done["kind"] == "model"]
+    columns = {m: run["name"] for run in content["runs"] for m in dict.fromkeys([run["name"], *_variants(ours, run)])}
     without = {(r.task, r.dataset, r.run): ABSENT[r.status] for r in absent.itertuples()}
     rows: list[list[Any]] = []
     for (task, case, dataset), part in done.groupby(PLACE, sort=False):
@@ -120,8 +123,8 @@ def leaderboard(done: pd.DataFrame, absent: pd.DataFrame, content: Content) -> s
             simple = simple.sort_values("mean", ascending=not about["higher"], kind="stable")
             best = _best(pd.concat([ours, simple])["mean"], about["higher"])
             below = {r.run: f"twin {r.mean:.3f}" for r in twins.itertuples()}
-            by = {r.run: _cell(r, best, below.get(r.run, "")) for r in ours.itertuples()}
-            cells = [by.get(run, without.get((task, dataset, run), "")) for run in runs]
+            by = {r.method: _cell(r, best, below.get(r.method, "")) for r in ours.itertuples()}
+            cells = [by.get(method, without.get((task, dataset, run), "")) for method, run in columns.items()]
             cells += [_cell(r, best, r.method) for r in simple.head(1).itertuples()] or [""]
             rows.append([metric + ARROWS[about["higher"]], *cells])
     note = (
@@ -129,8 +132,13 @@ def leaderboard(done: pd.DataFrame, absent: pd.DataFrame, content: Content) -> s
         "number: the same network with random weights. ↑ higher is better, ↓ lower is better, – does not apply. "
         "“Seen”: cells of that study were in the run's pretraining."
     )
-    table = document.table("Leading metrics", ("Metric", *runs, "best baseline"), rows, css="numbers")
+    table = document.table("Leading metrics", ("Metric", *columns, "best baseline"), rows, css="numbers")
     return document.note(note) + table if rows else ""
+
+
+def _variants(ours: pd.DataFrame, run: Mapping[str, Any]) -> list[str]:
+    """Return all names under which a run predicts."""
+    return ours.loc[ours["run"] == run["name"], "method"].unique().tolist()
 
 
 def _cell(row: Any, best: float | None, below: str) -> Html:

@@ -15,6 +15,7 @@ RUNS = ("first", "second")
 METHODS = {
     ("first", "model"): 0.80,
     ("first, random twin", "twin"): 0.40,
+    ("first, even masks", "model"): 0.30,
     ("second", "model"): 0.70,
     ("second, random twin", "twin"): 0.75,
     ("PCA-50", "baseline"): 0.90,
@@ -93,6 +94,15 @@ def test_numbers_are_those_of_the_table_and_the_best_is_marked(report):
         assert f"{mean:.3f} ± {half:.3f}" in said
     assert re.search(rf"<td class=best>0\.910 ± {half:.3f}<small>PCA-50</small></td>", raw)
     assert re.search(r"<td class=best>-0\.890 ± [\d.]+<small>PCA-50</small></td>", raw)
+    head = raw[raw.index('<th scope="col">Metric</th>') :]
+    assert re.findall(r"<th scope=\"col\">([^<]*)", head)[1:5] == [
+        "first",
+        "first, even masks",
+        "second",
+        "best baseline",
+    ]
+    first = raw[raw.index('<th scope="row">accuracy ↑</th>') :]
+    assert re.findall(r"<td[^>]*>([\d.]*)", first)[:4] == ["0.810", "0.310", "0.710", "0.910"]
     assert "twin 0.410" in said and "seen in pretraining" in said and "failed" in said
     assert "Of 2 comparisons" in said and "a simple baseline's in 2 and a model's in 0" in said
     assert "better than their own untrained twins in 2 of 3 pairs" in said
