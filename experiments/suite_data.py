@@ -153,7 +153,7 @@ def enter(text: str, name: str) -> Entrant:
 
 def names(texts: Sequence[str]) -> list[str]:
     """Return a name for each run, that of its folder or file, numbered where two have the same."""
-    stems = [pathlib.Path(text.split(":")[-1] if text.count(":") == 1 else text.split(":")[0]).stem for text in texts]
+    stems = [pathlib.Path(text.split(":")[min(1, text.count(":"))]).stem for text in texts]
     return [stem if stems.count(stem) == 1 else f"{stem} {stems[:i].count(stem) + 1}" for i, stem in enumerate(stems)]
 
 

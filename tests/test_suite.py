@@ -195,6 +195,11 @@ def test_a_cell_that_fails_stands_in_the_table_and_the_others_go_on(ground, monk
 # ------------------------------------------------------------------------------------------------ the same for all runs
 
 
+def test_runs_have_names_of_their_own():
+    texts = ["runs/x", "old/x", "exceiver:w/published.ckpt:genes.txt", "scemb:weights.pt", "y.safetensors"]
+    assert suite_data.names(texts) == ["x 1", "x 2", "published", "weights", "y"]
+
+
 def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     _, paths, entrants, _ = ground
     study = suite_data.Study(paths[0])
