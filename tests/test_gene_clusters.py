@@ -66,12 +66,13 @@ def test_a_cluster_of_hubs_earns_nothing():
     assert plain["p"][0] < 0.01 < 0.05 < fair["p"][0]
 
 
-def test_direction_and_repetition_of_edges_do_not_count():
+def test_direction_repetition_and_loops_of_edges_do_not_count():
     of = modules()[1]
     ends = edges_within(of, 300, 0.3)
     bins = np.zeros(400, int)
     once = task.interactions(of, *ends, bins, draws=20)
-    twice = task.interactions(of, *np.concatenate([ends, ends[::-1]], 1), bins, draws=20)
+    loops = np.tile(np.arange(400), (2, 1))
+    twice = task.interactions(of, *np.concatenate([ends, ends[::-1], loops], 1), bins, draws=20)
     assert all(np.array_equal(once[key], twice[key]) for key in once)
 
 
