@@ -168,7 +168,7 @@ def test_mistakes_are_one_line():
 
 def test_command_writes_all_or_nothing(tmp_path):
     screen(True).write_h5ad(tmp_path / "x.h5ad")
-    run_of("scemb", list(screen(True).var["ensembl_id"])).export(tmp_path / "w.safetensors")
+    run_of("exceiver", list(screen(True).var["ensembl_id"])).export(tmp_path / "w.safetensors")
     args = [f"--workdir={tmp_path}/w.safetensors", f"--input={tmp_path}/x.h5ad", f"--output={tmp_path}/out"]
     args += ["--control=control", "--cells=40", "--null=20"]
     done = commands.run("perturb", *args, "--targets=STAT1", folder=tmp_path, timeout=600)
