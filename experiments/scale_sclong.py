@@ -15,7 +15,8 @@ Attention's chunks are as long as on an accelerator. The step in bfloat16, in GB
   8 devices  full 1.5 + 1.5 + 2.5 a cell, none 1.5 + 1.5 + 13.0 a cell, dots 1.5 + 0.7 + 25.8 a cell
   1 device   full 12.1 + 6.4 + 3.9 a cell, none 12.1 + 5.4 + 14.9 a cell, dots 12.1 + 4.5 + 26.8 a cell
 
-so "full" it is: 30 cells on each of eight 80 GB devices where "none" has room for 5, 30 and 8 on one of 141 GB.
+so "full" it is. Compiled outright for eight devices: 42.4 GB at 16 cells on each, 77.5 GB at 30, which leaves an 80 GB
+device next to nothing: 28 there, where "none" has room for 5. By the line above 30 and 8 on one device of 141 GB.
 """
 
 import functools
