@@ -57,7 +57,7 @@ small { color: var(--soft); font-weight: 400; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }
 img { display: block; width: 100%; height: auto; background: #fff; border-radius: .35rem; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .15rem 1rem; margin: .5rem 0 0; padding: 0;
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .15rem 1rem; margin: .5rem 0 .75rem; padding: 0;
   font-size: .88rem; }
 .legend span { background: #fff; border-radius: .2rem; padding: 0 .15rem; }
 details { margin-top: .75rem; }

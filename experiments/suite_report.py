@@ -16,6 +16,7 @@ import pandas as pd
 
 from experiments import document, figures, page, suite, suite_sources, suite_table
 from experiments.document import Html, Section
+from scfm_jax.tasks import embedding
 
 LEADING = 2
 ARROWS = {True: " ↑", False: " ↓", None: ""}
@@ -195,7 +196,8 @@ def pictures(folder: pathlib.Path, content: Content) -> tuple[str, str]:
         for key in ("label", "batch"):
             column, drawn = study.get(key) or key, []
             for name, arrays in found.items():
-                values = pd.Series([value or None for value in arrays[key].tolist()], dtype=object)
+                text = arrays[key].tolist()
+                values = pd.Series([None if x.lower() in embedding.UNLABELLED else x for x in text], dtype=object)
                 if values.nunique() > 1:
                     drawn.append(page.cells_map(places[name], values, column, f"{name}, {study['name']} by {column}"))
             if drawn:
