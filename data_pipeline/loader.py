@@ -33,6 +33,7 @@ class Loader:
       labels: obs columns to ship as class indices.
       mixture: {study: weight} for every study that has cells here; by default each cell once per epoch.
       buckets, cell_buckets: sizes of P and C to pad to, see `reader.Reader`.
+      keep: genes that take room in a batch, by default all; see `reader.Reader`. [G]
       seed: of the order.
       host, n_hosts: which of equal contiguous shares of each batch is read here.
       threads, prefetch: threads that read, batches that are read ahead.
@@ -65,6 +66,7 @@ class Loader:
         mixture: Mapping[str, float] | None = None,
         buckets: Sequence[int] = BUCKETS,
         cell_buckets: Sequence[int] = (),
+        keep: np.ndarray | None = None,
         seed: int = 0,
         host: int = 0,
         n_hosts: int = 1,
@@ -80,7 +82,7 @@ class Loader:
         order = {"kind": kind, "batch": batch, "bag": bag, "run": run, "mix": mix, "seed": seed}
         if kind == "neighbours":
             order["nearest"] = _nearest(store, eligible, bag)
-        self._reader = Reader(store, labels, buckets, cell_buckets)
+        self._reader = Reader(store, labels, buckets, cell_buckets, keep)
         self.classes = self._reader.classes
         if by_length:
             order["lengths"] = self._reader.lengths

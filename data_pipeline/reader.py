@@ -27,6 +27,8 @@ class Reader:
       store: an open store.
       labels: obs columns to give as class indices.
       buckets: sizes of P. The last one is always the longest cell of the store, so no gene is ever dropped.
+      keep: genes that are wanted; the others take no room in a batch. How many each cell has of them is counted in one
+        pass over the store. All, if left out. [G]
       cell_buckets: sizes of C to cut batches to, where all bags leave the rest empty.
 
     Attributes:
@@ -35,14 +37,21 @@ class Reader:
     """
 
     def __init__(
-        self, store, labels: Sequence[str] = (), buckets: Sequence[int] = BUCKETS, cell_buckets: Sequence[int] = ()
+        self,
+        store,
+        labels: Sequence[str] = (),
+        buckets: Sequence[int] = BUCKETS,
+        cell_buckets: Sequence[int] = (),
+        keep: np.ndarray | None = None,
     ):
         self._studies = obs.studies(store)
         self._padding = len(store.genes)
         self.offsets: np.ndarray = store.offsets
         nnz = np.concatenate([np.diff(s.indptr) for s in self._studies])
         self._first = np.concatenate([[0], np.cumsum(nnz)])  # where each cell's counts begin, all studies in turn
-        longest = -(-int(nnz.max()) // ROUND) * ROUND
+        self._keep = None if keep is None or keep.all() else keep
+        self._lengths = nnz if self._keep is None else np.concatenate([s.numbers(self._keep) for s in self._studies])
+        longest = max(ROUND, -(-int(self._lengths.max()) // ROUND) * ROUND)
         self._buckets = [b for b in _checked_sizes("buckets", buckets) if b < longest] + [longest]
         self._memory = _Memory()
         self._cell_buckets = _checked_sizes("cell_buckets", cell_buckets)
@@ -87,7 +96,7 @@ class Reader:
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Return the number of expressed genes of these rows, from memory."""
-        return self._first[rows + 1] - self._first[rows]
+        return self._lengths[rows]
 
     def _counts(self, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (genes int32, counts float32) of these rows, padded. [n, P]"""
@@ -105,8 +114,12 @@ class Reader:
         for i, k, begin, end in cells:  # slice by slice is faster than one masked or indexed assignment
             if k != last:
                 (ids, values), reads[k], last = reads[k].result(), None, k
-            genes[i, : end - begin] = ids[begin:end]
-            counts[i, : end - begin] = values[begin:end]
+            if self._keep is None:
+                genes[i, : end - begin], counts[i, : end - begin] = ids[begin:end], values[begin:end]
+                continue
+            wanted = self._keep[ids[begin:end]]
+            kept = np.count_nonzero(wanted)
+            genes[i, :kept], counts[i, :kept] = ids[begin:end][wanted], values[begin:end][wanted]
         return genes, counts
 
     def _request(self, rows: np.ndarray) -> tuple[np.ndarray, list]:

@@ -77,6 +77,19 @@ class Study:
         indices, data = self._arrays
         return Read(self, start, stop, indices[first:last].read(), data[first:last].read())
 
+    def numbers(self, keep: np.ndarray, run: int = 1 << 14) -> np.ndarray:
+        """Return how many counts of each cell are of the genes to `keep` [G], from one pass, remembered. [n_cells]"""
+        known = self.__dict__.get("_numbers")
+        if known is None or not np.array_equal(known[0], keep):
+            counted = []
+            for start in range(0, self.n_cells, run):
+                stop = min(start + run, self.n_cells)
+                ids, _ = self.read(start, stop).result()
+                before = np.concatenate([[0], np.cumsum(keep[ids])])
+                counted.append(np.diff(before[self.indptr[start : stop + 1] - self.indptr[start]]))
+            known = self._numbers = keep.copy(), np.concatenate(counted)
+        return known[1]
+
     @property
     def _arrays(self):
         """The TensorStore handles of indices and data, opened once in every process."""

@@ -66,6 +66,7 @@ def pretrain(
     share = {"host": jax.process_index(), "n_hosts": jax.process_count()}
     data = {"seed": options["train"].get("seed", 0), **data}
     data["labels"] = known_labels(store, data.get("labels", ()), module)
+    data["keep"] = slots[:-1] < len(genes)
     loader = Loader(store, part="train", **data, **share)
     held_out = loader.split_report["parts"]["val"]["cells"]
     constants = {**known, "slots": slots, "measured": measured(store, slots, len(genes))}
@@ -115,7 +116,7 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     ours = ("store", "genes", "gene_table", "min_mapped", *GENE_OPTIONS)
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
-        "data": [*ours, *configs.keywords(Loader, without=("part", "host", "n_hosts"))],
+        "data": [*ours, *configs.keywords(Loader, without=("part", "keep", "host", "n_hosts"))],
         "optim": [*configs.keywords(optim.build, without=("steps", "layers")), "schedule_unit"],
         "train": configs.keywords(train.fit, without=("optimizer", "validation", "initial", "desk")),
     }

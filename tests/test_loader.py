@@ -404,6 +404,26 @@ def test_worker_processes_change_nothing_and_resume(store):
     assert all(same(a, b) for a, b in zip(expected[5:], first(helped, 4, {"step": 5}), strict=True))
 
 
+def test_genes_that_a_model_does_not_have_take_no_room(store):
+    keep = np.arange(len(GENES)) % 7 == 3
+    options = {"batch": 4, "bag": 8, "part": "all", "buckets": (16, 32, 64, 128, 256)}
+    whole, few = (Loader(store, **options, **more) for more in ({}, {"keep": keep}))
+    shares = [Loader(store, **options, keep=keep, host=h, n_hosts=2) for h in (0, 1)]
+    for step in range(few.epoch_steps):
+        all_genes, some, halves = whole.batch(step), few.batch(step), [share.batch(step) for share in shares]
+        wanted = np.pad(keep, (0, 1))[all_genes["genes"]]
+        longest = wanted.sum(-1).max()
+        assert longest <= some["genes"].shape[-1] <= max(2 * longest, 16), "P is that of the genes that are kept"
+        for name in ("genes", "counts"):
+            np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), some[name])
+            kept = some[name][some["genes"] < len(GENES)]
+            np.testing.assert_array_equal(kept, all_genes[name][wanted], err_msg="in the same order of cells and genes")
+    sorted_by = Loader(store, batch=8, bag=1, part="all", by_length=True, mix=100, keep=keep)
+    batches = [sorted_by.batch(i) for i in range(sorted_by.epoch_steps - 1)]
+    numbers = [(batch["genes"] < len(GENES)).sum(-1)[batch["cell_mask"]] for batch in batches]
+    assert np.mean([np.ptp(n) for n in numbers]) < np.ptp(np.concatenate(numbers)) / 5
+
+
 def test_by_length_threads_hosts_and_restarts_change_nothing(store):
     options = {"batch": 12, "bag": 1, "by_length": True, "mix": 7}
     expected = first(Loader(store, **options, threads=0, prefetch=1), 100)
