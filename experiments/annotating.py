@@ -11,7 +11,6 @@ import json
 import pathlib
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -146,7 +145,7 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     began = time.process_time()
     config = finetune_cell_type.get_config("frozen" if method == "twin" else method)
     config.init_from = source
-    config.data.update({"store": str(store_of(plan, out, api.load(source).genes)), "min_mapped": plan.min_mapped})
+    config.data.update({"store": str(out / "data/store"), "min_mapped": plan.min_mapped})
     config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
     config.tune.start = "random" if method == "twin" else "base"
     config.train.update({"steps": plan.steps, "seed": seed, "log_every": max(1, plan.steps // 4), "eval_every": 0})
@@ -157,21 +156,6 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     shares = run.annotate(out / "data/test.h5ad", min_mapped=plan.min_mapped, say=lambda _: None)
     row = {"model": run.name, "run": str(source), "method": method, "seed": seed}
     return write(out, key, row | {"cpu_s": trained}, shares.to_numpy(), list(shares.columns))
-
-
-def store_of(plan: Plan, out: pathlib.Path, genes: Sequence[str]) -> pathlib.Path:
-    """Return a store of the labelled cells with the genes of a model alone: others would be read and padded in vain."""
-    path = out / f"data/store_{zlib.crc32(' '.join(genes).encode()):08x}"
-    if not path.exists():
-        listed = path.with_suffix(".txt")
-        listed.write_text("\n".join(genes) + "\n")
-        files = sorted(str(file) for file in (out / "data").glob("train_*.h5ad"))
-        settings = Settings(min_mapped=plan.min_mapped)
-        failed = ingest(file_sources(files, []), path, workers=0, settings=settings, vocabulary=str(listed))
-        if failed:
-            shutil.rmtree(path, ignore_errors=True)
-            raise ValueError("; ".join(failed.values()))
-    return path
 
 
 def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Sequence[str]) -> dict[str, Any]:
