@@ -11,6 +11,18 @@
 
 The variant is the model. Bags and batches are each model's own (a bag of 64 cells of a sample for CellPLM, of 10 for
 sCT, single cells for the others), steps follow from the budget, and the schedule is that of the model's `small` config.
+Exceiver's output starts dead with some seeds (its last two layers are one number wide): look for an explained variance
+above 0.01 at the second validation, or take another `train.seed`.
+
+Run on 2 shared cores, on nine studies: pbmc_10x_3chem, pbmc_pisces_1000, pbmc_citeseq_5k10k_400,
+lung_celllines_mixology, two breast tumours and her2st's three files (17,844 cells and spots). Expect:
+  model     parameters  cpu s  cells/s  validation loss, at a quarter and at the end
+  cellplm      975,539    139    2,819  1050    935
+  exceiver     121,411             202  2.71    0.96   (explained variance 0.71)
+  scemb        208,082    392       41  6.84    6.53
+  sclong       209,685    697       23  1.41    1.12
+  sct          351,893    942       22  0.855   0.785
+Losses of different models cannot be compared. Scores: the suite's table in the README.
 """
 
 import importlib
