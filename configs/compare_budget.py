@@ -9,8 +9,9 @@
   python -m experiments.train --config=configs/compare_budget.py:sclong --workdir=runs/sclong --config.data.store=FEW \
       --config.data.graph=go.npz
 
-The variant is the model. Bags and batches are each model's own (a bag of 64 cells of a sample for CellPLM, of 10 for
-sCT, single cells for the others), steps follow from the budget, and the schedule is that of the model's `small` config.
+The variant is the model (`tiny`: two steps of CellPLM, a smoke test). Bags and batches are each model's own (a bag of
+64 cells of a sample for CellPLM, of 10 for sCT, single cells for the others), steps follow from the budget, and the
+schedule is that of the model's `small` config.
 Exceiver's output starts dead with some seeds (its last two layers are one number wide): look for an explained variance
 above 0.01 at the second validation, or take another `train.seed`.
 
@@ -43,18 +44,19 @@ SMALL = {
 }
 
 
-def get_config(variant: str = "cellplm") -> ConfigDict:
+def get_config(variant: str = "tiny") -> ConfigDict:
     """Return the config of a model; every key can be set on the command line."""
+    cells, variant = (128, "cellplm") if variant == "tiny" else (CELLS, variant)
     if variant not in models.names():
-        raise ValueError(f"variant {variant!r}: the variants are the models, {', '.join(models.names())}")
+        raise ValueError(f"variant {variant!r}: there are tiny and the models, {', '.join(models.names())}")
     size = SMALL[variant]
     config = importlib.import_module(f"configs.pretrain_{variant}").get_config(
         "tiny" if variant == "sclong" else "small"
     )
-    steps = CELLS // (size["bag"] * size["batch"])
+    steps = cells // (size["bag"] * size["batch"])
     config.model.update(size["model"])
     config.data.update({"bag": size["bag"], "batch": size["batch"], "buckets": BUCKETS})
     config.optim.learning_rate = size["rate"]
-    config.train.update({"steps": steps, "log_every": steps // 20, "eval_every": steps // 4})
+    config.train.update({"steps": steps, "log_every": max(1, steps // 20), "eval_every": steps // 4})
     config.train.checkpoint_every = steps // 4
     return config

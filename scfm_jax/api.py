@@ -381,7 +381,7 @@ def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, 
     sizes = {field: len(lists.get(name, ())) for field, name in module.SIZES.items()}
     fields = dict(meta["config"]["model"])
     model = module.Model(**fields | {field: fields.get(field) or size for field, size in sizes.items()})
-    params = tuning.merged(variables["params"], meta["config"].get("tune"))
+    params = tuning.merged(variables.get("params", {}), meta["config"].get("tune"))
     task = params.pop(tuning.TASK, None) or None
     return Run(module, model, {**variables, "params": params}, constants, meta, source, task)
 

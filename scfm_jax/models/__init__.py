@@ -34,7 +34,6 @@ The contract of a model file, held by `tests/test_house.py`:
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -49,13 +48,6 @@ def get(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"model {name!r}: no such model; there are {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def check_choices(model: Any, choices: Mapping[str, Collection[Any]]) -> None:
-    """Raise ValueError for a field of `model` that is none of its choices, {field: values there are}."""
-    for name, known in choices.items():
-        if getattr(model, name) not in known:
-            raise ValueError(f"{name} {getattr(model, name)!r}: there are {', '.join(map(repr, known))}")
 
 
 def options(name: str, variant: str) -> dict[str, dict[str, Any]]:

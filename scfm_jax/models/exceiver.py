@@ -35,10 +35,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax.layers import likelihood
+from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.latent_attention import Background, attend
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.perceiver import CrossBlock, LatentStack, columns, gelu, torch_linear
-from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes", "n_classes": "tissue"}

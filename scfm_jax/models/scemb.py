@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.softmax import cross_entropy
 from scfm_jax.layers.transformer import ACTIVATIONS, Block, dropped, normal
-from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}

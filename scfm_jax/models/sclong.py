@@ -35,11 +35,11 @@ import jax.numpy as jnp
 import jraph
 
 from scfm_jax.layers import attention, graph, likelihood, performer
+from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.performer import Performer, permute
-from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}

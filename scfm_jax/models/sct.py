@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax.layers import bags, bins, likelihood, position
+from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.convolution import NORMS, POOLINGS, Convolution, Stage, reach, truncated, with_neighbours
 from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.layers.rotary import Block
-from scfm_jax.models import check_choices
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}
