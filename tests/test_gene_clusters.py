@@ -103,6 +103,7 @@ def test_set_tests_are_fishers_and_q_is_benjamini_and_hochbergs():
     assert task.false_discovery(p, 50) == pytest.approx(more)
 
 
+@pytest.mark.slow
 def test_the_table_of_a_model_is_that_of_its_genes():
     for name in ("exceiver", "scemb", "cellplm"):
         config = models.options(name, "tiny") | {"data": {}}

@@ -157,8 +157,13 @@ def sentence(values: np.ndarray, seed: int = 0, **options) -> dict:
         labels={},
     )
     options = {"mask_rate": 0, "max_len": n, "train": True, "step": 0} | options
-    prepare = jax.jit(lambda x, key: scemb.prepare(x, constants(n), key, **options))
-    return jax.tree.map(lambda x: x[0, 0], prepare(one, jax.random.key(seed)))
+    return jax.tree.map(lambda x: x[0, 0], sentences(n, tuple(options.items()))(one, jax.random.key(seed)))
+
+
+@functools.cache
+def sentences(n: int, options: tuple):
+    """Return `prepare` of `n` genes, compiled once for all seeds."""
+    return jax.jit(lambda x, key: scemb.prepare(x, constants(n), key, **dict(options)))
 
 
 @pytest.mark.parametrize("n_bins", [10, 99, 100])

@@ -59,6 +59,7 @@ def test_an_epoch_is_every_cell_once_in_another_order_and_resumes():
         transfer.CellsInMemory(counts, rows, bag=2, batch=16)
 
 
+@pytest.mark.slow
 def test_both_starts_learn_and_a_stopped_command_goes_on(tmp_path, compilation_cache):
     run = exceiver(seed=7)
     first = transferring.evaluate(run, study(), tmp_path, epochs=2, seeds=1, **QUIET)
