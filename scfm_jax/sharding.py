@@ -128,7 +128,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: Array, merged: bool = False) -> Array:
-    """Keep an activation [B, C, ...] where its batch lives; without a mesh (`jax.set_mesh`) do nothing.
+    """Keep an activation [B, C, ...] where its batch lives; without a mesh that divides it (`jax.set_mesh`) do nothing.
 
     `merged`: one of cells by themselves, [B * C, ...]. Without this the partitioner is free to split a matrix product
     as its weights are split over fsdp, and then it is activations that travel.
@@ -139,6 +139,8 @@ def constrain(x: Array, merged: bool = False) -> Array:
     if merged:
         split = len(x) % mesh.size == 0
         return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES)) if split else x
+    if len(x) % (mesh.shape["data"] * mesh.shape["fsdp"]) or x.shape[1] % mesh.shape["seq"]:
+        return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BAGS, "seq", *[None] * (x.ndim - 2)))
 
 

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scfm_jax import sharding
 from scfm_jax.layers.parts import equal_parts
 from scfm_jax.types import Array
 
@@ -60,13 +61,14 @@ def _convolve(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+    (x, kernel), dy = saved, sharding.constrain(dy)
     taps, length = len(kernel), dy.shape[2]
     padded = jnp.pad(dy, ((0, 0), (0, 0), (taps - 1, taps - 1), (0, 0)))
     dx = convolve(padded, kernel[::-1].swapaxes(1, 2))
 
     def by_tap(tap: Array) -> Array:  # one after the other: each shifted copy is as large as x
-        return jnp.einsum("bcld,bclf->df", jax.lax.dynamic_slice_in_dim(x, tap, length, axis=2), dy)
+        part = jax.lax.dynamic_slice_in_dim(x, tap, length, axis=2)
+        return jnp.einsum("bcld,bclf->df", sharding.constrain(part), dy)
 
     return dx, jax.lax.map(by_tap, jnp.arange(taps))
 
