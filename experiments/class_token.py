@@ -27,13 +27,11 @@ flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
-    for name in ("workdir", "input", "output"):
-        if not FLAGS[name].value:
-            raise ValueError(f"--{name} is missing (see --helpshort)")
+    cli.require("workdir", "input", "output")
     from experiments import class_scores, findings
     from scfm_jax import api
 
-    findings.check_free(FLAGS.output)
+    cli.check_free(FLAGS.output)
     options = {name: FLAGS[name].value for name in ("label", "seeds", "layer", "raw", "gene_table", "min_mapped")}
     found = class_scores.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
     text = class_scores.table(found)

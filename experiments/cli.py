@@ -29,6 +29,21 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
     app.run(guarded, flags_parser=_parse)
 
 
+def require(*names: str) -> None:
+    """Raise ValueError for the first of these flags that was not given."""
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise ValueError(f"--{name} is missing (see --helpshort)")
+
+
+def check_free(output: str) -> None:
+    """Raise OSError unless --output can be made: it is not there, and the folder it is to be in is."""
+    if os.path.exists(output):
+        raise FileExistsError(f"--output={output}: exists already and is not overwritten; choose another name")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
+        raise FileNotFoundError(f"--output={output}: its folder is not there; make it first")
+
+
 def fail(error: BaseException) -> int:
     """Print `error` as one line on stderr and return exit status 2."""
     text = str(error) or type(error).__name__

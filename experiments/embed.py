@@ -6,8 +6,6 @@ The output is the input with obsm["X_<model>"] and, in uns, where that comes fro
 hash, gene mapping, what a sample is, versions, date. It must not exist yet.
 """
 
-import os
-
 from absl import flags
 
 from experiments import cli
@@ -31,13 +29,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of those parts.")
 def main(argv: list[str]) -> None:
     """Run the command."""
     del argv
-    for flag in (_WORKDIR, _INPUT, _OUTPUT):
-        if not flag.value:
-            raise ValueError(f"--{flag.name} is missing (see --helpshort)")
-    if os.path.exists(_OUTPUT.value):
-        raise FileExistsError(f"--output={_OUTPUT.value}: exists already and is not overwritten; choose another name")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(_OUTPUT.value))):
-        raise FileNotFoundError(f"--output={_OUTPUT.value}: its folder is not there; make it first")
+    cli.require("workdir", "input", "output")
+    cli.check_free(_OUTPUT.value)
     if _STEP.value and _STEP.value != "best" and not _STEP.value.isdecimal():
         raise ValueError(f'--step={_STEP.value}: a number or "best"')
 

@@ -11,14 +11,6 @@ from typing import Any
 import numpy as np
 
 
-def check_free(folder: str | os.PathLike) -> None:
-    """Raise OSError unless `folder` can be made: it is not there, and the folder it is to be in is."""
-    if os.path.exists(folder):
-        raise FileExistsError(f"--output={folder}: exists already and is not overwritten; choose another name")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(folder))):
-        raise FileNotFoundError(f"--output={folder}: its folder is not there; make it first")
-
-
 def write(folder: str | os.PathLike, files: Mapping[str, Any]) -> None:
     """Write a new folder under a temporary name and rename it; bytes and text as they are, the rest as JSON."""
     folder = pathlib.Path(folder).absolute()

@@ -38,13 +38,11 @@ flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
-    for name in ("workdir", "output"):
-        if not FLAGS[name].value:
-            raise ValueError(f"--{name} is missing (see --helpshort)")
+    cli.require("workdir", "output")
     from experiments import findings, gene_clustering
     from scfm_jax import api
 
-    findings.check_free(FLAGS.output)
+    cli.check_free(FLAGS.output)
     names = ("edges", "sets", "vectors", "min_expressed", "cells", "neighbours", "resolution", "draws", "seeds")
     names += ("layer", "raw", "gene_table", "min_mapped")
     options = {name: FLAGS[name].value for name in names}

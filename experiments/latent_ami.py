@@ -28,13 +28,11 @@ flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
-    for name in ("workdir", "input", "output"):
-        if not FLAGS[name].value:
-            raise ValueError(f"--{name} is missing (see --helpshort)")
+    cli.require("workdir", "input", "output")
     from experiments import findings, latent_table
     from scfm_jax import api
 
-    findings.check_free(FLAGS.output)
+    cli.check_free(FLAGS.output)
     options = {name: FLAGS[name].value for name in ("columns", "layer", "raw", "gene_table", "min_mapped")}
     options |= {"seeds": range(FLAGS.seeds), "sample_key": FLAGS.sample_key or None}
     found = latent_table.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)

@@ -38,13 +38,8 @@ flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
-    for name in ("workdir", "input", "types", "markers", "output"):
-        if not FLAGS[name].value:
-            raise ValueError(f"--{name} is missing (see --helpshort)")
-    if os.path.exists(FLAGS.output):
-        raise FileExistsError(f"--output={FLAGS.output}: exists already and is not overwritten; choose another name")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(FLAGS.output))):
-        raise FileNotFoundError(f"--output={FLAGS.output}: its folder is not there; make it first")
+    cli.require("workdir", "input", "types", "markers", "output")
+    cli.check_free(FLAGS.output)
     from experiments import marker_table, marking
     from scfm_jax import api
 

@@ -36,13 +36,11 @@ flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
-    for name in ("workdir", "input", "output", "control"):
-        if not FLAGS[name].value:
-            raise ValueError(f"--{name} is missing (see --helpshort)")
+    cli.require("workdir", "input", "output", "control")
     from experiments import findings, perturbing
     from scfm_jax import api
 
-    findings.check_free(FLAGS.output)
+    cli.check_free(FLAGS.output)
     wrong = next((text for text in FLAGS.targets if "=" not in text), None)
     if wrong:
         raise ValueError(f"--targets={wrong}: write VALUE=GENE, a value of --column and a gene")

@@ -31,15 +31,13 @@ flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
-    for name in ("workdir", "input", "output"):
-        if not FLAGS[name].value:
-            raise ValueError(f"--{name} is missing (see --helpshort)")
+    cli.require("workdir", "input", "output")
     import jax
 
     from experiments import findings, transferring
     from scfm_jax import api
 
-    findings.check_free(FLAGS.output)
+    cli.check_free(FLAGS.output)
     runs = pathlib.Path(f"{FLAGS.output.rstrip('/')}.runs")
     runs.mkdir(exist_ok=True)
     if not jax.config.jax_compilation_cache_dir:  # every run compiles the same programs
