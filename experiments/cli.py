@@ -1,8 +1,11 @@
 """The way every command starts and fails: one line for a user's mistake, a traceback only for ours."""
 
+import difflib
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -63,4 +66,36 @@ def _parse(argv: list[str]) -> list[str]:
     except (flags.Error, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
         if os.environ.get("SCFM_TRACEBACK"):
             raise
-        sys.exit(fail(error))
+        named = _no_entry(argv) if isinstance(error, KeyError | AttributeError) else None
+        sys.exit(fail(ValueError(named) if named else error))
+
+
+def _no_entry(argv: Sequence[str]) -> str | None:
+    """Return what is wrong with the first --config.section.key that its config has not; None where it has them all.
+
+    ml_collections, which reads these flags, says the key alone.
+    """
+    text = "\n".join(argv)
+    if not (source := re.findall(r"^--?config[=\n](.*)$", text, re.MULTILINE)):
+        return None
+    entries = _entries(flags.FLAGS["config"].parser.parse(source[-1]).to_dict())
+    for path in re.findall(r"^--?(?:no)?config\.([^=\n\[]+)", text, re.MULTILINE):
+        if path not in entries:
+            section, _, name = path.rpartition(".")
+            beside = [entry.rpartition(".")[2] for entry in entries if entry.rpartition(".")[0] == section]
+            near = [f"{section}.{key}".lstrip(".") for key in difflib.get_close_matches(name, beside, 3)]
+            if section not in ("", *entries):  # it is what is wrong
+                near = difflib.get_close_matches(path, entries, 3)
+            hint = "did you mean " if near else "there are " if beside else "see the file for those it has"
+            hint += " or ".join(f"--config.{entry}" for entry in near) if near else ", ".join(beside)
+            return f"--config.{path}: the config {source[-1]} has no such entry; {hint}"
+    return None
+
+
+def _entries(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the names of all entries, sections too: ["model", "model.width", ...]."""
+    found = []
+    for key, value in config.items():
+        found.append(f"{prefix}{key}")
+        found += _entries(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
+    return found
