@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from data_pipeline import h5ad, vocab
-from scfm_jax import api
+from scfm_jax import api, tissue
 from scfm_jax.tasks import bins, imputation
 from scfm_jax.tasks import imputation_baselines as baselines
 from scfm_jax.tasks.imputer import Imputer
@@ -33,8 +33,8 @@ class Cells:
         self.coords = np.asarray(counts.obsm["spatial"])[:, :2] if "spatial" in counts.obsm else None
 
     def separate(self, sample_key: str | None) -> str:
-        """Tell the samples apart by an obs column (see `api.samples`) and return in words how."""
-        parts, how = api.samples(self.counts.obs, sample_key, self.n, 0)
+        """Tell the samples apart by an obs column (see `tissue.samples`) and return in words how."""
+        parts, how = tissue.samples(self.counts.obs, sample_key, self.n, 0)
         for code, rows in enumerate(parts):
             self.samples[rows] = code
         return how

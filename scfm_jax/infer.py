@@ -147,6 +147,11 @@ def initial(
     return dict(_init(module, model, _hashable(inputs), constants, arrays, jax.random.key(seed)))
 
 
+def own_vocabulary(measured: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the constants of batches that are in the model's own vocabulary already. measured: bool [S, V]"""
+    return {"slots": np.arange(measured.shape[1] + 1, dtype=np.int32), "measured": measured}
+
+
 def pack(
     counts: sp.csr_matrix, index: np.ndarray, coords: np.ndarray | None = None, labels: Sequence[str] = ()
 ) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_cellplms_own_head_is_this_objective():
     packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
     packed["labels"]["cell_type"] = np.array([[0, 1, 2, -1, 1, 0]], np.int32)
     batch = Batch(**{name: packed[name] for name in infer.FIELDS})
-    constants = api._constants(np.ones((1, 12), bool))
+    constants = infer.own_vocabulary(np.ones((1, 12), bool))
     module, theirs = little("annotation", n_classes=3, dec_layers=1)
     inputs = module.prepare(batch, constants, jax.random.key(0), step=0, train=False)
     params = theirs.init(jax.random.key(1), inputs)["params"]
@@ -87,7 +87,7 @@ def test_balanced_weighs_types_alike():
     packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
     packed["labels"]["cell_type"] = np.array([[0, 0, 0, 0, 0, 1]], np.int32)
     batch = Batch(**{name: packed[name] for name in infer.FIELDS})
-    constants = api._constants(np.ones((1, 12), bool))
+    constants = infer.own_vocabulary(np.ones((1, 12), bool))
     made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [5, 1], True, balanced=True)
     variables = dict(made.init(jax.random.key(0), batch, constants))
     params = variables.pop("params")

@@ -1,5 +1,6 @@
 """Embeddings: of a cell alone or with its sample and nothing else, whole or in parts, on any mesh, from any file."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -17,7 +18,7 @@ import pytest
 from flax import linen as nn
 from scipy import sparse
 
-from scfm_jax import api, checkpoint, infer, models
+from scfm_jax import api, checkpoint, infer, models, tissue
 from scfm_jax.convert import torch_state
 from scfm_jax.tasks import embedding as task
 from scfm_jax.types import Outputs
@@ -118,7 +119,7 @@ def test_large_samples_are_cut_at_random_and_say_so(run, adata):
     embedding = run.embed(adata, sample_key=None, max_cells=40, **QUIET)
     assert np.isfinite(embedding).all()
     assert "1 of more than 40 cells cut into random parts of equal size (seed 0)" in run.provenance["sample"]
-    bags, _ = api.samples(adata.obs, None, 40, 0)
+    bags, _ = tissue.samples(adata.obs, None, 40, 0)
     assert sorted(map(len, bags)) == [30, 30, 30] and sorted(np.concatenate(bags)) == list(range(90))
     part = run.embed(adata[bags[1]], sample_key=None, **QUIET)
     np.testing.assert_allclose(part, embedding[bags[1]], rtol=1e-4, atol=1e-5)
@@ -127,7 +128,7 @@ def test_large_samples_are_cut_at_random_and_say_so(run, adata):
 def test_a_model_of_single_cells_does_not_depend_on_chunks(adata, monkeypatch):
     run = alone()
     embedding = run.embed(adata, **QUIET)
-    monkeypatch.setattr(api, "BATCH", 7)
+    monkeypatch.setattr("scfm_jax.api.run.BATCH", 7)
     np.testing.assert_allclose(run.embed(adata, **QUIET), embedding, rtol=1e-5, atol=1e-6)
     one = run.embed(adata[5:6], **QUIET)
     np.testing.assert_allclose(one, embedding[5:6], rtol=1e-5, atol=1e-6)
@@ -215,7 +216,7 @@ def test_there_is_nothing_to_load(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(run, adata):
-    broken = api.dataclasses.replace(run, variables=jax.tree.map(lambda x: jnp.nan * x, run.variables))
+    broken = dataclasses.replace(run, variables=jax.tree.map(lambda x: jnp.nan * x, run.variables))
     with pytest.raises(ValueError, match="embeddings of 90 cells are not finite"):
         broken.embed(adata, sample_key=None, **QUIET)
 

@@ -136,7 +136,7 @@ def test_means_do_not_depend_on_how_many_cells_are_taken_at_a_time(adata, monkey
     means = run.gene_representations(adata, **QUIET).mean("cell_type")
     sizes = []
     for size in (1, 7, 64):
-        monkeypatch.setattr(api, "GENE_BYTES", size * 4 * 58 * 4 + 3)
+        monkeypatch.setattr("scfm_jax.api.run.GENE_BYTES", size * 4 * 58 * 4 + 3)
         found = run.gene_representations(adata, **QUIET)
         sizes.append(max(len(rows) for rows, _ in found))
         np.testing.assert_allclose(found.mean("cell_type").values, means.values, rtol=1e-5, atol=1e-6)

@@ -82,7 +82,7 @@ def outputs(run: api.Run, params) -> np.ndarray:
     """Return the embeddings of eight cells."""
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(0.6, (8, 60)).astype(np.float32))
     batch = infer.pack(counts, np.arange(8)[None], labels=["cell_type", "batch"])
-    constants = {**run.constants, **api._constants(np.ones((1, 60), bool))}
+    constants = {**run.constants, **infer.own_vocabulary(np.ones((1, 60), bool))}
     inputs = run.meta["config"]["inputs"]
     return infer.embed(run.module, run.model, {**run.variables, "params": params}, constants, [batch], 8, inputs=inputs)
 

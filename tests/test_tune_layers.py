@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scfm_jax import api, freezing, infer, models, optim, tuning
+from scfm_jax import freezing, infer, models, optim, tuning
 from scfm_jax.layers import attention
 from scfm_jax.leaves import flatten, nest
 
@@ -22,7 +22,7 @@ def shapes(name: str, **fields):
     """Return the shapes of the parameters of a tiny model."""
     module, options = models.get(name), models.options(name, "tiny")
     model = module.Model(**{**options["model"], "n_genes": 24, **fields})
-    constants = api._constants(np.ones((1, 24), bool))
+    constants = infer.own_vocabulary(np.ones((1, 24), bool))
     inputs = options["inputs"]
     return jax.eval_shape(functools.partial(infer.initial, module, model, constants, 0, (), 8, **inputs))["params"]
 
@@ -73,7 +73,7 @@ def test_a_stack_and_its_layers_are_frozen_alike(name):
 def test_prefixes_are_parameters_of_every_layer_and_are_attended_to(name):
     module, options = models.get(name), models.options(name, "tiny")
     model = module.Model(**{**options["model"], "n_genes": 24, "prefix": 3})
-    constants = api._constants(np.ones((1, 24), bool))
+    constants = infer.own_vocabulary(np.ones((1, 24), bool))
     inputs = {**options["inputs"], **module.TUNING["visible"]}
     variables = infer.initial(module, model, constants, 0, (), 8, **inputs)
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(0.6, (8, 24)).astype(np.float32))

@@ -1,0 +1,140 @@
+"""The door for notebooks: load a trained model, embed cells.
+
+    run = scfm_jax.api.load("runs/cellplm")
+    adata.obsm["X_cellplm"] = run.embed(adata)
+    shares = scfm_jax.api.load("runs/cellplm_types").annotate(adata)        a run that was fine-tuned to annotate cells
+
+Raw counts of any file that `data_pipeline.h5ad` reads are mapped gene by gene onto the genes of the model, and
+`run.mapping.report` says how that went.
+"""
+
+import importlib
+import inspect
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import edge_lists, gene_vectors, graph_file, vocab
+from scfm_jax import checkpoint, models, tuning
+from scfm_jax import weights as weights_file
+from scfm_jax.api.run import BATCH, MAX_CELLS, Run
+from scfm_jax.layers import graph
+
+__all__ = ["BATCH", "MAX_CELLS", "Run", "build", "from_published", "gene_constants", "load"]
+
+PUBLISHED_EDGES = 21
+"""Edges into each gene that are taken from scLong's csv, which lists more."""
+
+
+def load(path: str | os.PathLike, which: int | str | None = None, base: str | os.PathLike | None = None) -> Run:
+    """Return the run of a workdir, a folder of checkpoints, one checkpoint, or a weights file.
+
+    That of `Run.export` has all weights, that of `tuning.save` what fine-tuning has trained of them: then the run that
+    it began with is loaded, too. What fine-tuning added to a model is merged into its weights.
+
+    Args:
+      which: a step, or "best"; by default the newest valid one. Where there is a moving average of the weights, that is
+        what is loaded.
+      base: the run that a fine-tuned one began with, if it is elsewhere now.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: what there is is damaged, or of a model that this version does not know.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        tree, meta = weights_file.read(path)
+        if meta.get("format") == tuning.FORMAT:
+            return _tuned(path, tree, meta, base)
+        variables = dict(tree["variables"])
+        variables["params"] = {**variables["params"], tuning.TASK: tree.get(tuning.TASK) or {}}
+        return build(meta, variables, tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if (folder / "meta.json").is_file() and folder.name.isdecimal():
+        folder, which = folder.parent, int(folder.name)
+    if which == "best":
+        best = checkpoint.read_best(folder)
+        which = best and best[0]
+    entries = ("params", "ema", "buffers", "constants")
+    restored = checkpoint.restore(folder, step=which, only=entries)
+    if restored is None:
+        raise FileNotFoundError(
+            f"{path}: no checkpoint there; give the --workdir of a training run, its checkpoints/ or a weights file"
+        )
+    for line in restored.skipped:
+        print(f"warning: {folder}: passed over {line}", file=sys.stderr)
+    state = restored.state
+    variables = {"params": state.get("ema") or state["params"], **state.get("buffers", {})}
+    meta = restored.meta | {"step": restored.step}
+    return build(meta, variables, state.get("constants", {}), f"{folder}, step {restored.step}")
+
+
+def from_published(model: str, weights: str | os.PathLike, config: str | os.PathLike | None = None) -> Run:
+    """Return the run of published weights and the file that was published with them: a config, or for Exceiver a list
+    of its genes, if you have one (its weights bring their config).
+
+    Raises:
+      ValueError, OSError: no such model, or a file that is not what it should be; names, shapes and keys are listed.
+    """
+    models.get(model)
+    read = importlib.import_module(f"scfm_jax.convert.{model}").load
+    if config is None and list(inspect.signature(read).parameters.values())[1].default is inspect.Parameter.empty:
+        raise ValueError(f"{weights}: the weights of {model} need the config that was published with them")
+    sections, variables, genes = read(weights, *([] if config is None else [config]))
+    meta = {"model": model, "config": sections, "genes": genes, "code_version": "published weights"}
+    constants = gene_constants(sections.get("data", {}), genes)
+    return build(meta, variables, constants, pathlib.Path(weights).name)
+
+
+def gene_constants(
+    options: Mapping[str, Any], genes: Sequence[str], table: vocab.GeneTable | None = None
+) -> dict[str, np.ndarray]:
+    """Return what is known of the genes beforehand, as constants of a training state; empty where nothing is given.
+
+    Args:
+      options: of a config's "data". graph: a file of `experiments.go_graph`, or a list of edges such as scLong's csv,
+        of which the 21 heaviest into each gene are taken. graph_weighted: use its weights, or none but with an edge
+        from every gene to itself. gene_vectors: see `data_pipeline.gene_vectors`.
+      table: names that genes have in these files.
+    """
+    constants = {}
+    if path := options.get("graph"):
+        if pathlib.Path(path).suffix == ".npz":
+            found, mapping = graph_file.read(path).onto(genes, table)
+            edges = found.source, found.target, found.weight
+        else:
+            edges, mapping = edge_lists.on_genes(edge_lists.read_directed(path), genes, table)
+            edges = edge_lists.directed(edges, PUBLISHED_EDGES)
+        weighted = options.get("graph_weighted", True)
+        built = graph.build(*edges, n_nodes=len(genes) + 1, weighted=weighted, self_loops=not weighted)
+        print(f"graph: {len(built.senders):,} edges; {mapping.report}", flush=True)
+        constants |= graph.constants(built)
+    if path := options.get("gene_vectors"):
+        constants["gene_vectors"], mapping = gene_vectors.onto(*gene_vectors.read(path), genes, table)
+        print(f"gene vectors: {mapping.report}", flush=True)
+    return constants
+
+
+def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, Any], source: str) -> Run:
+    """Build the network that the metadata describe; sizes that the data decide are the lengths of their lists."""
+    module = models.get(meta["model"])
+    lists = {"genes": meta["genes"], **meta.get("classes", {})}
+    sizes = {field: len(lists.get(name, ())) for field, name in module.SIZES.items()}
+    fields = dict(meta["config"]["model"])
+    model = module.Model(**fields | {field: fields.get(field) or size for field, size in sizes.items()})
+    params = tuning.merged(variables.get("params", {}), meta["config"].get("tune"))
+    task = params.pop(tuning.TASK, None) or None
+    return Run(module, model, {**variables, "params": params}, constants, meta, source, task)
+
+
+def _tuned(path: pathlib.Path, tree: dict[str, Any], content: dict[str, Any], base: str | os.PathLike | None) -> Run:
+    """Return the run whose trained part a file of `tuning.save` holds."""
+    whole = load(base or content["base"]["path"])
+    params = tuning.complete(path, content, tree["params"], whole.variables["params"])
+    meta = content["run"]
+    variables = {"params": params, **tree.get("buffers", {})}
+    return build(meta, variables, whole.constants, f"{path.name}, step {meta['step']}, on {whole.source}")
