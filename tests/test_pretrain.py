@@ -15,7 +15,7 @@ from data_pipeline import synthetic
 from data_pipeline.ingest import file_sources, ingest
 from data_pipeline.store import open_store
 from experiments import config as configs
-from experiments import train
+from experiments import train, training_data
 from scfm_jax import checkpoint, models, signals
 from scfm_jax.types import TrainState
 from tests import tiny
@@ -113,13 +113,13 @@ def test_model_slots_follow_a_gene_list_and_the_measured_genes(store, tmp_path, 
     opened = open_store(store)
     wanted = ["NOT_THERE", *opened.genes[10:40], opened.genes[3]]
     (tmp_path / "genes.txt").write_text("\n".join(wanted))
-    genes, slots, report = train.gene_slots(opened, str(tmp_path / "genes.txt"))
+    genes, slots, report = training_data.gene_slots(opened, str(tmp_path / "genes.txt"))
     assert genes == wanted and slots.shape == (61,) and report["covered"] == 31
     assert slots[60] == slots[0] == 32 and slots[3] == 31 and list(slots[10:40]) == list(range(1, 31))
     assert "31 of 32 vocabulary genes found" in capsys.readouterr().out
-    table = train.measured(opened, slots, len(genes))
+    table = training_data.measured(opened, slots, len(genes))
     assert table.shape == (2, 32) and not table[:, 0].any() and table[:, 1:].all()
-    assert np.array_equal(train.gene_slots(opened, "store")[1], np.arange(61))
+    assert np.array_equal(training_data.gene_slots(opened, "store")[1], np.arange(61))
 
 
 def test_a_run_of_another_config_is_not_resumed(tmp_path):
@@ -158,7 +158,7 @@ def test_a_store_without_the_covariate_trains_without_it(tmp_path, capsys):
     cells.write_h5ad(tmp_path / "plain.h5ad")
     ingest(file_sources([str(tmp_path / "plain.h5ad")]), tmp_path / "store", workers=0, say=lambda text: None)
     made = open_store(tmp_path / "store")
-    assert train.known_labels(made, ("batch", "cell_type"), models.get("cellplm")) == ["cell_type"]
+    assert training_data.known_labels(made, ("batch", "cell_type"), models.get("cellplm")) == ["cell_type"]
     assert "'batch'" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'bacth'"):
         train.pretrain(config(tmp_path / "store", **{"data.labels": ("bacth",)}), str(tmp_path / "run"))
