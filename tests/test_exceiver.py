@@ -241,6 +241,18 @@ def test_values_are_added_one_after_another_where_asked():
     assert not np.array_equal(added, (weight * values).sum(-1, keepdims=True))
 
 
+def test_a_positive_head_starts_so_whatever_the_seed_and_is_else_the_released_one():
+    def last(positive: bool, seed: int) -> float:
+        head = exceiver.Head(8, 1, positive)
+        drawn = head.init(jax.random.key(seed), jnp.zeros((1, 1, 8)))["params"]
+        return float(drawn["linear_1"]["kernel"][0, 0])
+
+    free, safe = ([last(positive, seed) for seed in range(12)] for positive in (False, True))
+    assert min(free) < 0 < max(free) and safe == [abs(x) for x in free]
+    options = {name: variant["model"].get("positive_head", False) for name, variant in exceiver.VARIANTS.items()}
+    assert {name for name, positive in options.items() if positive} == {"tiny", "small"}
+
+
 @pytest.mark.parametrize("attend", [latent_attention.attend, latent_attention.attend_in_order])
 def test_a_cell_without_a_key_gets_nothing(attend):
     x = jnp.ones((2, 1, 1, 3))

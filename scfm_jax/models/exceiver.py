@@ -37,8 +37,9 @@ import numpy as np
 from scfm_jax.layers import likelihood
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.latent_attention import Background, attend
+from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
-from scfm_jax.layers.perceiver import CrossBlock, LatentStack, columns, gelu, torch_linear
+from scfm_jax.layers.perceiver import CrossBlock, LatentStack, Linear, columns, gelu, torch_linear
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes", "n_classes": "tissue"}
@@ -214,6 +215,9 @@ class Model(nn.Module):
     hidden units that exist at a time, 0 for what suits the backend. `n_classes` 0: no class token.
     `in_order`: the encoder sums as the original does, every gene of every cell a key of its own, values added gene
     after gene in float32. Slower and less exact (1e-5 of the latents with 19,067 genes): to compare with the original.
+    `positive_head`: the last weight of the gene head starts above 0, as its targets are. Both layers of the released
+    head are one number wide, and where that draw is negative (half of the seeds) the one hidden unit is soon where GELU
+    has no gradient: the output is a constant for thousands of updates.
     `prefix`: learned keys and values of each of the latents' layers, see `layers.prefix`.
     Intermediates: encoder_latent, output of every layer [L, N, Q, D], decoder_out. `attention` gives maps.
     """
@@ -231,6 +235,7 @@ class Model(nn.Module):
     mask_token: str = "learned"
     class_token_in_encoder: bool = False
     same_start: bool = True
+    positive_head: bool = False
     chunk: int = 0
     in_order: bool = False
     dtype: str = "float32"
@@ -248,7 +253,7 @@ class Model(nn.Module):
         self.latents = self.param("latents", normal, (self.query_len, self.query_dim))
         self.encoder = CrossBlock(self.query_dim, self.seq_dim, HEADS, self.chunk, self.dtype)
         self.decoder = CrossBlock(self.seq_dim, self.query_dim, HEADS, self.chunk, self.dtype)
-        self.gene_head = Head(self.seq_dim, 1)
+        self.gene_head = Head(self.seq_dim, 1, self.positive_head)
         options = (self.num_heads, self.ffn_dim, self.dropout, self.chunk, self.dtype, self.prefix)
         self.process = LatentStack(self.num_layers, self.same_start, *options)
 
@@ -368,15 +373,17 @@ class Model(nn.Module):
 
 
 class Head(nn.Module):
-    """norm, linear, gelu, linear: both as wide as the output."""
+    """norm, linear, gelu, linear: both as wide as the output. `positive`: the last weights start above 0."""
 
     fan_in: int
     features: int
+    positive: bool = False
 
     def setup(self) -> None:
         self.norm = LayerNorm()
         self.linear_0 = torch_linear(self.fan_in, self.features)
-        self.linear_1 = torch_linear(self.features, self.features)
+        start = (lambda *drawn: jnp.abs(fan_in_uniform(*drawn))) if self.positive else fan_in_uniform
+        self.linear_1 = Linear(self.features, self.features, start, bias_uniform(self.features))
 
     def __call__(self, x: Array) -> Array:  # [N, M, S] -> [N, M, features]
         return self.linear_1(gelu(self.linear_0(self.norm(x.astype(jnp.float32)))))
@@ -494,10 +501,11 @@ def flops(model: Model, inputs: dict[str, Any]) -> float:
 
 
 PUBLISHED = dict(seq_dim=4, query_len=128, query_dim=4, num_layers=8, num_heads=4, ffn_dim=2048)
+SAFE = dict(positive_head=True)
 AS_TRAINED = dict(zero_mask="additive_one", mask_token="zero")
 VARIANTS = {
-    "tiny": {"model": dict(seq_dim=8, query_len=16, query_dim=8, num_layers=1, num_heads=4, ffn_dim=64)},
-    "small": {"model": dict(seq_dim=32, query_len=64, query_dim=32, num_layers=2, num_heads=4, ffn_dim=256)},
+    "tiny": {"model": dict(seq_dim=8, query_len=16, query_dim=8, num_layers=1, num_heads=4, ffn_dim=64, **SAFE)},
+    "small": {"model": dict(seq_dim=32, query_len=64, query_dim=32, num_layers=2, num_heads=4, ffn_dim=256, **SAFE)},
     "paper": {"model": dict(PUBLISHED, num_layers=1, class_token_in_encoder=True)},
     "published": {"model": dict(PUBLISHED, **AS_TRAINED), "inputs": {"scaler": "per_split"}},
     "published_classifier": {
