@@ -36,6 +36,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "dropout": 0.0,
         "balanced": False,
         "hide": False,
+        "noise": False,
         "standardise": True,
     }
     config.optim = {

@@ -45,6 +45,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "dropout": 0.5,
         "balanced": False,
         "hide": True,
+        "noise": True,
         "standardise": False,
     }
     config.optim = {

@@ -77,8 +77,7 @@ def objective(module: ModuleType, model: nn.Module, options: Mapping[str, Any], 
     else:
         made = importlib.import_module(f"scfm_jax.tasks.{task.pop('name')}").objective
         sizes = class_sizes(store, options["data"], task["label"])
-        still = tune["method"] == "frozen" and not task.get("hide")
-        inner = made(module, model, options["inputs"], sizes, still, **task)
+        inner = made(module, model, options["inputs"], sizes, **task)
     return tuning.objective(inner, tune)
 
 

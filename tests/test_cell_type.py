@@ -75,10 +75,31 @@ def test_cellplms_own_head_is_this_objective():
     _, model = little("embedder")
     task = {**params["head"], "mean": jnp.zeros(32), "scale": jnp.ones(32)}
     own = {name: x for name, x in params.items() if name != "head"}
-    made = cell_type.objective(module, model, {}, [2, 2, 1], False, layers=1, standardise=False)
+    made = cell_type.objective(module, model, {}, [2, 2, 1], layers=1, standardise=False)
     loss, (metrics, _) = made.loss({**own, "task": task}, {}, batch, constants, jax.random.key(2), 0, False)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert float(metrics["accuracy"][1]) == 5, "a cell without a label counts"
+
+
+def test_training_sees_what_evaluation_sees_unless_noise_is_asked_for():
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
+    packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
+    packed["labels"]["cell_type"] = np.array([[0, 1, 2, 2, 1, 0]], np.int32)
+    batch = Batch(**{name: packed[name] for name in infer.FIELDS})
+    constants = infer.own_vocabulary(np.ones((1, 12), bool))
+    module, model = little("decoder", latent_mod="gmvae", dropout=0.3)
+
+    def losses(**options) -> list[float]:
+        made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [2, 2, 2], **options)
+        variables = dict(made.init(jax.random.key(0), batch, constants))
+        params = variables.pop("params")
+        keys = [jax.random.key(i) for i in (1, 2)]
+        trained = [made.loss(params, variables, batch, constants, key, 0, True)[0] for key in keys]
+        return [float(x) for x in (*trained, made.loss(params, variables, batch, constants, keys[0], 0, False)[0])]
+
+    still, noisy = losses(), losses(noise=True)
+    assert still == [still[2]] * 3 and noisy[2] == still[2]
+    assert len(set(noisy)) == 3 and min(abs(x - still[2]) for x in noisy[:2]) > 1e-3
 
 
 def test_balanced_weighs_types_alike():
@@ -88,7 +109,7 @@ def test_balanced_weighs_types_alike():
     packed["labels"]["cell_type"] = np.array([[0, 0, 0, 0, 0, 1]], np.int32)
     batch = Batch(**{name: packed[name] for name in infer.FIELDS})
     constants = infer.own_vocabulary(np.ones((1, 12), bool))
-    made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [5, 1], True, balanced=True)
+    made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [5, 1], balanced=True)
     variables = dict(made.init(jax.random.key(0), batch, constants))
     params = variables.pop("params")
     params["task"]["linear_0"] = {"kernel": jnp.zeros((32, 2)), "bias": jnp.asarray([0.0, -1e9])}
@@ -112,6 +133,12 @@ def test_a_head_alone_learns_the_types_and_leaves_the_model_as_it_was(table, com
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
     with pytest.raises(ValueError, match="no head for cell types"):
         api.load(base).annotate(out / "data/test.h5ad")
+
+
+def test_factors_do_not_lose_what_a_head_alone_knows(table, compilation_cache):
+    plan, out, base = table
+    rows = {method: annotating.tune(plan, out, str(base), method, 0) for method in ("frozen", "lora")}
+    assert rows["lora"]["accuracy"] > rows["frozen"]["accuracy"] - 0.1, rows
 
 
 def test_the_embeddings_that_a_head_sees_are_standardised(table):

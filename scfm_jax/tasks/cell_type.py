@@ -4,8 +4,11 @@
 
 `mean` and `scale` are such that the embeddings that the run begins with have mean 0, equal deviations and length 1
 (`standardised`), so one learning rate suits the heads of all models, whose embeddings have from tens to thousands of
-numbers; CellPLM's own recipe leaves them out. Nothing is hidden from the network in training, unless `hide`
-keeps a model's masks as augmentation. A latent's own loss is left out, as CellPLM does.
+numbers; CellPLM's own recipe leaves them out. In training the network is as in evaluation, so that what a run begins
+with is what the embeddings are worth as they are: nothing is hidden, dropped or drawn, unless `noise` keeps the model's
+dropout and the draws of its latent, or `hide` its masks, too. (Factors beside a few kernels cannot make a latent's
+variance small: a head learned on draws of CellPLM's does not know their means.) A latent's own loss is left out, as
+CellPLM does.
 
 Scores: macro-F1 and balanced accuracy over the types that the truth has, accuracy, AUROC (one type against the others,
 mean over types), ECE (15 equal bins of the probability of the predicted type; Guo et al., ICML 2017).
@@ -48,7 +51,6 @@ def objective(
     model: nn.Module,
     inputs: Mapping[str, Any],
     frequencies: Sequence[float],
-    still: bool,
     *,
     label: str = "cell_type",
     layers: int = 1,
@@ -56,6 +58,7 @@ def objective(
     dropout: float = 0.0,
     balanced: bool = False,
     hide: bool = False,
+    noise: bool = False,
     standardise: bool = True,
 ) -> Objective:
     """Return the objective of annotation.
@@ -63,13 +66,13 @@ def objective(
     Args:
       inputs: keywords of the module's `prepare`.
       frequencies: how many training cells each type has. [classes]
-      still: the network is as in evaluation, no dropout, no draws: where none of it is trained.
       label: of Batch.labels.
       layers, width, dropout: of the head; one layer is a linear head, more have ReLUs between, dropout is before each.
       balanced: weigh cells by the inverse frequency of their type.
-      hide: keep what the model hides in pre-training. standardise: see `standardised`. (Both act where a run begins.)
+      noise: keep the model's dropout and draws in training. hide: and what it hides in pre-training.
+      standardise: see `standardised`; acts where a run begins.
     """
-    del hide, standardise
+    del standardise
     known = np.asarray(frequencies, np.float32)
     inverse = np.where(known > 0, known.sum() / np.maximum(known, 1) / max((known > 0).sum(), 1), 0)
     head = Head(len(known), width, layers, dropout)
@@ -95,7 +98,7 @@ def objective(
         return {**variables, "params": {**variables["params"], TASK: task}}
 
     def loss(params, buffers, batch, constants, rng, step, train):
-        moving, keys = train and not still, jax.random.split(rng, 4)
+        moving, keys = train and (noise or hide), jax.random.split(rng, 4)
         rngs = dict(zip(("prepare", "dropout", "latent"), keys[:3], strict=True))
         own = {name: x for name, x in params.items() if name != TASK}
         cells, target, tokens, changed = embed({"params": own, **buffers}, batch, constants, rngs, step, moving)
