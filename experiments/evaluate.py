@@ -59,8 +59,12 @@ def run_suite() -> None:
     for name in ("runs", "data", "output"):
         if not FLAGS[name].value:
             raise ValueError(f"--{name} is missing: a suite compares --runs on --data and writes --output")
+    import jax
+
     from experiments import suite, suite_data
 
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(FLAGS.output) / "compiled"))
     config = suite_config(FLAGS.suite)
     unknown = [task for task in FLAGS.tasks if task not in config.tasks]
     if unknown:

@@ -13,7 +13,8 @@ is a run of its own, without a name, and is computed once. Left in the folder:
       method   what is shown: the run's name, "<run>, random twin", or the baseline's name
       kind     model | twin (same network, random weights) | baseline | positive | negative (controls)
       task, case ("" or such as "15%"), dataset (the file's name without ending), seed
-      metric, value (a number, or null where it is not defined)
+      metric, value (a number, or null where it is not defined). A method that cannot be shown here has one line with
+               the metric "" and why
   Closing lines have key, run, model, task, dataset, seed and
       status   done | failed | inapplicable;  reason: one line, "" when done
       cells    cells scored;  seconds, cpu_seconds: it took
@@ -27,6 +28,7 @@ is a run of its own, without a name, and is computed once. Left in the folder:
                   a row with metric "" for each run, task and dataset. Also table.md, the same to read.
   pictures/RUN@DATASET.npz   of seed 0, for labelled data: embedding [n, D], label [n], batch [n] (text, "" for none),
                   confusion [T, T] (rows: true type; of 5-NN in folds), types [T]. RUN is "PCA-50" of the baseline.
+  compiled/       programs, so that none is compiled twice; nothing reads it but JAX
 """
 
 import collections
@@ -47,13 +49,16 @@ import jax
 import pandas as pd
 
 from experiments import suite_contamination, suite_counts, suite_embeddings, suite_keys, suite_table
-from experiments.suite_data import Entrant, Study, shared_genes
-from experiments.suite_embeddings import Inapplicable
+from experiments.suite_data import Entrant, Inapplicable, Study, shared_genes
 from scfm_jax import __version__
+from scfm_jax.tasks import integration_baselines
 
 RESULTS = "results.jsonl"
-REFERRING = ("spatial_imputation", "fixed_gene_imputation")
+SPATIAL = ("spatial_imputation", "tuned_spatial_imputation")
+REFERRING = (*SPATIAL, "fixed_gene_imputation")
 """Tasks that look at the cells of --reference."""
+TUNING = ("experiments.suite_tuning", "configs.finetune_pretraining", "scfm_jax.step", "scfm_jax.optim")
+"""Code that fine-tuned numbers depend on, too."""
 
 
 def read(folder: pathlib.Path, keys: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -206,11 +211,13 @@ class Suite:
 
     def _compute(self, cell: Cell) -> Iterator[dict[str, Any]]:
         options = {"cells": self.n_cells, **self.tasks[cell.task]}
+        if cell.entrant is not None:
+            cell.entrant.check()
         if cell.task in suite_embeddings.TASKS:
             return suite_embeddings.TASKS[cell.task](cell.entrant, cell.study, cell.seed, **options)
         if cell.entrant is not None and not hasattr(cell.entrant.run.module, "impute"):
             raise Inapplicable(f"{cell.entrant.run.name} does not predict expression")
-        if cell.task == "spatial_imputation" and (cell.study.coords is None or not self.reference):
+        if cell.task in SPATIAL and (cell.study.coords is None or not self.reference):
             raise Inapplicable("needs a study with positions, and --reference cells")
         if cell.task in REFERRING:
             options["reference"] = self.reference
@@ -233,8 +240,11 @@ class Suite:
             content["genes"] = suite_keys.of({"columns": self.columns[study.name].tolist()})
         if task in REFERRING:
             content["reference"] = [other.sha256 for other in self.reference]
+        if task == "integration" and entrant is None:
+            content["harmony"] = integration_baselines.version()
         if entrant:
             modules.append(entrant.run.module)
+            modules += TUNING if "tuning" in self.tasks[task] else ()
         return Cell(entrant, task, study, seed, suite_keys.of({**content, "code": suite_keys.code(modules)}))
 
     def describe(self) -> None:
@@ -276,8 +286,8 @@ def append(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _one_line(error: BaseException) -> str:

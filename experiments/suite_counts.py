@@ -1,4 +1,4 @@
-"""Tasks of a suite that predict counts: imputation, denoising, and spatial imputation with a reference.
+"""Tasks of a suite that predict counts: imputation, denoising, and spatial imputation, also fine-tuned.
 
 All methods see the same cells, of which a seed draws whole bags, and the same genes: those that every run knows. What
 a run predicts is put into counts by its own ruler (`tasks.bins`), or stays shares of bins where its bins are the common
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import vocab
-from experiments import imputing
+from experiments import imputing, suite_tuning
 from experiments.suite_data import Entrant, Study
 from scfm_jax.tasks import bins, denoising, embedding, imputation, spatial_imputation
 from scfm_jax.tasks import imputation_baselines as baselines
@@ -138,8 +138,14 @@ def impute_in_space(
     cells: int,
     reference: Sequence[Study],
     reference_cells: int,
+    tuning: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the scores of held-out genes of a seed, with the cells of the reference studies at hand."""
+    """Yield the scores of held-out genes of a seed, with the cells of the reference studies at hand.
+
+    Args:
+      tuning: options of `suite_tuning.fine_tune`, by which the run and its twin learn from all visible counts first;
+        None asks them as they are.
+    """
     table, measured = draw(study, columns, seed, cells), np.ones(len(columns), bool)
     held = spatial_imputation.hold_out(table.counts, seed)
     others, there = _reference(study, columns, reference, reference_cells, seed)
@@ -154,7 +160,7 @@ def impute_in_space(
         coords=table.coords,
         reference=(others, there),
     )
-    for said in predictions(entrant, study, table, problem, seed, together=True):
+    for said in predictions(entrant, study, table, problem, seed, together=tuning is None, tuning=tuning):
         counts = np.zeros(table.counts.shape, np.float32)
         counts[hidden] = said.counts(problem.entries[0])
         yield from rows(said, "", spatial_imputation.score(counts, table.counts, genes))
@@ -167,11 +173,13 @@ def predictions(
     problem: imputation.Problem,
     seed: int,
     together: bool = False,
+    tuning: Mapping[str, Any] | None = None,
 ) -> Iterator[Said]:
     """Yield what a run and its random twin say of the hidden entries; without a run, baselines and controls.
 
     Args:
       together: give the reference cells to a model whose cells attend to each other.
+      tuning: fine-tune both by these options first.
     """
     if entrant is None:
         yield from _simple(table, problem, seed)
@@ -186,6 +194,7 @@ def predictions(
     asked, order = onto(posed, slots, len(entrant.run.genes), entrant.bag)
     for kind, run in (("model", entrant.run), ("twin", entrant.run.twin(seed))):
         method = entrant.name if kind == "model" else f"{entrant.name}, random twin"
+        run = suite_tuning.fine_tune(run, asked, seed, **tuning) if tuning else run
         said = imputer(run.variables, asked, ruler)
         values = np.empty_like(said)
         values[order] = said
@@ -258,4 +267,5 @@ TASKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "fixed_gene_imputation": lambda *args, **options: impute("fixed_gene", *args, **options),
     "denoising": denoise,
     "spatial_imputation": impute_in_space,
+    "tuned_spatial_imputation": impute_in_space,
 }

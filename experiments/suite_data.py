@@ -15,8 +15,13 @@ import pandas as pd
 from data_pipeline import h5ad, vocab
 from experiments import imputing, suite_keys
 from scfm_jax import api, models
+from scfm_jax.convert.exceiver import UNKNOWN
 from scfm_jax.tasks import embedding
 from scfm_jax.tasks.imputer import Imputer
+
+
+class Inapplicable(ValueError):
+    """A task that asks for what a study or a run does not have."""
 
 
 class Study:
@@ -102,6 +107,14 @@ class Entrant:
     def imputer(self) -> Imputer:
         """The run as one that imputes; ValueError where it cannot."""
         return Imputer(self.run.module, self.run.model, self.run.meta["config"], self.run.constants)
+
+    def check(self) -> None:
+        """Raise Inapplicable where the weights came without the names of their genes: no study can be given to it."""
+        if all(name.startswith(f"{UNKNOWN}:") for name in self.run.genes):
+            raise Inapplicable(
+                "the weights came without the names of their genes, whose order was never published, so which count "
+                "goes where is unknown; whoever has the names gives them with the run, model:weights:genes.txt"
+            )
 
     @property
     def bag(self) -> int:

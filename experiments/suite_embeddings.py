@@ -1,8 +1,9 @@
 """Tasks of a suite that score embeddings: cell types by neighbours or a head, clusters, batches, metadata; pictures.
 
 A seed draws cells, the same for all; a model embeds them by themselves, so that what it sees together is what is
-scored. Baseline: PCA-50 of those cells; for integration also with the means of the batches taken away. Controls: noise
-around a place for each label (positive), and the rows of PCA-50 exchanged (negative: all labels and batches mix).
+scored. Baseline: PCA-50 of those cells; for integration also with the means of the batches taken away, and Harmony, if
+it is installed. Controls: noise around a place for each label (positive), and the rows of PCA-50 exchanged (negative:
+all labels and batches mix).
 """
 
 import functools
@@ -19,15 +20,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from experiments.suite_data import Entrant, Study
-from scfm_jax.tasks import annotation_baselines, cell_type, embedding, integration, latent_ami
+from experiments.suite_data import Entrant, Inapplicable, Study
+from scfm_jax.tasks import annotation_baselines, cell_type, embedding, integration, integration_baselines, latent_ami
 
 NOISE = 0.2
 """Standard deviation of the positive control, where two labels are a distance of 1.4 apart."""
-
-
-class Inapplicable(ValueError):
-    """A task that asks for what a study or a run does not have."""
 
 
 def cell_typing(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
@@ -59,11 +56,13 @@ def integrate(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -
     for method, kind, x in embeddings(entrant, study, seed, cells):
         yield from rows(method, kind, "", integration.score(x, labels, batches, before, seed=seed))
     if entrant is None:
-        codes, level = embedding.encode(batches), before.copy()
-        for code in np.unique(codes):
-            level[codes == code] -= before[codes == code].mean(0)
-        found = integration.score(level, labels, batches, before, seed=seed)
-        yield from rows("PCA-50, batch means removed", "baseline", "", found)
+        for method, baseline in integration_baselines.BASELINES.items():
+            try:
+                x = baseline(before, embedding.encode(batches), seed)
+            except ImportError as error:
+                yield {"method": method, "kind": "baseline", "case": "", "metric": "", "value": None, "why": str(error)}
+                continue
+            yield from rows(method, "baseline", "", integration.score(x, labels, batches, before, seed=seed))
 
 
 def annotate(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:

@@ -228,7 +228,7 @@ def left_out(absent: pd.DataFrame, content: Content) -> str:
     """Return what failed or does not apply, with the reasons; what is the same for all runs in one line."""
     rows, everyone = [], len(content["runs"]) + 1
     for (status, task, dataset, reason), group in absent.groupby(["status", "task", "dataset", "reason"], sort=False):
-        who = [run or "baselines" for run in group["run"]]
+        who = group["method"].tolist()
         rows.append(["all" if len(who) == everyone else ", ".join(who), _words(task), dataset, status, reason])
     rows.sort(key=lambda row: row[3])
     head = ("Run", "task", "study", "status", "why")

@@ -18,15 +18,19 @@ ERRORS = {
     "corr": "Pearson correlation of log1p",
     "cos": "cosine of log1p",
 }
+SPATIAL = {
+    name: {"text": f"{ERRORS[name]}, mean over genes", "higher": more}
+    for name, more in spatial_imputation.SCORES.items()
+}
 IMPUTATION = {name: {"text": text, "higher": name.startswith("mcc")} for name, text in imputation.METRICS.items()}
 METRICS: dict[str, dict[str, dict[str, Any]]] = {
     "gene_imputation": IMPUTATION,
     "cell_imputation": IMPUTATION,
     "fixed_gene_imputation": IMPUTATION,
     "denoising": {name: {"text": ERRORS[name], "higher": more} for name, more in denoising.SCORES.items()},
-    "spatial_imputation": {
-        name: {"text": f"{ERRORS[name]}, mean over genes", "higher": more}
-        for name, more in spatial_imputation.SCORES.items()
+    "spatial_imputation": SPATIAL,
+    "tuned_spatial_imputation": {
+        name: about | {"text": f"{about['text']} (after fine-tuning)"} for name, about in SPATIAL.items()
     },
     "cell_typing": {name: {"text": embedding.METRICS[name], "higher": True} for name in ("accuracy", "f1")},
     "annotation": {
@@ -63,9 +67,12 @@ def build(metrics: pd.DataFrame, cells: pd.DataFrame, content: Mapping[str, Any]
     rows = []
     by = ["task", "case", "dataset", "metric", "method", "run", "model", "kind"]
     for names, group in metrics.groupby(by, sort=False) if len(metrics) else ():
+        row = dict(zip(by, names, strict=True)) | {"seeds": len(group)}
+        if not row["metric"]:  # a method that cannot be shown here
+            rows.append(row | {"status": "inapplicable", "reason": group["why"].iloc[0]})
+            continue
         mean, half = imputation.interval(group["value"].astype(float))
-        row = dict(zip(by, names, strict=True)) | {"mean": mean, "half": half, "seeds": len(group)}
-        rows.append(row | {"status": "done", "reason": ""})
+        rows.append(row | {"mean": mean, "half": half, "status": "done", "reason": ""})
     for names, group in cells.groupby(["task", "dataset", "run", "model"], sort=False) if len(cells) else ():
         for status in ("failed", "inapplicable"):
             of = group[group["status"] == status]

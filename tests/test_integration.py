@@ -6,7 +6,7 @@ import scipy.stats
 from sklearn.metrics import f1_score
 from sklearn.neighbors import NearestNeighbors
 
-from scfm_jax.tasks import integration
+from scfm_jax.tasks import integration, integration_baselines
 
 SCIB = {
     "asw_label": 0.57354736,
@@ -130,3 +130,16 @@ def test_cells_without_label_or_batch_do_not_count():
         integration.score(x, names, np.zeros(240))
     with pytest.raises(ValueError, match="finite"):
         integration.score(np.full_like(x, np.nan), names, codes)
+
+
+def test_baselines_take_batches_away():
+    x, labels, batch, _ = cells(4)
+    x += 3 * np.eye(6)[5] * batch[:, None]
+    level = integration_baselines.batch_means_removed(x, batch, 0)
+    assert all(np.allclose(level[batch == code].mean(0), 0) for code in range(3))
+    pytest.importorskip("harmonypy", reason="Harmony is optional: pip install 'scfm_jax[harmony]'")
+    found = integration_baselines.harmony(x, batch, 0)
+    assert found.shape == x.shape
+    assert integration.ilisi(found, batch) > integration.ilisi(x, batch) + 0.2
+    assert integration.asw_label(found, labels) > integration.asw_label(x, labels)
+    np.testing.assert_array_equal(found, integration_baselines.harmony(x, batch, 0))

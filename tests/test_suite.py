@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import sys
+import types
 
 import anndata
 import numpy as np
@@ -9,10 +11,12 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from experiments import suite, suite_contamination, suite_counts, suite_data, suite_keys
+from experiments import suite, suite_contamination, suite_counts, suite_data, suite_keys, suite_tuning
 from scfm_jax import api, models
+from scfm_jax.convert import exceiver as convert
 from scfm_jax.tasks import imputation
 from tests import commands
+from tests.conftest import SHARED, needs_shared
 
 V = 64
 GENES = [f"GENE{i}" for i in range(V)]
@@ -229,22 +233,79 @@ def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     assert lines.run()["failed"] == 1
 
 
-def test_spatial_imputation_hands_the_reference_to_models_of_samples(ground, tmp_path):
+def test_spatial_imputation_hands_the_reference_to_models_of_samples(ground, compilation_cache, tmp_path):
     _, paths, entrants, _ = ground
     tissue = write(tmp_path / "tissue.h5ad", 3, spatial=True)
-    made = make(
-        tmp_path / "out",
-        entrants,
-        [tissue, paths[0]],
-        {"spatial_imputation": {"reference_cells": 30}},
-        reference=[suite_data.Study(paths[1])],
-    )
+    tuning = {"steps": 2, "learning_rate": 1e-2, "changes": {}}
+    tasks = {
+        "spatial_imputation": {"reference_cells": 30},
+        "tuned_spatial_imputation": {"reference_cells": 30, "tuning": tuning},
+    }
+    reference = [suite_data.Study(paths[1])]
+    made = make(tmp_path / "out", entrants, [tissue, paths[0]], tasks, seeds=1, reference=reference)
     assert made.run() == {"done": 4, "inapplicable": 8}
     metrics, _ = suite.read(tmp_path / "out")
     assert set(metrics["dataset"]) == {"tissue"} and set(metrics["metric"]) == {"rmse", "mae", "corr", "cos"}
-    mean = metrics.groupby(["method", "metric"])["value"].mean().unstack()
+    by_task = metrics.groupby(["task", "method", "metric"])["value"].mean().unstack()
+    tuned, mean = by_task.loc["tuned_spatial_imputation"], by_task.loc["spatial_imputation"]
+    simple = mean.index.difference(["first", "first, random twin"])
+    pd.testing.assert_frame_equal(mean.loc[simple], tuned.loc[simple], check_exact=True)
+    assert (mean.loc[["first", "first, random twin"]] != tuned.loc[["first", "first, random twin"]]).all(axis=None)
     assert mean.loc["5 neighbours", "corr"] > 0.3 > mean.loc["truth, exchanged among cells", "corr"]
     assert mean.loc["truth, one in fifty exchanged", "mae"] < 0.7 * mean.loc["5 neighbours", "mae"]
+
+
+def held_out(genes: np.ndarray, n: int = 90) -> imputation.Problem:
+    """Return cells of two samples without `genes`, and 30 others that have them, but not gene 3."""
+    there = np.arange(V) != 3
+    hidden = np.broadcast_to(np.isin(np.arange(V), genes), (n, V))
+    return imputation.pose(
+        counts(n, 0),
+        np.ones(V, bool),
+        hidden,
+        [np.arange(n)],
+        samples=np.arange(n) % 2,
+        coords=np.random.default_rng(0).random((n, 2)).astype(np.float32),
+        reference=(counts(30, 1), there),
+    )
+
+
+def test_fine_tuning_sees_all_cells_and_no_hidden_gene():
+    genes = np.array([5, 9, 40])
+    loader = suite_tuning.Bags(held_out(genes), bag=16, batch=2, labels=["batch"], seed=0)
+    assert [np.flatnonzero(~part).tolist() for part in loader.measured] == [[5, 9, 40], [5, 9, 40], [3]]
+    batches = [loader.batch(step) for step in range(60)]
+    assert len({batch["genes"].shape for batch in batches}) == 1, "one compilation"
+    seen = {part: set() for part in range(3)}
+    for batch in batches:
+        (part,) = np.unique(batch["study"])
+        seen[part] |= set(batch["genes"][batch["cell_mask"]].ravel())
+        assert batch["cell_mask"].sum() == (32 if part < 2 else 30)
+        assert np.isnan(batch["coords"][batch["cell_mask"]]).all() == (part == 2)
+    assert all(seen[part] == set(range(V + 1)) - {5, 9, 40} for part in (0, 1)), "V is the padding"
+    assert {5, 9, 40} < seen[2] and 3 not in seen[2]
+    again = suite_tuning.Bags(held_out(genes), bag=16, batch=2, labels=["batch"], seed=0)
+    assert all((again.batch(7)[name] == batches[7][name]).all() for name in ("genes", "counts", "index"))
+    assert sorted(i for b in loader.epoch_batches() for i in b["index"][b["cell_mask"]]) == list(range(120))
+
+
+@pytest.mark.slow
+def test_fine_tuned_runs_predict_held_out_genes_better_and_the_same_every_time(compilation_cache):
+    run = entrant("cellplm", "first", bag=32, batch=1)
+    genes = np.arange(0, V, 5)
+    problem, truth = held_out(genes), counts(90, 0)[:, genes].ravel()
+    changes = {"cellplm": {"inputs": {"score": "all"}, "loss": {"dae": False}}}
+    options = {"learning_rate": 5e-3, "changes": changes}
+    ruler = imputation.bins.fit(problem.counts, problem.depth)
+
+    def said() -> np.ndarray:
+        tuned = suite_tuning.fine_tune(run.run, problem, 0, steps=60, **options)
+        assert tuned.source.endswith("fine-tuned for 60 updates") and run.run.source == "random weights of seed 100"
+        return run.imputer(tuned.variables, problem, ruler)
+
+    before, after = run.imputer(run.run.variables, problem, ruler), said()
+    assert np.corrcoef(after, truth)[0, 1] > np.corrcoef(before, truth)[0, 1] + 0.2
+    np.testing.assert_array_equal(after, said())
 
 
 def test_a_head_is_scored_on_the_batch_that_it_did_not_see(ground, tmp_path):
@@ -262,6 +323,52 @@ def test_a_head_is_scored_on_the_batch_that_it_did_not_see(ground, tmp_path):
         assert mean[study, "logistic regression"] > mean[study, "most common type"] + 0.2
     taken = metrics.query("dataset == 'parted' and metric == 'accuracy' and method == 'labels with noise'")["value"]
     assert (taken > 0.8).all(), "cells of a type that the other batch does not have are not asked for"
+
+
+def test_weights_whose_genes_have_no_names_are_asked_nothing_and_stop_nobody(ground, tmp_path):
+    _, paths, entrants, _ = ground
+    unnamed = entrant("cellplm", "published", genes=[f"{convert.UNKNOWN}:{i}" for i in range(V)])
+    assert make(tmp_path, [unnamed, entrants[0]], paths[:1], seeds=1).run() == {"done": 4, "inapplicable": 2}
+    metrics, cells = suite.read(tmp_path)
+    assert set(metrics["run"]) == {"", "first"}
+    assert cells[cells["run"] == "published"]["reason"].str.contains("order was never published").all()
+    named = make(tmp_path, [entrant("cellplm", "published")], paths[:1], seeds=1)
+    assert named.run() == {"kept": 2, "done": 2}, "with the names it is asked all"
+
+
+@needs_shared
+@pytest.mark.slow
+def test_released_weights_are_a_run_of_a_suite(ground, tmp_path):
+    pytest.importorskip("torch", reason="reading the released checkpoints needs torch: pip install 'scfm_jax[convert]'")
+    weights = SHARED / "data/checkpoints/exceiver/pretrained_TS_exceiver.ckpt"
+    ground[2][0].run.export(tmp_path / "first.safetensors")
+    runs = f"--runs=exceiver:{weights},{tmp_path}/first.safetensors"
+    args = [runs, f"--data={ground[1][0]}", f"--output={tmp_path}/out", "--tasks=cell_typing,gene_imputation"]
+    ended = commands.run("evaluate", "--suite=zero_shot:tiny", *args, folder=tmp_path)
+    assert ended.code == 0 and "8 done, 4 inapplicable" in ended.out.splitlines()[-1], ended.err
+    assert "pretrained_TS_exceiver: inapplicable: the weights came" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_harmony_is_a_baseline_where_it_is_installed(ground, tmp_path, monkeypatch):
+    calls = []
+
+    def run_harmony(x, meta, name, *, verbose, random_state):
+        calls.append((x.shape, len(meta[name]), random_state))
+        return types.SimpleNamespace(Z_corr=x[:, :5])
+
+    def fill(module, done: dict[str, int]) -> pd.DataFrame:
+        monkeypatch.setitem(sys.modules, "harmonypy", module)
+        assert make(tmp_path, [], ground[1][:1], {"integration": {}}, seeds=1).run() == done
+        table = pd.read_csv(tmp_path / "table.csv").fillna("")
+        assert {"PCA-50", "PCA-50, batch means removed"} < set(table["method"])
+        return table[table["method"] == "Harmony on PCA-50"]
+
+    absent = fill(None, {"done": 1})
+    assert absent["status"].tolist() == ["inapplicable"] and "pip install" in absent["reason"].item()
+    assert "Harmony on PCA-50: inapplicable: Harmony is not installed" in (tmp_path / "table.md").read_text()
+    found = fill(types.SimpleNamespace(__version__="2.1.0", run_harmony=run_harmony), {"done": 1})
+    assert set(found["status"]) == {"done"} and "total" in set(found["metric"])
+    assert calls == [((60, 50), 60, 0)]
 
 
 # -------------------------------------------------------------------------------------------- controls, contamination
