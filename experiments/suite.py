@@ -189,6 +189,8 @@ class Suite:
 
     def _picture(self, entrant: Entrant | None, study: Study) -> None:
         try:
+            if entrant is not None:
+                entrant.check()
             suite_embeddings.picture(entrant, study, 0, self.n_cells, self.folder / "pictures")
         except Inapplicable:
             pass

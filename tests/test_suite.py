@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 from experiments import suite, suite_contamination, suite_counts, suite_data, suite_keys, suite_tuning
-from scfm_jax import api, models
+from scfm_jax import api, leaves, models
 from scfm_jax.convert import exceiver as convert
 from scfm_jax.tasks import imputation
 from tests import commands
@@ -44,11 +44,13 @@ def write(path: pathlib.Path, seed: int = 0, n: int = 90, spatial: bool = False,
     return str(path)
 
 
-def entrant(model: str, name: str, seed: int = 0, genes: list[str] = GENES, **data) -> suite_data.Entrant:
+def entrant(
+    model: str, name: str, seed: int = 0, genes: list[str] = GENES, classes: dict | None = None, **data
+) -> suite_data.Entrant:
     """Return a small model of random weights in a suite."""
     sections = models.options(model, "tiny")
     config = {**sections, "model": sections["model"] | SMALL[model], "data": {"labels": [], **data}}
-    meta = {"model": model, "config": config, "genes": genes, "classes": {}, "step": 3}
+    meta = {"model": model, "config": config, "genes": genes, "classes": classes or {}, "step": 3}
     return suite_data.Entrant(name, name, api.build(meta, {"params": {}}, {}, "a test").twin(100 + seed))
 
 
@@ -287,6 +289,17 @@ def test_fine_tuning_sees_all_cells_and_no_hidden_gene():
     again = suite_tuning.Bags(held_out(genes), bag=16, batch=2, labels=["batch"], seed=0)
     assert all((again.batch(7)[name] == batches[7][name]).all() for name in ("genes", "counts", "index"))
     assert sorted(i for b in loader.epoch_batches() for i in b["index"][b["cell_mask"]]) == list(range(120))
+
+
+def test_a_new_study_is_not_taken_for_the_first_of_pretraining():
+    run = entrant("cellplm", "first", classes={"study": ["a", "b", "c"]})
+    problem = held_out(np.arange(0, V, 5))
+    ruler = imputation.bins.fit(problem.counts, problem.depth)
+    flat = leaves.flatten(run.run.variables)
+    tables = [name for name in flat if "study" in name and flat[name].shape[0] == 3]
+    other = leaves.nest(flat | {name: flat[name][::-1] for name in tables})
+    assert tables and not np.allclose(flat[tables[0]], flat[tables[0]][::-1])
+    np.testing.assert_allclose(*(run.imputer(v, problem, ruler) for v in (run.run.variables, other)), rtol=1e-4)
 
 
 @pytest.mark.slow

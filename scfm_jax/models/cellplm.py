@@ -300,7 +300,7 @@ def impute(
     With objective "mse" the decoder's values are log1p of counts already and are not scaled. Arguments: the contract.
     """
     key, hidden = jax.random.key(0), asked["hidden"]
-    given = prepare(batch, constants, key, step=0, train=False, **inputs)
+    given = prepare(batch, constants, key, step=0, train=False, **{**inputs, "covariates": False})  # a study of its own
     mean, _ = decode(model.apply(variables, given, train=False, rngs={"latent": key}).logits)
     if loss.get("objective") == "mse":
         return jnp.expm1(mean)
