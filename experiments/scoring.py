@@ -26,7 +26,7 @@ def embed_file(run: Run, source: str | os.PathLike, workdir: pathlib.Path, **opt
     embedding = run.embed(source, **options)
     partial = workdir / "embedding.partial.h5ad"
     partial.unlink(missing_ok=True)
-    h5ad.write_embedding(source, partial, f"X_{run.name}", embedding, run.provenance)
+    h5ad.write_embedding(source, partial, f"X_{run.name}", embedding, run.provenance, replace=True)
     partial.replace(workdir / "embedding.h5ad")
     return embedding
 

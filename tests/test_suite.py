@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import subprocess
 import sys
+import time
 import types
 
 import anndata
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from experiments import suite, suite_contamination, suite_counts, suite_data, suite_keys, suite_tuning
+from experiments import scoring, suite, suite_contamination, suite_counts, suite_data, suite_keys, suite_tuning
 from scfm_jax import api, leaves, models
 from scfm_jax.convert import exceiver as convert
 from scfm_jax.tasks import imputation
@@ -235,26 +237,40 @@ def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     assert lines.run()["failed"] == 1
 
 
-def test_spatial_imputation_hands_the_reference_to_models_of_samples(ground, compilation_cache, tmp_path):
+SPATIAL = {
+    "spatial_imputation": {"reference_cells": 30},
+    "tuned_spatial_imputation": {
+        "reference_cells": 30,
+        "tuning": {"steps": 2, "learning_rate": 1e-2, "changes": {}},
+    },
+}
+
+
+def in_space(tmp_path, ground, names: list[str], done: dict[str, int]) -> pd.DataFrame:
+    """Return the mean of each metric of each method, of tasks on tissue and on a study without positions."""
     _, paths, entrants, _ = ground
-    tissue = write(tmp_path / "tissue.h5ad", 3, spatial=True)
-    tuning = {"steps": 2, "learning_rate": 1e-2, "changes": {}}
-    tasks = {
-        "spatial_imputation": {"reference_cells": 30},
-        "tuned_spatial_imputation": {"reference_cells": 30, "tuning": tuning},
-    }
-    reference = [suite_data.Study(paths[1])]
+    tissue, reference = write(tmp_path / "tissue.h5ad", 3, spatial=True), [suite_data.Study(paths[1])]
+    tasks = {name: SPATIAL[name] for name in names}
     made = make(tmp_path / "out", entrants, [tissue, paths[0]], tasks, seeds=1, reference=reference)
-    assert made.run() == {"done": 4, "inapplicable": 8}
+    assert made.run() == done
     metrics, _ = suite.read(tmp_path / "out")
     assert set(metrics["dataset"]) == {"tissue"} and set(metrics["metric"]) == {"rmse", "mae", "corr", "cos"}
-    by_task = metrics.groupby(["task", "method", "metric"])["value"].mean().unstack()
-    tuned, mean = by_task.loc["tuned_spatial_imputation"], by_task.loc["spatial_imputation"]
-    simple = mean.index.difference(["first", "first, random twin"])
-    pd.testing.assert_frame_equal(mean.loc[simple], tuned.loc[simple], check_exact=True)
-    assert (mean.loc[["first", "first, random twin"]] != tuned.loc[["first", "first, random twin"]]).all(axis=None)
+    return metrics.groupby(["task", "method", "metric"])["value"].mean().unstack()
+
+
+def test_spatial_imputation_hands_the_reference_to_models_of_samples(ground, tmp_path):
+    mean = in_space(tmp_path, ground, ["spatial_imputation"], {"done": 2, "inapplicable": 4}).loc["spatial_imputation"]
     assert mean.loc["5 neighbours", "corr"] > 0.3 > mean.loc["truth, exchanged among cells", "corr"]
     assert mean.loc["truth, one in fifty exchanged", "mae"] < 0.7 * mean.loc["5 neighbours", "mae"]
+
+
+@pytest.mark.slow
+def test_fine_tuned_spatial_imputation_asks_the_same_and_changes_the_model_and_its_twin(ground, tmp_path):
+    both = in_space(tmp_path, ground, list(SPATIAL), {"done": 4, "inapplicable": 8})
+    plain, tuned = both.loc["spatial_imputation"], both.loc["tuned_spatial_imputation"]
+    ours = ["first", "first, random twin"]
+    pd.testing.assert_frame_equal(plain.drop(ours), tuned.drop(ours), check_exact=True)
+    assert (plain.loc[ours] != tuned.loc[ours]).all(axis=None)
 
 
 def held_out(genes: np.ndarray, n: int = 90) -> imputation.Problem:
@@ -454,6 +470,15 @@ def test_mistakes_are_one_line(args, says, tmp_path):
     assert ended.code == 2 and len(lines) == 1 and says in lines[0] and "Traceback" not in ended.err
 
 
+def test_a_file_that_was_embedded_before_is_scored_as_the_file_it_was_made_of(ground, tmp_path):
+    _, paths, entrants, _ = ground
+    options = {"seeds": (0,), "say": lambda _: None}
+    first = scoring.evaluate(entrants[0].run, paths[0], tmp_path, **options)
+    (tmp_path / "embedding.h5ad").rename(tmp_path / "embedded.h5ad")
+    again = scoring.evaluate(entrants[0].run, tmp_path / "embedded.h5ad", tmp_path, **options)
+    assert first["rows"] == again["rows"] and "X_cellplm" in anndata.read_h5ad(tmp_path / "embedding.h5ad").obsm
+
+
 @pytest.mark.slow
 def test_command_fills_a_table(ground, tmp_path):
     _, paths, entrants, _ = ground
@@ -465,3 +490,24 @@ def test_command_fills_a_table(ground, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert set(table["task"]) >= {"gene_imputation", "denoising", "integration", "metadata"}
     assert "failed" not in set(table["status"]), table[table["status"] == "failed"]
+
+
+@pytest.mark.slow
+def test_a_command_killed_outright_goes_on_to_the_same_table_byte_by_byte(ground, compilation_cache, tmp_path):
+    _, paths, entrants, _ = ground
+    entrants[0].run.export(tmp_path / "first.safetensors")
+    args = ["--suite=zero_shot:tiny", f"--runs={tmp_path}/first.safetensors", f"--data={paths[0]},{paths[1]}"]
+    args += ["--tasks=cell_typing,gene_imputation,annotation"]
+    results = tmp_path / "killed" / "results.jsonl"
+    command = [sys.executable, "-m", "experiments.evaluate", *args, f"--output={tmp_path}/killed"]
+    process = subprocess.Popen(command, cwd=commands.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not results.exists() or results.read_text().count('"status"') < 4):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -9, "it was over before it could be killed"
+    for folder in ("whole", "killed"):
+        ended = commands.run("evaluate", *args, f"--output={tmp_path}/{folder}", folder=tmp_path)
+        assert ended.code == 0, ended.err
+    assert "kept" in ended.out.splitlines()[-1]
+    for name in ("table.csv", "table.md"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
