@@ -97,7 +97,8 @@ def class_sizes(store: Store, data: Mapping[str, Any], label: str) -> list[int]:
 def frozen(optimizer: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return regular expressions of all that is not trained."""
     task = options["task"]
-    fixed = importlib.import_module(f"scfm_jax.tasks.{task['name']}").FROZEN if task else ()
+    standardise = bool(task) and task.get("standardise", True)
+    fixed = importlib.import_module(f"scfm_jax.tasks.{task['name']}").FROZEN if standardise else ()
     found = (*optimizer.get("frozen", ()), *tuning.frozen(options["tune"]), *fixed)
     if options["tune"]["method"] == "frozen" and not task:
         raise ValueError("tune.method=frozen: without a task there is nothing to train")

@@ -73,7 +73,7 @@ def test_cellplms_own_head_is_this_objective():
     params = theirs.init(jax.random.key(1), inputs)["params"]
     expected, _ = module.loss(theirs.apply({"params": params}, inputs), inputs, objective="annotation")
     _, model = little("embedder")
-    task = {**params["head"], "mean": jnp.zeros(32), "scale": jnp.ones(32)}
+    task = params["head"]
     own = {name: x for name, x in params.items() if name != "head"}
     made = cell_type.objective(module, model, {}, [2, 2, 1], layers=1, standardise=False)
     loss, (metrics, _) = made.loss({**own, "task": task}, {}, batch, constants, jax.random.key(2), 0, False)
@@ -126,7 +126,7 @@ def test_a_head_alone_learns_the_types_and_leaves_the_model_as_it_was(table, com
     here = checkpoint.restore(out / "runs/cellplm_frozen_0/checkpoints").state["params"]
     task = here.pop("task")
     assert jax.tree.all(jax.tree.map(np.array_equal, there, here))
-    assert np.abs(task["mean"]).max() > 0 and (task["scale"] > 0).all()
+    assert np.abs(task["mean"]).max() > 0 and (np.abs(task["map"]).max(0) > 0).all()
     run = api.load(out / "runs/cellplm_frozen_0")
     shares = run.annotate(out / "data/test.h5ad", say=lambda _: None)
     assert list(shares.columns) == [f"type{i}" for i in range(4)]
@@ -145,8 +145,22 @@ def test_the_embeddings_that_a_head_sees_are_standardised(table):
     _, out, _ = table
     run = api.load(out / "runs/cellplm_frozen_0")
     x = run.embed(out / "data/train_0.h5ad", say=lambda _: None, sample_key=None)
-    seen = (x - run.task["mean"]) / run.task["scale"]
+    seen = np.asarray(cell_type.features(run.task, x))
     assert np.abs(seen.mean(0)).max() < 0.1 and 0.5 < (seen**2).sum(1).mean() < 2
+
+
+def test_a_head_sees_components_of_equal_deviation_and_no_rounding_errors():
+    rng = np.random.default_rng(0)
+    inner = rng.normal(size=(300, 3)) * [100.0, 10.0, 5.0]
+    x = np.concatenate([inner @ rng.normal(size=(3, 8)), 7 + 1e-9 * rng.normal(size=(300, 2))], 1)
+    mean, made = cell_type.whitening(x, 5)
+    seen = np.asarray(cell_type.features({"mean": mean.astype(np.float32), "map": made.astype(np.float32)}, x))
+    deviations = np.cov(seen.T) * 5
+    np.testing.assert_allclose(deviations[:3, :3], np.eye(3), atol=0.02)
+    assert np.abs(deviations[3:]).max() < 1e-3, "numbers without a difference are blown up"
+    few = cell_type.whitening(x[:4], 6)[1]
+    assert few.shape == (10, 6) and np.isfinite(few).all() and not few[:, 4:].any()
+    assert not np.isnan(cell_type.whitening(np.ones((5, 4)), 2)[1]).any()
 
 
 def test_cellplms_own_recipe_runs_and_leaves_its_norm_alone(table, tmp_path, compilation_cache):
