@@ -11,8 +11,8 @@ not see each other; "no mixture prior" is a VAE with one Gaussian. The paper's s
 fine-tuning, so no number of its stands beside ours.
 
 Variants: `small` (the claim), `tiny` (a smoke test of the same points).
-Expect, with --config.train.steps=200 on the store of 2,000 genes of `configs/compare_budget.py` (17,844 cells and spots),
-pbmc3k held out, --evaluate.min_mapped=0.01, three seeds, 13 cpu minutes for all 12 runs, mean and half the 95 % interval:
+Expect, with --config.train.steps=200 on the store of 2,000 genes of `configs/compare_budget.py` (17,844 cells), pbmc3k
+held out, --evaluate.min_mapped=0.01, three seeds, 13 cpu minutes for all 12 runs, mean ± half the 95 % interval:
   point                 accuracy       difference from base  NMI            ARI
   base                  0.805 ± 0.025                        0.583 ± 0.043  0.320 ± 0.050
   no spatial data       0.789 ± 0.026  -0.016 ± 0.012        0.565 ± 0.016  0.270 ± 0.048
