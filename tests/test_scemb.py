@@ -22,7 +22,7 @@ from experiments import parity
 from scfm_jax import lora, models, optim, signals, step
 from scfm_jax.convert import scemb as convert
 from scfm_jax.convert import stacks
-from scfm_jax.layers import softmax, transformer
+from scfm_jax.layers import dropout, softmax
 from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.models import cellplm, scemb, sct
 from scfm_jax.types import Batch
@@ -359,7 +359,7 @@ def test_attention_maps_are_those_of_the_fused_path_and_never_of_padding():
 
 
 def test_dropout_has_its_rate_and_keeps_the_mean():
-    x = transformer.dropped(jnp.ones((200, 301)), 0.1, jax.random.key(0))
+    x = dropout.dropped(jnp.ones((200, 301)), 0.1, jax.random.key(0))
     assert abs(float((x == 0).mean()) - 0.1) < 4e-3 and abs(float(x.mean()) - 1) < 5e-3
     inputs = prepared(cells())
     model, variables = built(inputs, dropout=0.3, attention_dropout=0.2)

@@ -1,8 +1,9 @@
 """BERT's encoder block: attention and MLP, each added to its input and normalised after (post-norm), biases everywhere.
 
-Attention is exact. Where nobody asks for its weights (dropout on them, maps among the intermediates) it goes through
-`jax.nn.dot_product_attention`, on a GPU in 16 bits through cuDNN's fused kernel. Prefixes are keys and values beside
-those of the tokens, never masked: `prefix` of them are learned, and more are projected from vectors that are given.
+Attention is exact. On a CPU, and where its weights are dropped out, it is `softmax_attention`'s, in parts; else it goes
+through `jax.nn.dot_product_attention`, on a GPU in 16 bits through cuDNN's fused kernel; its weights exist whole only
+where maps are asked for among the intermediates. Prefixes are keys and values beside those of the tokens, never masked:
+`prefix` of them are learned, and more are projected from vectors that are given.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers import softmax_attention
+from scfm_jax.layers.dropout import dropped
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.product import dot_general, gelu
 from scfm_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
@@ -60,8 +64,11 @@ class Block(nn.Module):
         for more_k, more_v in self.prefixes(x, vectors, split):
             k, v = (jnp.concatenate([more.astype(y.dtype), y], 1) for more, y in ((more_k, k), (more_v, v)))
         real = jnp.pad(real, ((0, 0), (k.shape[1] - x.shape[1], 0)), constant_values=True)
-        if rate or self.is_mutable_collection("intermediates"):
-            y = self.weigh(q, k, v, real, rate)
+        key = self.make_rng("dropout") if rate else None
+        if self.is_mutable_collection("intermediates"):
+            y = self.weigh(q, k, v, real, rate, key)
+        elif rate or jax.default_backend() == "cpu":
+            y = softmax_attention.attend(q, k, v, real, rate, key)
         elif jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
             lengths = real.sum(1, dtype=jnp.int32)
             y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
@@ -69,12 +76,12 @@ class Block(nn.Module):
             y = jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None])
         return y.reshape(x.shape)
 
-    def weigh(self, q: Array, k: Array, v: Array, real: Array, rate: float) -> Array:
+    def weigh(self, q: Array, k: Array, v: Array, real: Array, rate: float, key: Array | None) -> Array:
         """Return attention through its weights, which are sown and dropped out. [N, T, H, K]"""
         scores = jnp.einsum("nthk,nshk->nhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(jnp.where(real[:, None, None], scores, -jnp.inf), axis=-1)
         self.sow("intermediates", "attention", weights)
-        weights = dropped(weights, rate, self.make_rng("dropout")) if rate else weights
+        weights = dropped(weights, rate, key) if rate else weights
         return jnp.einsum("nhts,nshk->nthk", weights.astype(v.dtype), v)
 
     def prefixes(self, x: Array, vectors: Array | None, split: Callable[[Array], Array]) -> list[tuple[Array, Array]]:
@@ -93,18 +100,10 @@ class Block(nn.Module):
 
     def linear(self, features: int, name: str) -> nn.Dense:
         """Return one of the block's linear maps."""
-        return nn.Dense(features, dtype=self.dtype, kernel_init=normal, name=name)
+        return nn.Dense(features, dtype=self.dtype, kernel_init=normal, dot_general=dot_general, name=name)
 
 
 def mean(x: Array, real: Array) -> Array:
     """Return the mean over the real tokens in float32, 0 where there are none. [N, T, D], [N, T] -> [N, D]"""
     share = real / jnp.maximum(real.sum(1, keepdims=True), 1)
     return jnp.einsum("ntd,nt->nd", x, share.astype(x.dtype), preferred_element_type=jnp.float32)
-
-
-def dropped(x: Array, rate: float, key: Array) -> Array:
-    """Set elements to 0 with probability `rate` (in 1/65536) and scale the others up: half the random bits of Flax."""
-    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
-    keep = 1 - round(rate * 65536) / 65536
-    return jnp.where(bits >= round(rate * 65536), x / keep, 0).astype(x.dtype)

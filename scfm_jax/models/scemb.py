@@ -29,10 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax.layers.choices import check_choices
+from scfm_jax.layers.dropout import dropped
 from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.product import dot_general
 from scfm_jax.layers.softmax import cross_entropy
-from scfm_jax.layers.transformer import ACTIVATIONS, Block, dropped, normal
+from scfm_jax.layers.transformer import ACTIVATIONS, Block, normal
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}
@@ -232,7 +234,7 @@ class Model(nn.Module):
             self.blocks = block(*options)
         else:
             self.block = [block(*options) for _ in range(self.num_layers)]
-        self.transform = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=normal)
+        self.transform = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=normal, dot_general=dot_general)
         self.decoder_bias = self.param("decoder_bias", nn.initializers.zeros, (self.n_genes + SPECIAL,))
 
     def __call__(self, inputs: dict[str, Any], train: bool = False) -> Outputs:
