@@ -114,7 +114,8 @@ def fine_tune(
     if not set(getattr(run.module, "FITTED", ())) <= constants.keys():
         constants, inputs = run.module.fit({"train": loader.epoch_batches()}, constants, inputs)
     optimizer = finetune_pretraining.get_config("full").optim.to_dict() | {"learning_rate": learning_rate}
-    with tempfile.TemporaryDirectory(prefix="suite_tuning") as folder, contextlib.redirect_stdout(io.StringIO()):
+    scratch = tempfile.TemporaryDirectory(prefix="suite_tuning", ignore_cleanup_errors=True)  # of a save cut short
+    with scratch as folder, contextlib.redirect_stdout(io.StringIO()):
         state = train.fit(
             step.pretraining(run.module, run.model, inputs, loss),
             loader,
