@@ -30,7 +30,8 @@ normal = nn.initializers.normal(0.02)
 class Block(nn.Module):
     """`x = norm(x + attention(x))`, then `x = norm(x + W2 activation(W1 x))`, dropout on both branches.
 
-    Returns x and its mean over the real tokens. Intermediates: attention [N, H, T, S], prefixes first; output.
+    Returns x and its mean over the real tokens. With `places` only the tokens there ask, and x is what becomes of them
+    [N, M, D]; the mean is then of no use. Intermediates: attention [N, H, T, S], prefixes first; output.
     """
 
     heads: int
@@ -44,26 +45,30 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, real: Array, vectors: Array | None = None, train: bool = False
+        self, x: Array, real: Array, vectors: Array | None = None, train: bool = False, places: Array | None = None
     ) -> tuple[Array, Array]:  # [N, T, D], tokens that are not padding [N, T], vectors to make prefixes of [N, S, E]
-        y = self.attend(x, real | ~real.any(1, keepdims=True), vectors, self.attention_dropout if train else 0.0)
+        keys, seen = x, real | ~real.any(1, keepdims=True)
+        if places is not None:
+            x, real = jnp.take_along_axis(x, places[..., None], 1), jnp.take_along_axis(real, places, 1)
+        y = self.attend(x, keys, seen, vectors, self.attention_dropout if train else 0.0)
         x = LayerNorm(eps=self.eps, name="norm1")(x + self.drop(self.linear(x.shape[-1], "out")(y), train))
         y = ACTIVATIONS[self.activation](self.linear(self.ffn_dim, "mlp_in")(x))
         x = LayerNorm(eps=self.eps, name="norm2")(x + self.drop(self.linear(x.shape[-1], "mlp_out")(y), train))
         self.sow("intermediates", "output", x)
         return x, mean(x, real)
 
-    def attend(self, x: Array, real: Array, vectors: Array | None, rate: float) -> Array:
-        """Return what each token gathers from all real ones and the prefixes, heads side by side. [N, T, D]"""
+    def attend(self, x: Array, keys: Array, real: Array, vectors: Array | None, rate: float) -> Array:
+        """Return what each token of x gathers from all real keys and the prefixes, heads side by side. [N, T, D]"""
         size = x.shape[-1] // self.heads
 
         def split(y: Array) -> Array:  # [..., D] -> [..., H, K]
             return y.reshape(*y.shape[:-1], self.heads, size)
 
-        q, k, v = (split(self.linear(x.shape[-1], name)(x)) for name in ("query", "key", "value"))
-        for more_k, more_v in self.prefixes(x, vectors, split):
+        asked = {"query": x, "key": keys, "value": keys}
+        q, k, v = (split(self.linear(x.shape[-1], name)(y)) for name, y in asked.items())
+        for more_k, more_v in self.prefixes(keys, vectors, split):
             k, v = (jnp.concatenate([more.astype(y.dtype), y], 1) for more, y in ((more_k, k), (more_v, v)))
-        real = jnp.pad(real, ((0, 0), (k.shape[1] - x.shape[1], 0)), constant_values=True)
+        real = jnp.pad(real, ((0, 0), (k.shape[1] - keys.shape[1], 0)), constant_values=True)
         key = self.make_rng("dropout") if rate else None
         if self.is_mutable_collection("intermediates"):
             y = self.weigh(q, k, v, real, rate, key)

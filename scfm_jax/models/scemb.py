@@ -240,18 +240,20 @@ class Model(nn.Module):
     def __call__(self, inputs: dict[str, Any], train: bool = False) -> Outputs:
         self.check_inputs(inputs)
         if "masked" not in inputs:
-            genes, cells = self.network(inputs["tokens"], inputs, train)
+            genes, cells, _ = self.network(inputs["tokens"], inputs, train)
             return Outputs(cells=cells, genes=genes)
-        seen, cells = self.network(inputs["masked"], inputs, train)
-        features = self.features(jnp.take_along_axis(seen, inputs["places"][..., None], 2))
-        genes = seen
+        genes, cells, named = self.network(inputs["masked"], inputs, train)
+        features = self.features(named)
         if not train:  # XLA drops the one of the two passes that is not used
-            genes, cells = self.network(inputs["tokens"], inputs, train)
+            genes, cells, _ = self.network(inputs["tokens"], inputs, train)
         logits = {"features": features, "kernel": self.tables["word"], "bias": self.decoder_bias}
         return Outputs(cells=cells, genes=genes, logits=logits)
 
-    def network(self, tokens: Array, inputs: dict[str, Any], train: bool) -> tuple[Array, Array]:
-        """Return (the last layer [B, C, T, D], embeddings of the cells [B, C, D])."""
+    def network(self, tokens: Array, inputs: dict[str, Any], train: bool) -> tuple[Array, Array, Array | None]:
+        """Return (the last layer [B, C, T, D], embeddings of the cells [B, C, D], genes to name [B, C, M, D] or None).
+
+        The last of unrolled layers works out the genes to name by themselves: in training XLA drops all others.
+        """
         shape = tokens.shape
         real = (tokens != PAD).reshape(-1, shape[2])
         vectors = inputs.get("prefix")
@@ -262,10 +264,21 @@ class Model(nn.Module):
         else:
             means = []
             for block in self.block:
+                before = x
                 x, cells = block(x, real, vectors, train)
                 means.append(cells)
+        named = None
+        if "places" in inputs:
+            places = inputs["places"].reshape(-1, inputs["places"].shape[2])
+            alone = self.block[-1](before, real, vectors, train, places)[0] if self.names_alone() else None
+            named = jnp.take_along_axis(x, places[..., None], 1) if alone is None else alone
+            named = named.reshape(*shape[:2], *named.shape[1:])
         cells = means[-1] if self.cell_layer == "last" else sum(means) / self.num_layers
-        return x.reshape(*shape, -1), cells.reshape(*shape[:2], -1)
+        return x.reshape(*shape, -1), cells.reshape(*shape[:2], -1), named
+
+    def names_alone(self) -> bool:
+        """Return whether the genes to name are worked out apart from the others in the last layer."""
+        return not (self.scan or self.is_mutable_collection("intermediates") or jax.default_backend() == "gpu")
 
     def embed(self, tokens: Array, positions: Array, train: bool) -> Array:
         """Return the vectors of the tokens: gene, position and the one type there is, normalised. [N, T, D]"""
@@ -341,9 +354,10 @@ def tokens(inputs: dict[str, Any]) -> Array:
 def flops(model: Model, inputs: dict[str, Any]) -> float:
     """Return the FLOPs of one forward pass: two for every multiplication of a matrix product, from shapes alone."""
     length, d = inputs["tokens"].shape[-1], model.embed_dim
-    per_token = 4 * d * d + 2 * d * model.ffn_dim + 2 * d * (length + model.prefix)
     named = inputs["places"].shape[-1] if "places" in inputs else 0
-    total = model.num_layers * length * per_token + named * d * (d + model.n_genes + SPECIAL)
+    asked = 2 * d * d + 2 * d * model.ffn_dim + 2 * d * (length + model.prefix)  # of each token that asks
+    asking = model.num_layers * length - (length - named if named and not model.scan else 0)
+    total = asking * asked + model.num_layers * length * 2 * d * d + named * d * (d + model.n_genes + SPECIAL)
     return 2.0 * math.prod(inputs["tokens"].shape[:2]) * total
 
 
