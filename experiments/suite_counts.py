@@ -237,6 +237,10 @@ def _simple(table: Table, problem: imputation.Problem, seed: int) -> Iterator[Sa
     apart = baselines.distances(problem)
     yield Said(f"{baselines.NEIGHBOURS} neighbours", "baseline", baselines.nearest_neighbours(problem, apart))
     yield Said("diffusion", "baseline", baselines.diffusion(problem, apart))
+    if len(apart) > len(problem.hidden):  # those that know what is hidden in all others
+        apart[:, : len(problem.hidden)] = np.inf
+        name = f"{baselines.NEIGHBOURS} neighbours in the reference"
+        yield Said(name, "baseline", baselines.nearest_neighbours(problem, apart))
     rng = np.random.default_rng(seed)
     exchanged = rng.permuted(table.counts, axis=0)[cells, genes]
     mixed = np.where(rng.random(len(cells)) < SPOILED, exchanged, table.counts[cells, genes])

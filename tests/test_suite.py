@@ -260,6 +260,7 @@ def in_space(tmp_path, ground, names: list[str], done: dict[str, int]) -> pd.Dat
 
 def test_spatial_imputation_hands_the_reference_to_models_of_samples(ground, tmp_path):
     mean = in_space(tmp_path, ground, ["spatial_imputation"], {"done": 2, "inapplicable": 4}).loc["spatial_imputation"]
+    assert mean.loc["5 neighbours in the reference", "corr"] > mean.loc["gene mean", "corr"] + 0.2
     assert mean.loc["5 neighbours", "corr"] > 0.3 > mean.loc["truth, exchanged among cells", "corr"]
     assert mean.loc["truth, one in fifty exchanged", "mae"] < 0.7 * mean.loc["5 neighbours", "mae"]
 
