@@ -5,7 +5,7 @@
 
 The model, its genes and its bags are those of RUN. Variants: `full`, `lora` (rank 8 beside queries and values),
 `prefix` (10 keys and values in every layer), `frozen` (a linear head on the embedding), `tiny` (a smoke test of LoRA).
-The head learns at a rate of 3e-2 in all of them, the model at its method's. The first N layers stay as they are with
+The head learns at a rate of 0.1 in all of them, the model at its method's. The first N layers stay as they are with
 --config.optim.frozen_layers=N, anything else by its name with --config.optim.frozen. `experiments.annotate` runs
 methods, models and seeds beside baselines.
 
@@ -17,8 +17,8 @@ from ml_collections.config_dict import placeholder
 
 from configs import finetuning
 
-RATES = {"full": 5e-4, "lora": 2e-3, "prefix": 5e-3, "frozen": 3e-2}
-HEAD = 3e-2
+RATES = {"full": 5e-4, "lora": 2e-3, "prefix": 5e-3, "frozen": 1e-1}
+HEAD = 1e-1
 STEPS = 300
 
 

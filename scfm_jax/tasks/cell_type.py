@@ -3,10 +3,11 @@
   loss = mean cross-entropy of the cells whose label is known, of head((embedding - mean) map)
 
 `mean` and `map` [D, K] are of the embeddings that the run begins with (`standardised`): their first K principal
-components, each with the same deviation, together of mean squared length 1. So one learning rate suits the heads of all
-models, whose embeddings have from tens to thousands of numbers, most of them often the depth of a cell over and over:
-with deviations made equal number by number, logistic regression on scLong's and Exceiver's finds far fewer types in
-another study. CellPLM's own recipe leaves both out.
+components with deviations brought closer to each other, together of mean squared length 1. So one learning rate suits
+the heads of all models, whose embeddings have from tens to thousands of numbers, most of them often the depth of a cell
+over and over. How close was chosen by how well heads that learned on one of two studies of PBMCs name the cells of the
+other: 0.93, 0.84 and 0.84 for CellPLM, scEMB and Exceiver, where numbers of equal deviation give 0.93, 0.77 and 0.77,
+and components of equal deviation 0.85, 0.82 and 0.82. CellPLM's own recipe leaves both out.
 
 In training the network is as in evaluation, so that what a run begins with is what the embeddings are worth as they
 are: nothing is hidden, dropped or drawn, unless `noise` keeps the model's dropout and the draws of its latent, or
@@ -45,7 +46,8 @@ FROZEN = (f"^{TASK}/(mean|map)$",)
 """Parameters that no optimiser changes."""
 MOST_CELLS = 512
 """Cells that `standardised` looks at."""
-COMPONENTS = 64
+COMPONENTS, EVENED = 64, 0.75
+"""What the head sees, and the power of its deviation that each component is divided by: 0 PCA, 1 whitening."""
 LEAST = 1e-3, 1e-2
 """Deviations count as at least this: of a number relative to all numbers' size, of a component to the first."""
 BINS = 15
@@ -139,8 +141,8 @@ def standardised(
 ) -> TrainState:
     """Return the state of step 0 whose head sees what `features` makes of the embeddings of up to MOST_CELLS cells.
 
-    Numbers are made of equal deviation, then their principal components are, the first COMPONENTS of them. Deviations
-    below LEAST count as that, so what is all but constant is not blown up to rounding errors.
+    Numbers are made of equal deviation; their first principal components keep their deviation to the power 1 - EVENED.
+    Deviations below LEAST count as that, so what is all but constant is not blown up to rounding errors.
 
     Args:
       params: of the model alone. batches: of the training cells, in the store's vocabulary.
@@ -161,8 +163,10 @@ def whitening(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     scale = np.maximum(x.std(0), LEAST[0] * np.sqrt((x**2).mean()) or 1)
     _, deviations, components = np.linalg.svd((x - mean) / scale / np.sqrt(len(x)), full_matrices=False)
     deviations = np.maximum(deviations, LEAST[1] * deviations[0] or 1)[:size]
+    evened = deviations**EVENED
+    length = np.sqrt(((deviations / evened) ** 2).sum())
     found = np.zeros((x.shape[1], size))
-    found[:, : len(deviations)] = components[:size].T / scale[:, None] / deviations / np.sqrt(len(deviations))
+    found[:, : len(deviations)] = components[:size].T / scale[:, None] / evened / length
     return mean, found
 
 
