@@ -48,7 +48,20 @@ def attend(
     """
     shared = None if background is None else background[:3]
     lift = 0.0 if background is None else float(background.bias)
-    return _attend(queries, keys, values, bias, shared, lift, parts(queries.shape[2], keys, chunk))
+    n = parts(queries.shape[2], keys, chunk)
+    heads = keys.shape[1]
+    if n < heads or keys.shape[2] == 1:
+        return _attend(queries, keys, values, bias, shared, lift, n)
+    # fewer heads at a time, and more queries of each: matrix products want rows
+    per_head = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], (queries, keys, values))
+    if shared is not None:
+        per_head = (*per_head, shared[0][:, None], shared[1][:, None])
+
+    def head(_, x):
+        own = (*x[3:], shared[2]) if shared is not None else None
+        return None, _attend(*x[:3], bias, own, lift, -(-n // heads))
+
+    return jnp.moveaxis(scan(head, None, per_head)[1][:, :, 0], 0, 1)
 
 
 def parts(n_queries: int, keys: Array, chunk: int) -> int:
@@ -79,19 +92,18 @@ def _attend(queries, keys, values, bias, shared, lift, n):
 
 
 def _forward(queries, keys, values, bias, shared, lift, n):
-    summed = _with_ones(values)
-
     def part(_, q):
         logits = logits_of(q, keys) + bias[:, None, None]
         top = _peak(logits)
-        sums = jnp.einsum("nhqp,nhdp->nhqd", jnp.exp(logits - top), summed, preferred_element_type=jnp.float32)
+        sums, total = gather(jnp.exp(logits - top), values)
         if shared is not None:
             high, weights = _shared_weights(q, shared[0], lift)
             more = jnp.einsum("nv,hqdv->nhqd", shared[2], weights[:, :, None] * _with_ones(shared[1])[:, None])
             both = jnp.maximum(top, high)
-            sums, top = sums * jnp.exp(top - both) + more * jnp.exp(high - both), both
-        total = jnp.maximum(sums[..., -1:], jnp.finfo(jnp.float32).tiny)
-        return None, (sums[..., :-1] / total, top + jnp.log(total))
+            fade, rise = jnp.exp(top - both), jnp.exp(high - both)
+            sums, total, top = sums * fade + more[..., :-1] * rise, total * fade + more[..., -1:] * rise, both
+        total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+        return None, (sums / total, top + jnp.log(total))
 
     _, (out, log_sum) = scan(part, None, split(queries, n))
     out, log_sum = (join(x, queries.shape[2]) for x in (out, log_sum))
@@ -108,8 +120,9 @@ def _backward(lift, n, saved, grad):
         weights = jnp.exp(logits_of(q, keys) + bias[:, None, None] - log_sum)
         pull = weights * (jnp.einsum("nhqd,nhdp->nhqp", grad, values) - level)
         q_all = jnp.broadcast_to(q, (keys.shape[0], *q.shape[1:]))
-        d_keys = jnp.einsum("nhqp,nhqk->nhkp", pull, q_all)
-        d_values = jnp.einsum("nhqp,nhqd->nhdp", weights, grad)
+        d_keys, d_values = (
+            jnp.einsum("nhkq,nhqp->nhkp", x.swapaxes(2, 3), y) for x, y in ((q_all, pull), (grad, weights))
+        )
         d_q = jnp.einsum("nhqp,nhkp->nhqk", pull, keys)
         d_q = d_q.sum(0, keepdims=True) if common else d_q
         more = (d_keys, d_values)
@@ -133,10 +146,20 @@ def _shared_backward(q, shared, lift, log_sum, grad, level):
     keys, values, seen = shared
     high, weights = _shared_weights(q, keys, lift)
     rate = jnp.exp(jnp.minimum(high - log_sum, 80.0))  # cells that do not see the peak may lie far below it
-    by_gene = jnp.einsum("nv,nhqd->hqdv", seen, rate * jnp.concatenate([grad, level], -1))
-    d_values = jnp.einsum("hqv,hqdv->hdv", weights, by_gene[:, :, :-1])
-    pull = weights * ((by_gene[:, :, :-1] * values[:, None]).sum(2) - by_gene[:, :, -1])
+    by_cell = (rate * jnp.concatenate([grad, level], -1)).transpose(1, 3, 2, 0)
+    by_gene = jnp.einsum("hdqn,nv->hdqv", by_cell, seen)
+    d_values = by_halves(by_gene[:, :-1] * weights[:, None], 2)
+    pull = weights * (by_halves(by_gene[:, :-1] * values[:, :, None], 1) - by_gene[:, -1])
     return (jnp.einsum("hqv,hqk->hkv", pull, q[0]), d_values), jnp.einsum("hqv,hkv->hqk", pull, keys)[None]
+
+
+def by_halves(x: Array, axis: int) -> Array:
+    """Return the sum over an axis, halves added to each other; XLA's own on a CPU takes thirty times longer here."""
+    while x.shape[axis] > 1:
+        half = x.shape[axis] // 2
+        first, second, odd = jnp.split(x, (half, 2 * half), axis)
+        x = jnp.concatenate([first + second, odd], axis) if odd.shape[axis] else first + second
+    return x.squeeze(axis)
 
 
 def _shared_weights(q, keys, lift):
@@ -150,8 +173,17 @@ def logits_of(q: Array, keys: Array) -> Array:
     """[N or 1, H, Q, K], [N, H, K, P] -> [N, H, Q, P]; heads of width 1 need no matrix product."""
     if q.shape[-1] == 1:
         return q.astype(jnp.float32) * keys
-    equation = "hqk,nhkp->nhqp" if q.shape[0] == 1 else "nhqk,nhkp->nhqp"
-    return jnp.einsum(equation, q[0] if q.shape[0] == 1 else q, keys, preferred_element_type=jnp.float32)
+    q = jnp.broadcast_to(q, (keys.shape[0], *q.shape[1:]))  # one product of all cells would come out turned
+    return jnp.einsum("nhqk,nhkp->nhqp", q, keys, preferred_element_type=jnp.float32)
+
+
+def gather(weights: Array, values: Array) -> tuple[Array, Array]:
+    """Return (sums of the values times the weights [N, H, Q, D], sums of the weights [N, H, Q, 1])."""
+    if values.shape[2] > 1:
+        found = jnp.einsum("nhqp,nhdp->nhqd", weights, values, preferred_element_type=jnp.float32)
+        return found, weights.sum(-1, keepdims=True)
+    both = jnp.einsum("nhqp,nhdp->nhqd", weights, _with_ones(values), preferred_element_type=jnp.float32)
+    return both[..., :-1], both[..., -1:]
 
 
 def _peak(logits: Array) -> Array:

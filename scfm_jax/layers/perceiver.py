@@ -12,14 +12,10 @@ from scfm_jax.layers import prefix
 from scfm_jax.layers.latent_attention import attend, attend_in_order, join, logits_of, parts, scan, split
 from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.product import gelu, product
 from scfm_jax.types import Array
 
-KEPT = 32  # from this width on a product W1 x is kept for the backward pass
-
-
-def gelu(x: Array) -> Array:
-    """The exact GELU, by the error function."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
+KEPT = 256  # from this width on a product W1 x is kept for the backward pass
 
 
 def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array | None, chunk: int) -> Array:
@@ -36,11 +32,11 @@ def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array |
 
     def part(_, inputs):
         x, number = inputs
-        hidden = gelu(x[:, 0] @ w1 + b1)
+        hidden = gelu(product(x[:, 0], w1) + b1)
         if key is not None:
             keep = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, hidden.shape)
             hidden = jnp.where(keep, hidden / (1 - rate), 0)
-        return None, (hidden @ w2 + b2)[:, None]
+        return None, (product(hidden, w2) + b2)[:, None]
 
     policy = jax.checkpoint_policies.dots_saveable if x.shape[-1] >= KEPT else None
     part = part if n == 1 else jax.checkpoint(part, prevent_cse=False, policy=policy)
@@ -65,7 +61,7 @@ class Linear(nn.Module):
         self.bias = self.param("bias", self.bias_init, (self.features,))
 
     def __call__(self, x: Array) -> Array:  # [..., D] -> [..., F]
-        return x.astype(self.dtype) @ self.kernel.astype(self.dtype) + self.bias.astype(self.dtype)
+        return product(x.astype(self.dtype), self.kernel.astype(self.dtype)) + self.bias.astype(self.dtype)
 
 
 def torch_linear(fan_in: int, features: int, dtype: str = "float32") -> Linear:
