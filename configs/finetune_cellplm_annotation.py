@@ -14,7 +14,12 @@ there; the best epoch is that of balanced accuracy over validation cells, a sum 
 the plateau also counts during the warm-up; highly variable genes are the user's to choose, before ingest.
 Variants: `paper`; `tiny` (a smoke test).
 
-Expect: not yet run on the paper's data; the forward pass, loss and gradients are those of a recorded case.
+An epoch of the originals is one update or few, whole samples at a time; with bags of few cells give the warm-up fewer.
+
+Expect: not yet run on the paper's data; the forward pass, loss and gradients are those of a recorded case. The CellPLM
+of `compare_budget` on two studies of PBMCs (5,508 cells, a tenth to validate; --config.data.bag=512
+--config.train.steps=250 --config.train.eval_every=10 --config.optim.warmup=9 --config.optim.warmup_from=0.1, 61 cpu s):
+balanced accuracy 0.96 to 0.97 of validation cells, macro-F1 0.953 of 400 sorted PBMCs of a third study.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,9 @@
 The model, its genes, its inputs and its loss are those of RUN; batches and studies are unknown to it. Variants: `full`,
 `lora`, `prefix`, `tiny` (a smoke test of LoRA).
 
-Expect: not yet run beyond the tests; the loss begins where RUN's ended, on cells like its own.
+Expect, of the CellPLM of `compare_budget` on Kang's PBMCs (2,000 cells, a tenth to validate; --config.train.steps=400
+--config.train.eval_every=100 --config.data.min_mapped=0.05, 20 to 30 cpu s): validation loss 604, 600, 598, 598 with
+`lora`, which changes queries and values alone, and 457, 419, 411, 410 with `full`, whose decoder learns the study.
 """
 
 from ml_collections import ConfigDict
