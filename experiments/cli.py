@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 
 def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
-    """Run `main(argv)` under absl; ValueError and OSError end as one line on stderr and exit status 2.
+    """Run `main(argv)` under absl; ValueError and OSError end as one line on stderr and exit status 2, Ctrl-C 130.
 
     `positional` says that the command takes plain arguments too.
     Set SCFM_TRACEBACK=1 to see the whole traceback of such an error.
@@ -28,6 +28,9 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
             if os.environ.get("SCFM_TRACEBACK"):
                 raise
             return fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            return 130
 
     app.run(guarded, flags_parser=_parse)
 
