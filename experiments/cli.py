@@ -30,7 +30,8 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
             return fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
-            return 130
+            sys.stdout.flush()
+            os._exit(130)  # an interpreter that takes its arrays from a program still running crashes
 
     app.run(guarded, flags_parser=_parse)
 

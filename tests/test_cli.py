@@ -1,4 +1,7 @@
-"""How a command refuses a flag of its config: the flag by name, what is wrong, and what may have been meant."""
+"""How a command ends when it is refused a flag of its config, or interrupted: one line."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +46,9 @@ def test_an_entry_that_is_there_but_wrongly_filled_says_so(tmp_path):
     words = ("--config=configs/pretrain_scemb.py:tiny", "--config.train.steps=many")
     ended = run("train", *words, f"--workdir={tmp_path}/w", folder=tmp_path)
     assert ended.code == 2 and ended.err.count("\n") == 1 and "--config.train.steps=many" in ended.err
+
+
+def test_an_interrupt_is_one_line():
+    program = "from experiments import cli\ndef main(argv): raise KeyboardInterrupt\ncli.run(main)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
