@@ -117,13 +117,16 @@ def train_step(
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
     loss = metrics["loss"][0] / jnp.maximum(metrics["loss"][1], jnp.finfo(jnp.float32).tiny)
-    params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step, loss)
-    params = objective.project(params) if objective.project else params
-    params = optim.keep_frozen(optimizer, params, state.params)
-    new = state.replace(
-        params=params, opt_state=opt_state, buffers=buffers, ema=optim.average(optimizer, state.ema, params)
-    )
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+
+    def updated(state: TrainState, grads: Any) -> TrainState:
+        params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step, loss)
+        params = objective.project(params) if objective.project else params
+        params = optim.keep_frozen(optimizer, params, state.params)
+        ema = optim.average(optimizer, state.ema, params)
+        return state.replace(params=params, opt_state=opt_state, buffers=buffers, ema=ema)
+
+    # a branch, not a choice for every number: moments are changed in place
+    state = jax.lax.cond(finite, updated, lambda state, _: state, state, grads)
     one = jnp.ones(())
     metrics = {**metrics, "grad_norm": (norm, one), "learning_rate": (optimizer.schedule(state.step), one)}
     metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
