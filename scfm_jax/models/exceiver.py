@@ -216,7 +216,7 @@ class Model(nn.Module):
     `in_order`: the encoder sums as the original does, every gene of every cell a key of its own, values added gene
     after gene in float32. Slower and less exact (1e-5 of the latents with 19,067 genes): to compare with the original.
     `positive_head`: the last weight of the gene head starts above 0, as its targets are. Both layers of the released
-    head are one number wide, and where that draw is negative (half of the seeds) the one hidden unit is soon where GELU
+    head are one number wide, and where that draw is negative (a seed in two) the one hidden unit is soon where GELU
     has no gradient: the output is a constant for thousands of updates.
     `prefix`: learned keys and values of each of the latents' layers, see `layers.prefix`.
     Intermediates: encoder_latent, output of every layer [L, N, Q, D], decoder_out. `attention` gives maps.
