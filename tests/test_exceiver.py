@@ -15,7 +15,7 @@ import pytest
 from data_pipeline import synthetic
 from data_pipeline.ingest import file_sources, ingest
 from experiments import bench_exceiver, parity, parity_exceiver
-from scfm_jax import api, checkpoint, sharding
+from scfm_jax import api, checkpoint, gene_statistics, sharding
 from scfm_jax.convert import exceiver as convert
 from scfm_jax.layers import latent_attention, perceiver
 from scfm_jax.models import exceiver
@@ -454,7 +454,7 @@ def test_the_scaler_is_that_of_all_cells_zeros_included():
 
 @pytest.mark.parametrize("numbers", [[3], [4, 9], [5, 1, 2], [1, 1, 8, 9], [2, 2, 2, 30, 31]])
 def test_the_median_is_that_of_numpy(numbers):
-    statistics = exceiver.Statistics(np.arange(GENES + 1), np.ones((1, GENES), bool), 1e4)
+    statistics = gene_statistics.Statistics(np.arange(GENES + 1), np.ones((1, GENES), bool), 1e4)
     genes = np.where(np.arange(GENES) < np.array(numbers)[:, None], np.arange(GENES), GENES)[:, None]
     one = np.zeros((len(numbers), 1), int)
     statistics.add({"genes": genes, "counts": (genes < GENES) * 1.0, "study": one, "cell_mask": one == 0})

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scfm_jax import gene_statistics
 from scfm_jax.layers import likelihood
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.latent_attention import Background, attend
@@ -143,50 +144,13 @@ def fit(
     for part, prefix in {"train": "", "val": "val_"}.items():
         if part not in cells or (part == "val" and known["scaler"] != "per_split"):
             continue
-        statistics = Statistics(np.asarray(constants["slots"]), table, known["target_sum"])
+        statistics = gene_statistics.Statistics(np.asarray(constants["slots"]), table, known["target_sum"])
         for batch in cells[part]:
             statistics.add(batch)
         fitted |= {f"{prefix}{name}": value for name, value in statistics.scaler().items()}
         if part == "train" and known["n_mask"] == 0:
             known["n_mask"] = max(1, int(statistics.median() * known["mask_rate"]))
     return fitted, inputs | {"n_mask": known["n_mask"]}
-
-
-class Statistics:
-    """Sums over cells, gene by gene, and how many cells express how many genes; see `fit`."""
-
-    def __init__(self, slots: np.ndarray, measured: np.ndarray, target_sum: float):
-        self._slots, self._measured, self._target = slots, measured, target_sum
-        n_studies, n_genes = measured.shape
-        self._sums, self._squares = np.zeros(n_genes + 1), np.zeros(n_genes + 1)
-        self._cells, self._numbers = np.zeros(n_studies, int), np.zeros(n_genes + 1, int)
-
-    def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Fold a batch in."""
-        real, width = np.asarray(batch["cell_mask"]), len(self._sums)
-        counts = np.asarray(batch["counts"])[real].astype(np.float64)
-        slots = np.where(counts > 0, self._slots[np.asarray(batch["genes"])[real]], width - 1)
-        counts[slots == width - 1] = 0
-        logs = np.log1p(counts * (self._target / np.maximum(counts.sum(1, keepdims=True), 1e-9)))
-        self._sums += np.bincount(slots.ravel(), logs.ravel(), width)
-        self._squares += np.bincount(slots.ravel(), (logs**2).ravel(), width)
-        self._cells += np.bincount(np.asarray(batch["study"])[real], minlength=len(self._cells))
-        self._numbers += np.bincount((slots < width - 1).sum(1), minlength=width)
-
-    def scaler(self) -> dict[str, np.ndarray]:
-        """Return "mean" and "scale" of each gene, float32. [V]"""
-        n = np.maximum(self._cells @ self._measured, 1)
-        mean = self._sums[:-1] / n
-        variance = np.maximum(self._squares[:-1] / n - mean**2, 0)
-        eps = np.finfo(np.float64).eps
-        constant = variance <= n * eps * variance + (n * mean * eps) ** 2 + eps * mean**2
-        return {"mean": mean.astype(np.float32), "scale": np.sqrt(np.where(constant, 1, variance)).astype(np.float32)}
-
-    def median(self) -> float:
-        """Return the median number of expressed genes of a cell."""
-        order = np.cumsum(self._numbers)
-        low, high = (np.searchsorted(order, order[-1] // 2 + i, "right") for i in (order[-1] % 2 - 1, 0))
-        return (low + high) / 2
 
 
 def _scaler(constants: dict[str, Array], prefix: str, kind: str) -> tuple[Array, Array]:
