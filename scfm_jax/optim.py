@@ -131,18 +131,22 @@ def build(
     return Optimizer(transform, rate(schedule, 1.0), trained, ema, own)
 
 
-def clipped(most: float) -> optax.GradientTransformation:
+def clipped(most: float) -> optax.GradientTransformationExtraArgs:
     """Return the clipping of the global norm to `most`, by one factor that the next loop over the gradients can take.
 
-    optax's own chooses and divides element by element, which a CPU does in a pass of its own.
+    optax's own chooses and divides element by element, which a CPU does in a pass of its own. `norm`: of the gradients,
+    where it is known.
     """
 
-    def update(grads: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+    def update(
+        grads: Any, state: optax.EmptyState, params: Any = None, *, norm: Array | None = None, **_: Any
+    ) -> tuple[Any, optax.EmptyState]:
         del params
-        factor = jnp.minimum(1, most / jnp.maximum(optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny))
+        norm = optax.tree.norm(grads) if norm is None else norm
+        factor = jnp.minimum(1, most / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
         return jax.tree.map(lambda x: (factor * x).astype(x.dtype), grads), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def matches(params: Any, patterns: Sequence[str], option: str) -> Any:
@@ -172,11 +176,21 @@ def stop_frozen(optimizer: Optimizer, params: Any) -> Any:
 
 
 def update(
-    optimizer: Optimizer, grads: Any, opt_state: Any, params: Any, step: Array, loss: Array | float = 0.0
+    optimizer: Optimizer,
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    step: Array,
+    loss: Array | float = 0.0,
+    norm: Array | None = None,
 ) -> tuple[Any, Any]:
-    """Return (new parameters, new optimiser state) after the update of `step`, whose loss a plateau is found by."""
+    """Return (new parameters, new optimiser state) after the update of `step`.
+
+    Args:
+      loss: of this step, which a plateau is found by. norm: of the gradients, where it is known.
+    """
     transform = optax.with_extra_args_support(optimizer.transform)
-    direction, opt_state = transform.update(grads, opt_state, params, value=loss)
+    direction, opt_state = transform.update(grads, opt_state, params, value=loss, norm=norm)
     rate = optimizer.schedule(step)
     rates = (
         jax.tree.map(lambda own: own(step), optimizer.rates)

@@ -119,7 +119,7 @@ def train_step(
     loss = metrics["loss"][0] / jnp.maximum(metrics["loss"][1], jnp.finfo(jnp.float32).tiny)
 
     def updated(state: TrainState, grads: Any) -> TrainState:
-        params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step, loss)
+        params, opt_state = optim.update(optimizer, grads, state.opt_state, state.params, state.step, loss, norm)
         params = objective.project(params) if objective.project else params
         params = optim.keep_frozen(optimizer, params, state.params)
         ema = optim.average(optimizer, state.ema, params)

@@ -64,9 +64,14 @@ class Linear(nn.Module):
         return product(x.astype(self.dtype), self.kernel.astype(self.dtype)) + self.bias.astype(self.dtype)
 
 
-def torch_linear(fan_in: int, features: int, dtype: str = "float32") -> Linear:
-    """Return a linear map with PyTorch's initial distribution."""
-    return Linear(fan_in, features, fan_in_uniform, bias_uniform(fan_in), dtype)
+def torch_linear(
+    fan_in: int,
+    features: int,
+    dtype: str = "float32",
+    kernel_init: nn.initializers.Initializer = fan_in_uniform,
+) -> Linear:
+    """Return a linear map with PyTorch's initial distribution, or another of the kernel."""
+    return Linear(fan_in, features, kernel_init, bias_uniform(fan_in), dtype)
 
 
 def packed_uniform(fan_in: int, features: int, packed: bool) -> nn.initializers.Initializer:

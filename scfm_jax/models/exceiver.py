@@ -38,9 +38,9 @@ from scfm_jax import gene_statistics
 from scfm_jax.layers import likelihood
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.latent_attention import Background, attend
-from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
+from scfm_jax.layers.linear import fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
-from scfm_jax.layers.perceiver import CrossBlock, LatentStack, Linear, columns, gelu, torch_linear
+from scfm_jax.layers.perceiver import CrossBlock, LatentStack, columns, gelu, torch_linear
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes", "n_classes": "tissue"}
@@ -347,7 +347,7 @@ class Head(nn.Module):
         self.norm = LayerNorm()
         self.linear_0 = torch_linear(self.fan_in, self.features)
         start = (lambda *drawn: jnp.abs(fan_in_uniform(*drawn))) if self.positive else fan_in_uniform
-        self.linear_1 = Linear(self.features, self.features, start, bias_uniform(self.features))
+        self.linear_1 = torch_linear(self.features, self.features, kernel_init=start)
 
     def __call__(self, x: Array) -> Array:  # [N, M, S] -> [N, M, features]
         return self.linear_1(gelu(self.linear_0(self.norm(x.astype(jnp.float32)))))

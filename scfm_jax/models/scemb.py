@@ -270,8 +270,10 @@ class Model(nn.Module):
         named = None
         if "places" in inputs:
             places = inputs["places"].reshape(-1, inputs["places"].shape[2])
-            alone = self.block[-1](before, real, vectors, train, places)[0] if self.names_alone() else None
-            named = jnp.take_along_axis(x, places[..., None], 1) if alone is None else alone
+            if self.names_alone():
+                named, _ = self.block[-1](before, real, vectors, train, places)
+            else:
+                named = jnp.take_along_axis(x, places[..., None], 1)
             named = named.reshape(*shape[:2], *named.shape[1:])
         cells = means[-1] if self.cell_layer == "last" else sum(means) / self.num_layers
         return x.reshape(*shape, -1), cells.reshape(*shape[:2], -1), named
