@@ -1,9 +1,9 @@
 """Attention of a few queries to many keys, whose weights never exist whole, and whose keys cells may share.
 
-The queries are taken a chunk at a time, each with all of its keys, so a softmax is exact and needs no rescaling. The
-backward pass makes a chunk's weights again from the saved logarithm of their sum, its gradient closed by hand. Keys
-that are the same in all cells, each cell seeing a part of them, are looked at once for all: `Background`.
-`attend_in_order` is the plain attention to compare with.
+A few cells are taken at a time, and their queries in parts where that is not little enough; each query meets all of its
+keys at once, so a softmax is exact and needs no rescaling. The backward pass makes the weights again from the saved
+logarithm of their sum, its gradient closed by hand. Keys that are the same in all cells, each cell seeing a part of
+them, are looked at once for all: `Background`. `attend_in_order` is the plain attention to compare with.
 """
 
 import functools
@@ -12,11 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.parts import equal_parts
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**20}  # stays in a processor's cache
-WIDER = 4  # matrix products of heads wider than 1 want more rows
 CHUNK = 2**26  # fills an accelerator
+NEVER = -1e30  # the logarithm of a sum of nothing
 
 
 class Background(NamedTuple):
@@ -43,32 +44,50 @@ def attend(
       queries: already scaled; leading axis 1 where all cells have the same. [N or 1, H, Q, K]
       keys: [N, H, K, P]. values: [N, H, D, P].
       bias: added to the logits, -inf hides a key; no gradient flows into it. [N, P]
-      background: further keys.
-      chunk: weights that exist at a time, of all cells together; 0 for what suits the backend.
+      background: further keys, of queries that all cells have.
+      chunk: weights that exist at a time on a device; 0 for what suits the backend.
     """
-    shared = None if background is None else background[:3]
-    lift = 0.0 if background is None else float(background.bias)
-    n = parts(queries.shape[2], keys, chunk)
-    heads = keys.shape[1]
-    if n < heads or keys.shape[2] == 1:
-        return _attend(queries, keys, values, bias, shared, lift, n)
-    # fewer heads at a time, and more queries of each: matrix products want rows
-    per_head = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], (queries, keys, values))
-    if shared is not None:
-        per_head = (*per_head, shared[0][:, None], shared[1][:, None])
-
-    def head(_, x):
-        own = (*x[3:], shared[2]) if shared is not None else None
-        return None, _attend(*x[:3], bias, own, lift, -(-n // heads))
-
-    return jnp.moveaxis(scan(head, None, per_head)[1][:, :, 0], 0, 1)
+    each = jnp.broadcast_to(queries, (len(keys), *queries.shape[1:]))
+    weights = each.shape[1] * each.shape[2] * keys.shape[3]  # of a cell
+    n = parts(each.shape[2], weights, chunk)
+    out, log_sum = _attend(each, keys, values, bias, (block_size(len(keys), weights, chunk), n))
+    if background is None:
+        return out
+    shared_keys, shared_values, seen, lift = background
+    n = parts(each.shape[2], each.shape[1] * each.shape[2] * (shared_values[0].size + seen.shape[1]), chunk)
+    more, more_log_sum = _look(queries[0], shared_keys, shared_values, seen, float(lift), n)
+    both = jnp.logaddexp(log_sum, more_log_sum)
+    return out * jnp.exp(log_sum - both) + more * jnp.exp(more_log_sum - both)
 
 
-def parts(n_queries: int, keys: Array, chunk: int) -> int:
-    """Return the number of chunks of queries that keep the weights within `chunk` (see `attend`)."""
-    n_cells, heads, width, n_keys = keys.shape
-    chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNK) * (WIDER if width > 1 else 1)
-    return min(n_queries, -(-n_cells * heads * n_queries * n_keys // chunk))
+def parts(n_queries: int, size: int, chunk: int) -> int:
+    """Return into how many parts queries are cut, for what is made of them, `size` numbers, to keep within `chunk`."""
+    return min(n_queries, -(-size // (chunk or CHUNKS.get(jax.default_backend(), CHUNK))))
+
+
+def block_size(n_cells: int, size: int, chunk: int) -> int:
+    """Return how many cells each device takes at a time, for what is made of one, `size` numbers, to keep within it."""
+    here = n_cells // _devices(n_cells)
+    return here // equal_parts(here, max(1, (chunk or CHUNKS.get(jax.default_backend(), CHUNK)) // size))
+
+
+def apart(x: Array, size: int) -> Array:
+    """Cut cells into blocks, each with `size` of every device's. [N, ...] -> [blocks, cells, ...]"""
+    n = _devices(len(x))
+    x = x.reshape(n, -1, size, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(len(x), n * size, *x.shape[3:])
+
+
+def together(x: Array) -> Array:
+    """Undo `apart`."""
+    n = _devices(x.shape[0] * x.shape[1])
+    return x.reshape(len(x), n, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def _devices(n_cells: int) -> int:
+    """Return over how many devices the cells are spread."""
+    n = max(1, jax.sharding.get_abstract_mesh().size)
+    return n if n_cells % n == 0 else 1
 
 
 def attend_in_order(queries: Array, keys: Array, values: Array, bias: Array) -> Array:
@@ -86,71 +105,101 @@ def attend_in_order(queries: Array, keys: Array, values: Array, bias: Array) -> 
     return jax.lax.scan(lambda total, term: (total + term, None), jnp.zeros(terms.shape[1:]), terms)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(queries, keys, values, bias, shared, lift, n):
-    return _forward(queries, keys, values, bias, shared, lift, n)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(queries, keys, values, bias, sizes):
+    return _forward(queries, keys, values, bias, sizes)[0]
 
 
-def _forward(queries, keys, values, bias, shared, lift, n):
-    def part(_, q):
-        logits = logits_of(q, keys) + bias[:, None, None]
-        top = _peak(logits)
-        sums, total = gather(jnp.exp(logits - top), values)
-        if shared is not None:
-            high, weights = _shared_weights(q, shared[0], lift)
-            more = jnp.einsum("nv,hqdv->nhqd", shared[2], weights[:, :, None] * _with_ones(shared[1])[:, None])
-            both = jnp.maximum(top, high)
-            fade, rise = jnp.exp(top - both), jnp.exp(high - both)
-            sums, total, top = sums * fade + more[..., :-1] * rise, total * fade + more[..., -1:] * rise, both
-        total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-        return None, (sums / total, top + jnp.log(total))
+def _forward(queries, keys, values, bias, sizes):
+    size, n = sizes
 
-    _, (out, log_sum) = scan(part, None, split(queries, n))
-    out, log_sum = (join(x, queries.shape[2]) for x in (out, log_sum))
-    return out, (queries, keys, values, bias, shared, out, log_sum)
+    def block(_, cells):
+        q, keys, values, bias = cells
+
+        def part(_, q):
+            logits = logits_of(q, keys) + bias[:, None, None]
+            top = _peak(logits)
+            return None, _normalised(*gather(jnp.exp(logits - top), values), top)
+
+        return None, tuple(join(x, q.shape[2]) for x in scan(part, None, split(q, n))[1])
+
+    cells = tuple(apart(x, size) for x in (queries, keys, values, bias))
+    found = tuple(together(x) for x in scan(block, None, cells)[1])
+    return found, (queries, keys, values, bias, *found)
 
 
-def _backward(lift, n, saved, grad):
-    queries, keys, values, bias, shared, out, log_sum = saved
-    common = queries.shape[0] == 1 < keys.shape[0]
-    level = (grad * out).sum(-1, keepdims=True)
+def _backward(sizes, saved, grads):
+    size, n = sizes
+    queries, keys, values, bias, out, log_sum = saved
+    level = (grads[0] * out).sum(-1, keepdims=True) - grads[1]
 
-    def part(sums, inputs):
-        q, log_sum, grad, level = inputs
-        weights = jnp.exp(logits_of(q, keys) + bias[:, None, None] - log_sum)
-        pull = weights * (jnp.einsum("nhqd,nhdp->nhqp", grad, values) - level)
-        q_all = jnp.broadcast_to(q, (keys.shape[0], *q.shape[1:]))
-        d_keys, d_values = (
-            jnp.einsum("nhkq,nhqp->nhkp", x.swapaxes(2, 3), y) for x, y in ((q_all, pull), (grad, weights))
-        )
-        d_q = jnp.einsum("nhqp,nhkp->nhqk", pull, keys)
-        d_q = d_q.sum(0, keepdims=True) if common else d_q
-        more = (d_keys, d_values)
-        if shared is not None:
-            d_shared, d_q0 = _shared_backward(q, shared, lift, log_sum, grad, level)
-            more, d_q = (*more, *d_shared), d_q + d_q0
-        return jax.tree.map(jnp.add, sums, more), d_q
+    def block(_, cells):
+        q, keys, values, bias, *by_query = cells
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (keys, values, *(shared[:2] if shared is not None else ())))
-    sums, d_queries = scan(part, zeros, tuple(split(x, n) for x in (queries, log_sum, grad, level)))
-    d_shared = (*sums[2:], jnp.zeros_like(shared[2])) if shared is not None else None
-    found = (join(d_queries, queries.shape[2]), sums[0], sums[1], jnp.zeros_like(bias), d_shared)
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (queries, keys, values, bias, shared))
+        def part(sums, inputs):
+            q, log_sum, grad, level = inputs
+            weights = jnp.exp(logits_of(q, keys) + bias[:, None, None] - log_sum)
+            pull = weights * (jnp.einsum("nhqd,nhdp->nhqp", grad, values) - level)
+            more = (jnp.einsum("nhkq,nhqp->nhkp", x.swapaxes(2, 3), y) for x, y in ((q, pull), (grad, weights)))
+            sums = tuple(x + y for x, y in zip(sums, more, strict=True))
+            return sums, jnp.einsum("nhqp,nhkp->nhqk", pull, keys)
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (keys, values))
+        sums, d_q = scan(part, zeros, tuple(split(x, n) for x in (q, *by_query)))
+        return None, (join(d_q, q.shape[2]), *sums)
+
+    cells = tuple(apart(x, size) for x in (queries, keys, values, bias, log_sum, grads[0], level))
+    found = (*(together(x) for x in scan(block, None, cells)[1]), jnp.zeros_like(bias))
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (queries, keys, values, bias))
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _shared_backward(q, shared, lift, log_sum, grad, level):
-    """Return (gradients of the shared keys and values, that of the queries, common to all cells)."""
-    keys, values, seen = shared
-    high, weights = _shared_weights(q, keys, lift)
-    rate = jnp.exp(jnp.minimum(high - log_sum, 80.0))  # cells that do not see the peak may lie far below it
-    by_cell = (rate * jnp.concatenate([grad, level], -1)).transpose(1, 3, 2, 0)
-    by_gene = jnp.einsum("hdqn,nv->hdqv", by_cell, seen)
-    d_values = by_halves(by_gene[:, :-1] * weights[:, None], 2)
-    pull = weights * (by_halves(by_gene[:, :-1] * values[:, :, None], 1) - by_gene[:, -1])
-    return (jnp.einsum("hqv,hqk->hkv", pull, q[0]), d_values), jnp.einsum("hqv,hkv->hqk", pull, keys)[None]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _look(queries, keys, values, seen, lift, n):
+    """Return what all cells' queries [H, Q, K] find in the background [N, H, Q, D] and the sums' logarithms."""
+    return _look_forward(queries, keys, values, seen, lift, n)[0]
+
+
+def _look_forward(queries, keys, values, seen, lift, n):
+    def part(_, q):
+        top, weights = _shared_weights(q, keys, lift)
+        both = jnp.einsum("nv,hqdv->nhqd", seen, weights[:, :, None] * _with_ones(values)[:, None])
+        return None, _normalised(both[..., :-1], both[..., -1:], top)
+
+    found = tuple(join(x, queries.shape[1]) for x in scan(part, None, split(queries[None], n))[1])
+    return found, (queries, keys, values, seen, *found)
+
+
+def _look_backward(lift, n, saved, grads):
+    queries, keys, values, seen, out, log_sum = saved
+    level = (grads[0] * out).sum(-1, keepdims=True) - grads[1]
+
+    def part(sums, inputs):
+        q, log_sum, grad, level = inputs
+        top, weights = _shared_weights(q, keys, lift)
+        rate = jnp.exp(jnp.minimum(top - log_sum, 80.0))  # cells that do not see the peak may lie far below it
+        by_cell = (rate * jnp.concatenate([grad, level], -1)).transpose(1, 3, 2, 0)
+        by_gene = jnp.einsum("hdqn,nv->hdqv", by_cell, seen)
+        d_values = by_halves(by_gene[:, :-1] * weights[:, None], 2)
+        pull = weights * (by_halves(by_gene[:, :-1] * values[:, :, None], 1) - by_gene[:, -1])
+        d_q = jnp.einsum("hqv,hkv->hqk", pull, keys)[None]
+        return (sums[0] + jnp.einsum("hqv,hqk->hkv", pull, q[0]), sums[1] + d_values), d_q
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (keys, values))
+    sums, d_q = scan(part, zeros, tuple(split(x, n) for x in (queries[None], log_sum, grads[0], level)))
+    found = (join(d_q, queries.shape[1])[0], *sums, jnp.zeros_like(seen))
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (queries, keys, values, seen))
+
+
+_look.defvjp(_look_forward, _look_backward)
+
+
+def _normalised(sums: Array, total: Array, top: Array) -> tuple[Array, Array]:
+    """Return (sums over their total, logarithm of the total), from what was taken relative to `top`."""
+    log_sum = jnp.where(total > 0, top + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny)), NEVER)
+    return sums / jnp.maximum(total, jnp.finfo(jnp.float32).tiny), log_sum
 
 
 def by_halves(x: Array, axis: int) -> Array:
@@ -173,7 +222,6 @@ def logits_of(q: Array, keys: Array) -> Array:
     """[N or 1, H, Q, K], [N, H, K, P] -> [N, H, Q, P]; heads of width 1 need no matrix product."""
     if q.shape[-1] == 1:
         return q.astype(jnp.float32) * keys
-    q = jnp.broadcast_to(q, (keys.shape[0], *q.shape[1:]))  # one product of all cells would come out turned
     return jnp.einsum("nhqk,nhkp->nhqp", q, keys, preferred_element_type=jnp.float32)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers import prefix
-from scfm_jax.layers.latent_attention import attend, attend_in_order, join, logits_of, parts, scan, split
+from scfm_jax.layers.latent_attention import apart, attend, attend_in_order, block_size, logits_of, scan, together
 from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.product import gelu, product
@@ -28,20 +28,19 @@ def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array |
       rate, key: of the dropout; no key, no dropout.
     """
     w1, b1, w2, b2 = (w.astype(x.dtype) for w in weights)
-    n = parts(x.shape[1], jnp.broadcast_to(b1, (x.shape[0], 1, 1, b1.size)), chunk)
+    cells = apart(x, block_size(len(x), x.shape[1] * b1.size, chunk))
 
     def part(_, inputs):
         x, number = inputs
-        hidden = gelu(product(x[:, 0], w1) + b1)
+        hidden = gelu(product(x, w1) + b1)
         if key is not None:
             keep = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, hidden.shape)
             hidden = jnp.where(keep, hidden / (1 - rate), 0)
-        return None, (product(hidden, w2) + b2)[:, None]
+        return None, product(hidden, w2) + b2
 
     policy = jax.checkpoint_policies.dots_saveable if x.shape[-1] >= KEPT else None
-    part = part if n == 1 else jax.checkpoint(part, prevent_cse=False, policy=policy)
-    _, out = scan(part, None, (split(x[:, None], n), jnp.arange(n)))
-    return join(out, x.shape[1])[:, 0]
+    part = part if len(cells) == 1 else jax.checkpoint(part, prevent_cse=False, policy=policy)
+    return together(scan(part, None, (cells, jnp.arange(len(cells))))[1])
 
 
 # ------------------------------------------------------------------------------------------------------------ modules
