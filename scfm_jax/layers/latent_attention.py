@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from scfm_jax.layers.parts import equal_parts
+from scfm_jax.layers.parts import by_cells, devices, equal_parts
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**20}  # stays in a processor's cache
 CHUNK = 2**26  # fills an accelerator
 NEVER = -1e30  # the logarithm of a sum of nothing
+SAVED = jax.checkpoint_policies.save_only_these_names("attended")
+"""What the backward pass of a block of cells asks for."""
 
 
 class Background(NamedTuple):
@@ -35,29 +38,34 @@ class Background(NamedTuple):
     bias: float
 
 
-def attend(
-    queries: Array, keys: Array, values: Array, bias: Array, background: Background | None = None, chunk: int = 0
-) -> Array:
-    """Return softmax(queries keys + bias) values, 0 for a cell that sees no key. -> [N, H, Q, D] float32
+def attend(queries: Array, keys: Array, values: Array, bias: Array, chunk: int = 0) -> tuple[Array, Array]:
+    """Return (softmax(queries keys + bias) values [N, H, Q, D], the logarithms of the sums [N, H, Q, 1]) in float32.
+
+    A cell that sees no key gets 0 and `NEVER`.
 
     Args:
       queries: already scaled; leading axis 1 where all cells have the same. [N or 1, H, Q, K]
       keys: [N, H, K, P]. values: [N, H, D, P].
       bias: added to the logits, -inf hides a key; no gradient flows into it. [N, P]
-      background: further keys, of queries that all cells have.
       chunk: weights that exist at a time on a device; 0 for what suits the backend.
     """
-    each = jnp.broadcast_to(queries, (len(keys), *queries.shape[1:]))
-    weights = each.shape[1] * each.shape[2] * keys.shape[3]  # of a cell
-    n = parts(each.shape[2], weights, chunk)
-    out, log_sum = _attend(each, keys, values, bias, (block_size(len(keys), weights, chunk), n))
-    if background is None:
-        return out
-    shared_keys, shared_values, seen, lift = background
-    n = parts(each.shape[2], each.shape[1] * each.shape[2] * (shared_values[0].size + seen.shape[1]), chunk)
-    more, more_log_sum = _look(queries[0], shared_keys, shared_values, seen, float(lift), n)
-    both = jnp.logaddexp(log_sum, more_log_sum)
-    return out * jnp.exp(log_sum - both) + more * jnp.exp(more_log_sum - both)
+    queries = jnp.broadcast_to(queries, (len(keys), *queries.shape[1:]))
+    n_queries, size = queries.shape[2], queries.shape[1] * queries.shape[2] * keys.shape[3]
+    part = functools.partial(_attend, n=parts(n_queries, size, chunk))
+    return by_cells(part, block_size(len(keys), size, chunk), SAVED, queries, keys, values, bias)
+
+
+def look(queries: Array, background: Background, chunk: int = 0) -> tuple[Array, Array]:
+    """Return what `attend` does, of keys that are the same in all cells and queries [H, Q, K] that all have."""
+    keys, values, seen, lift = background
+    n = parts(queries.shape[1], queries.shape[1] * (values.size + keys.shape[0] * keys.shape[2]), chunk)
+    return _look(queries, keys, values, seen, float(lift), n)
+
+
+def merged(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return what `attend` finds among the keys of two that it, or `look`, has found."""
+    log_sum = jnp.logaddexp(first[1], second[1])
+    return sum(out * jnp.exp(own - log_sum) for out, own in (first, second)), log_sum
 
 
 def parts(n_queries: int, size: int, chunk: int) -> int:
@@ -67,27 +75,8 @@ def parts(n_queries: int, size: int, chunk: int) -> int:
 
 def block_size(n_cells: int, size: int, chunk: int) -> int:
     """Return how many cells each device takes at a time, for what is made of one, `size` numbers, to keep within it."""
-    here = n_cells // _devices(n_cells)
+    here = n_cells // devices(n_cells)
     return here // equal_parts(here, max(1, (chunk or CHUNKS.get(jax.default_backend(), CHUNK)) // size))
-
-
-def apart(x: Array, size: int) -> Array:
-    """Cut cells into blocks, each with `size` of every device's. [N, ...] -> [blocks, cells, ...]"""
-    n = _devices(len(x))
-    x = x.reshape(n, -1, size, *x.shape[1:]).swapaxes(0, 1)
-    return x.reshape(len(x), n * size, *x.shape[3:])
-
-
-def together(x: Array) -> Array:
-    """Undo `apart`."""
-    n = _devices(x.shape[0] * x.shape[1])
-    return x.reshape(len(x), n, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
-
-
-def _devices(n_cells: int) -> int:
-    """Return over how many devices the cells are spread."""
-    n = max(1, jax.sharding.get_abstract_mesh().size)
-    return n if n_cells % n == 0 else 1
 
 
 def attend_in_order(queries: Array, keys: Array, values: Array, bias: Array) -> Array:
@@ -106,50 +95,36 @@ def attend_in_order(queries: Array, keys: Array, values: Array, bias: Array) -> 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(queries, keys, values, bias, sizes):
-    return _forward(queries, keys, values, bias, sizes)[0]
+def _attend(queries, keys, values, bias, n):
+    return _forward(queries, keys, values, bias, n)[0]
 
 
-def _forward(queries, keys, values, bias, sizes):
-    size, n = sizes
+def _forward(queries, keys, values, bias, n):
+    def part(_, q):
+        logits = logits_of(q, keys) + bias[:, None, None]
+        top = _peak(logits)
+        return None, _normalised(*gather(jnp.exp(logits - top), values), top)
 
-    def block(_, cells):
-        q, keys, values, bias = cells
-
-        def part(_, q):
-            logits = logits_of(q, keys) + bias[:, None, None]
-            top = _peak(logits)
-            return None, _normalised(*gather(jnp.exp(logits - top), values), top)
-
-        return None, tuple(join(x, q.shape[2]) for x in scan(part, None, split(q, n))[1])
-
-    cells = tuple(apart(x, size) for x in (queries, keys, values, bias))
-    found = tuple(together(x) for x in scan(block, None, cells)[1])
+    found = tuple(join(x, queries.shape[2]) for x in scan(part, None, split(queries, n))[1])
+    found = checkpoint_name(found, "attended")
     return found, (queries, keys, values, bias, *found)
 
 
-def _backward(sizes, saved, grads):
-    size, n = sizes
+def _backward(n, saved, grads):
     queries, keys, values, bias, out, log_sum = saved
     level = (grads[0] * out).sum(-1, keepdims=True) - grads[1]
 
-    def block(_, cells):
-        q, keys, values, bias, *by_query = cells
+    def part(sums, inputs):
+        q, log_sum, grad, level = inputs
+        weights = jnp.exp(logits_of(q, keys) + bias[:, None, None] - log_sum)
+        pull = weights * (jnp.einsum("nhqd,nhdp->nhqp", grad, values) - level)
+        more = (jnp.einsum("nhkq,nhqp->nhkp", x.swapaxes(2, 3), y) for x, y in ((q, pull), (grad, weights)))
+        sums = tuple(x + y for x, y in zip(sums, more, strict=True))
+        return sums, jnp.einsum("nhqp,nhkp->nhqk", pull, keys)
 
-        def part(sums, inputs):
-            q, log_sum, grad, level = inputs
-            weights = jnp.exp(logits_of(q, keys) + bias[:, None, None] - log_sum)
-            pull = weights * (jnp.einsum("nhqd,nhdp->nhqp", grad, values) - level)
-            more = (jnp.einsum("nhkq,nhqp->nhkp", x.swapaxes(2, 3), y) for x, y in ((q, pull), (grad, weights)))
-            sums = tuple(x + y for x, y in zip(sums, more, strict=True))
-            return sums, jnp.einsum("nhqp,nhkp->nhqk", pull, keys)
-
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (keys, values))
-        sums, d_q = scan(part, zeros, tuple(split(x, n) for x in (q, *by_query)))
-        return None, (join(d_q, q.shape[2]), *sums)
-
-    cells = tuple(apart(x, size) for x in (queries, keys, values, bias, log_sum, grads[0], level))
-    found = (*(together(x) for x in scan(block, None, cells)[1]), jnp.zeros_like(bias))
+    zeros = tuple(jnp.zeros(x.shape) for x in (keys, values))
+    sums, d_queries = scan(part, zeros, tuple(split(x, n) for x in (queries, log_sum, grads[0], level)))
+    found = (join(d_queries, queries.shape[2]), *sums, jnp.zeros_like(bias))
     return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (queries, keys, values, bias))
 
 

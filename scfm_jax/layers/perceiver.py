@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers import prefix
-from scfm_jax.layers.latent_attention import apart, attend, attend_in_order, block_size, logits_of, scan, together
+from scfm_jax.layers.latent_attention import attend, attend_in_order, block_size, logits_of
 from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.parts import by_cells
 from scfm_jax.layers.product import gelu, product
 from scfm_jax.types import Array
 
@@ -28,19 +29,16 @@ def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array |
       rate, key: of the dropout; no key, no dropout.
     """
     w1, b1, w2, b2 = (w.astype(x.dtype) for w in weights)
-    cells = apart(x, block_size(len(x), x.shape[1] * b1.size, chunk))
 
-    def part(_, inputs):
-        x, number = inputs
+    def part(x, number):
         hidden = gelu(product(x, w1) + b1)
         if key is not None:
-            keep = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, hidden.shape)
+            keep = jax.random.bernoulli(jax.random.fold_in(key, number[0]), 1 - rate, hidden.shape)
             hidden = jnp.where(keep, hidden / (1 - rate), 0)
-        return None, product(hidden, w2) + b2
+        return product(hidden, w2) + b2
 
     policy = jax.checkpoint_policies.dots_saveable if x.shape[-1] >= KEPT else None
-    part = part if len(cells) == 1 else jax.checkpoint(part, prevent_cse=False, policy=policy)
-    return together(scan(part, None, (cells, jnp.arange(len(cells))))[1])
+    return by_cells(part, block_size(len(x), x.shape[1] * b1.size, chunk), policy, x, jnp.arange(len(x)))
 
 
 # ------------------------------------------------------------------------------------------------------------ modules
@@ -117,7 +115,7 @@ class CrossBlock(nn.Module):
 
     def __call__(self, q: Array, kv: Array) -> Array:  # [N, Q, D], [N, P, D'] -> [N, Q, D]
         keys, values = self.keys(kv)
-        return self.finish(attend(self.queries(q), keys, values, jnp.zeros(kv.shape[:2]), None, self.chunk), q)
+        return self.finish(attend(self.queries(q), keys, values, jnp.zeros(kv.shape[:2]), self.chunk)[0], q)
 
     def in_order(self, q: Array, kv: Array, bias: Array) -> Array:
         """Return the block's output by `attend_in_order`. [N or 1, Q, D], [N, P, D'], [N, P] -> [N, Q, D]"""
@@ -204,7 +202,7 @@ class LatentLayer(nn.Module):
             weights = drop(jax.nn.softmax(logits_of(q, k), -1))
             y = jnp.einsum("nhqp,nhdp->nhqd", weights, v)
         else:
-            y = attend(q, k, v, jnp.zeros((x.shape[0], k.shape[-1])), None, self.chunk)
+            y, _ = attend(q, k, v, jnp.zeros((x.shape[0], k.shape[-1])), self.chunk)
         y = maps.out(jnp.moveaxis(y, 1, 2).reshape(x.shape))
         x = LayerNorm(name="norm1")(x + drop(y))
         shapes = {"mlp_in": (width, self.ffn_dim), "mlp_out": (self.ffn_dim, width)}

@@ -37,9 +37,10 @@ import numpy as np
 from scfm_jax import gene_statistics
 from scfm_jax.layers import likelihood
 from scfm_jax.layers.choices import check_choices
-from scfm_jax.layers.latent_attention import Background, attend
+from scfm_jax.layers.latent_attention import SAVED, Background, attend, block_size, look, merged
 from scfm_jax.layers.linear import fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.parts import by_cells
 from scfm_jax.layers.perceiver import CrossBlock, LatentStack, columns, gelu, torch_linear
 from scfm_jax.types import Array, Batch, Outputs
 
@@ -247,37 +248,52 @@ class Model(nn.Module):
         if self.in_order:
             x = self.encoder.in_order(start, *self.every_gene(inputs, hidden))
         else:
-            keys, values, bias, background, constant = self.keys(inputs, hidden)
-            queries = self.encoder.queries(start)
-            attended = attend(queries, keys, values, bias, background, self.chunk) + constant
-            x = self.encoder.finish(attended, start)
+            x = self.encoder.finish(self.gathered(inputs, hidden, self.encoder.queries(start)), start)
         self.sow("intermediates", "encoder_latent", x)
         return self.process(x, train)
 
-    def keys(self, inputs: dict[str, Any], hidden: Array) -> tuple[Array, Array, Array, Background | None, Array]:
-        """Return keys [N, H, K, P], values and bias of the expressed genes, those of all others, and a constant value.
+    def gathered(self, inputs: dict[str, Any], hidden: Array, queries: Array) -> Array:
+        """Return what the latents gather from the genes of every cell. [1, H, Q, K] -> [N, H, Q, K]"""
+        rows, constant = self.rows()
+        ids, x, bias = self.expressed(inputs, hidden)
 
-        With a class token in the encoder that is one more key, seen as it is.
-        """
+        def block(ids: Array, x: Array, bias: Array) -> tuple[Array, Array]:
+            return attend(queries, *self.keys(rows, ids, x), bias, self.chunk)
+
+        size = block_size(len(ids), ids.shape[1] * rows.shape[1], self.chunk)
+        found = by_cells(block, size, SAVED, ids, x, bias)
+        background = self.background(inputs, rows)
+        if background is not None:
+            found = merged(found, look(queries[0], background, self.chunk))
+        return found[0] + constant
+
+    def rows(self) -> tuple[Array, Array]:
+        """Return what keys and values of all tokens are made of (see `CrossBlock.tables`), side by side, and u."""
+        a, u, variance, constant = self.encoder.tables(self.table())
+        return jnp.concatenate([a, u, variance[:, None]], -1), constant.reshape(HEADS, 1, -1)
+
+    def expressed(self, inputs: dict[str, Any], hidden: Array) -> tuple[Array, Array, Array]:
+        """Return token, value and bias of the expressed genes, with a class token in the encoder of one more. [N, P]"""
         ids, x = self.flat(inputs["genes"]), self.flat(inputs["values"])
         bias = jnp.where(ids < self.n_genes, 0.0, -jnp.inf)
         masked = self.flat(hidden)
-        ids, x = jnp.where(masked, self.n_genes, ids), jnp.where(masked, SHIFT, x)
-        ids, x, bias = self.with_class(ids, x, bias)
-        a, u, variance, constant = self.encoder.tables(self.table())
-        rows = jnp.concatenate([a, u, variance[:, None]], -1)[ids]  # one gather, hence one scatter backwards
-        width = self.query_dim
-        factor = (x * jax.lax.rsqrt(x**2 * rows[..., -1] + 1e-5))[..., None]
-        keys, values = columns(factor * rows[..., :width], HEADS), columns(factor * rows[..., width:-1], HEADS)
-        constant = constant.reshape(HEADS, 1, -1)
+        return self.with_class(jnp.where(masked, self.n_genes, ids), jnp.where(masked, SHIFT, x), bias)
+
+    def keys(self, rows: Array, ids: Array, x: Array) -> tuple[Array, Array]:
+        """Return keys and values of tokens [N, P] with their values. [N, H, K, P] each"""
+        rows = rows[ids]  # one gather, hence one scatter backwards
+        scaled = (x * jax.lax.rsqrt(x**2 * rows[..., -1] + 1e-5))[..., None] * rows[..., :-1]
+        return tuple(columns(part, HEADS) for part in jnp.split(scaled, 2, -1))
+
+    def background(self, inputs: dict[str, Any], rows: Array) -> Background | None:
+        """Return the genes without counts, where the latents see those."""
         if self.zero_mask == "exclude":
-            return keys, values, bias, None, constant
-        zeros = inputs["zeros"]
-        factor = (zeros * jax.lax.rsqrt(zeros**2 * variance[: self.n_genes] + 1e-5))[:, None]
-        shared = (columns((factor * table[: self.n_genes])[None], HEADS)[0] for table in (a, u))
+            return None
+        genes = jnp.arange(self.n_genes)
+        keys, values = self.keys(rows, genes[None], inputs["zeros"][None])
         ids = self.flat(inputs["genes"])
         seen = 1 - likelihood.scatter(ids, jnp.ones(ids.shape), self.n_genes)
-        return keys, values, bias, Background(*shared, seen, 1.0), constant
+        return Background(keys[0], values[0], seen, 1.0)
 
     def every_gene(self, inputs: dict[str, Any], hidden: Array) -> tuple[Array, Array]:
         """Return (vectors times values of all genes in their order, and the class token [N, V, S], bias [N, V])."""
@@ -306,7 +322,10 @@ class Model(nn.Module):
         The one place where weights of all genes exist: ask for a few cells. [B, C, Q, V]
         """
         hidden = jnp.zeros_like(inputs["hidden"]) if hidden is None else hidden
-        keys, _, bias, background, _ = self.keys(inputs, hidden)
+        rows, _ = self.rows()
+        ids, x, bias = self.expressed(inputs, hidden)
+        keys, _ = self.keys(rows, ids, x)
+        background = self.background(inputs, rows)
         queries = self.encoder.queries(self.latents[None])
         logits = jnp.einsum("hqk,nhkp->nhqp", queries[0], keys) + bias[:, None, None]
         ids = self.flat(inputs["genes"])
