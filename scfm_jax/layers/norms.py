@@ -16,7 +16,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [..., D]
         width = x.shape[-1]
-        y = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, width // self.groups)
+        y = x.astype(jnp.float32)
+        y = y if self.groups == 1 else y.reshape(*x.shape[:-1], self.groups, width // self.groups)
         y = y - y.mean(-1, keepdims=True)
         y = (y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)).reshape(x.shape)
         scale = self.param("scale", nn.initializers.ones, (width,))

@@ -50,10 +50,13 @@ class Block(nn.Module):
         keys, seen = x, real | ~real.any(1, keepdims=True)
         if places is not None:
             x, real = jnp.take_along_axis(x, places[..., None], 1), jnp.take_along_axis(real, places, 1)
-        y = self.attend(x, keys, seen, vectors, self.attention_dropout if train else 0.0)
-        x = LayerNorm(eps=self.eps, name="norm1")(x + self.drop(self.linear(x.shape[-1], "out")(y), train))
+        y, shape = self.attend(x, keys, seen, vectors, self.attention_dropout if train else 0.0), x.shape
+        # all tokens in a row, as matrix products take them: else XLA on a CPU makes x anew in every later block
+        x, y = x.reshape(-1, shape[-1]), y.reshape(-1, shape[-1])
+        x = LayerNorm(eps=self.eps, name="norm1")(x + self.drop(self.linear(shape[-1], "out")(y), shape, train))
         y = ACTIVATIONS[self.activation](self.linear(self.ffn_dim, "mlp_in")(x))
-        x = LayerNorm(eps=self.eps, name="norm2")(x + self.drop(self.linear(x.shape[-1], "mlp_out")(y), train))
+        x = LayerNorm(eps=self.eps, name="norm2")(x + self.drop(self.linear(shape[-1], "mlp_out")(y), shape, train))
+        x = x.reshape(shape)
         self.sow("intermediates", "output", x)
         return x, mean(x, real)
 
@@ -99,9 +102,11 @@ class Block(nn.Module):
             pairs.append(tuple(split(jnp.broadcast_to(y, (x.shape[0], *y.shape))) for y in learned))
         return pairs
 
-    def drop(self, x: Array, train: bool) -> Array:
-        """Drop out a branch in training."""
-        return dropped(x, self.dropout, self.make_rng("dropout")) if train and self.dropout else x
+    def drop(self, x: Array, shape: tuple[int, ...], train: bool) -> Array:
+        """Drop out a branch [N T, D] in training, each element by its place in `shape`."""
+        if not (train and self.dropout):
+            return x
+        return dropped(x.reshape(shape), self.dropout, self.make_rng("dropout")).reshape(x.shape)
 
     def linear(self, features: int, name: str) -> nn.Dense:
         """Return one of the block's linear maps."""
