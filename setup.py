@@ -34,6 +34,7 @@ EXTRAS = {
     "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "tiledbsoma>=1.15"],
     "convert": ["torch>=2.2"],
     "census": ["cellxgene-census>=1.17", "tiledbsoma>=1.15"],
+    "bench": ["torch>=2.2", "transformers>=4.48"],
     "harmony": ["harmonypy>=2.0"],
     "wandb": ["wandb>=0.18"],
     "cuda12": ["jax[cuda12]>=0.10.2"],

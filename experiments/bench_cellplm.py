@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.bench_step import Case, bag
 from scfm_jax.models import cellplm
@@ -33,7 +32,7 @@ def case(row: str, small: bool) -> Case:
         loss={},
         batch=bag(n_cells, n_genes).replace(labels={"batch": batches}),
         constants={"slots": jnp.arange(n_genes + 1), "measured": jnp.ones((n_studies, n_genes), bool)},
-        optimizer=optax.adamw(2e-4, weight_decay=1e-8),
+        optimizer={"name": "adamw", "learning_rate": 2e-4, "weight_decay": 1e-8},
     )
 
 

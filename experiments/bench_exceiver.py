@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.bench_step import Case
 from scfm_jax.models import exceiver
@@ -75,5 +74,5 @@ def case(row: str, small: bool) -> Case:
         loss={},
         batch=batch,
         constants={name: jnp.asarray(value) for name, value in constants.items()},
-        optimizer=optax.chain(optax.add_decayed_weights(1e-5), optax.adam(3e-4)),
+        optimizer={"name": "adam", "learning_rate": 3e-4, "weight_decay": 1e-5},
     )

@@ -20,7 +20,6 @@ Batches are single cells of about 9 % expressed genes, on a graph of 21 random e
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.bench_step import Case, bag
 from scfm_jax.layers import graph
@@ -58,7 +57,7 @@ def case(row: str, small: bool) -> Case:
         loss={},
         batch=jax.tree.map(lambda x: x.swapaxes(0, 1), bag(n_cells, n_genes)),
         constants=constants(n_genes),
-        optimizer=optax.adam(5e-5),
+        optimizer={"name": "adam", "learning_rate": 5e-5},
         infer={"mask_rate": 0.0},
     )
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from experiments.bench_step import Case, bag
 from scfm_jax.models import sct
@@ -54,7 +53,7 @@ def case(row: str, small: bool) -> Case:
         loss={},
         batch=bag(n_cells, n_genes),
         constants={"slots": jnp.arange(n_genes + 1), "measured": jnp.ones((1, n_genes), bool)},
-        optimizer=optax.adam(1e-4),
+        optimizer={"name": "adam", "learning_rate": 1e-4},
     )
 
 

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from scfm_jax import hardware, models
+from scfm_jax import hardware, models, optim
+from scfm_jax import step as steps
 from scfm_jax.types import Batch
 
 LONG = 60.0
@@ -41,7 +41,7 @@ LONG = 60.0
 class Case(NamedTuple):
     """One row of a model's bench: `inputs` and `loss` are the keywords of the model's `prepare` and `loss`.
 
-    `infer`: what of `inputs` is otherwise when cells are embedded.
+    `optimizer`: keywords of `optim.build`. `infer`: what of `inputs` is otherwise when cells are embedded.
     """
 
     network: nn.Module
@@ -49,7 +49,7 @@ class Case(NamedTuple):
     loss: dict[str, Any]
     batch: Batch
     constants: dict[str, Any]
-    optimizer: optax.GradientTransformation
+    optimizer: dict[str, Any]
     infer: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -60,6 +60,7 @@ class Step(NamedTuple):
     prepare: Callable
     objective: Callable
     update: Callable
+    optimise: Callable
     rngs: dict[str, Any]
 
 
@@ -81,32 +82,24 @@ def find(model: str, row: str | None) -> tuple[ModuleType, str]:
 
 
 def build(module: ModuleType, case: Case) -> Step:
-    """Return the functions of a training step as `scfm_jax.step` composes them, on one device.
-
-    Variables that are not trained (random features, say) stay as they were drawn.
-    """
+    """Return the functions of a training step, the whole of it as a run does it, on one device."""
     key = jax.random.key(0)
     rngs = {"dropout": key, "latent": key}
-    prepare = functools.partial(module.prepare, constants=case.constants, train=True, **case.inputs)
-
-    def init(batch):
-        inputs = prepare(batch, rng=key, step=0)
-        variables = dict(case.network.init({"params": key, **rngs}, inputs, train=True))
-        params = variables.pop("params")
-        return params, case.optimizer.init(params), jnp.zeros((), jnp.int32), variables
+    training = steps.pretraining(module, case.network, case.inputs, case.loss)
+    optimizer = functools.partial(optim.build, steps=1, schedule="constant", **case.optimizer)
 
     def objective(params, inputs, others):
         outputs = case.network.apply({"params": params, **others}, inputs, train=True, rngs=rngs)
         return module.loss(outputs, inputs, **case.loss)[0]
 
-    def update(carry, batch):
-        params, state, step, others = carry
-        inputs = prepare(batch, rng=jax.random.fold_in(key, step), step=step)
-        loss, grads = jax.value_and_grad(objective)(params, inputs, others)
-        changes, state = case.optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, changes), state, step + 1, others), loss
-
-    return Step(init, lambda batch: prepare(batch, rng=key, step=0), objective, update, rngs)
+    return Step(
+        init=lambda batch: steps.init_state(training, optimizer, 0, batch, case.constants),
+        prepare=lambda batch: module.prepare(batch, case.constants, key, step=0, train=True, **case.inputs),
+        objective=objective,
+        update=lambda state, batch: steps.train_step(training, optimizer(state.params), 1, state, batch),
+        optimise=lambda grads, state: optim.update(optimizer(grads), grads, state, grads, jnp.zeros((), jnp.int32)),
+        rngs=rngs,
+    )
 
 
 def step_rows(
@@ -128,25 +121,35 @@ def step_rows(
     bench, row = find(model, row)
     module, case = models.get(model), _case(bench, row, small, dtype)
     step = build(module, case)
-    carry = jax.jit(step.init)(case.batch)
-    whole, (params, state, _, others) = measure_carried(step.update, carry, case.batch, seconds)
+    whole, state = measure_carried(step.update, jax.jit(step.init)(case.batch), case.batch, seconds)
+    params, others = state.params, state.buffers
     whole = {"part": f"whole step, {row}"} | whole
     inputs = jax.jit(step.prepare)(case.batch)
     rate = 3 * module.flops(case.network, inputs) / whole["s"]
     whole |= {"cells_per_s": int(case.batch.cell_mask.sum()) / whole["s"]}
     whole |= {"tokens_per_s": int(module.tokens(inputs)) / whole["s"], "gflop_per_s": rate / 1e9}
     whole |= {"mfu": rate / (hardware.peak_flops() or np.nan), "peak_gb": _peak_bytes() / 1e9}
-    recorded = bench.ROWS[row]
-    original = [{"part": "the original, as recorded"} | recorded] if recorded and not small else []
+    original = [] if small else _compared(bench, row, whole["s"], seconds)
     if not parts:
         return [whole, *original]
     calls = {"prepare": (step.prepare, (case.batch,)), "forward": (step.objective, (params, inputs, others))}
     found = bench.parts(module, case, params, inputs, step.rngs) if hasattr(bench, "parts") else {}
     calls |= {"backward": (jax.grad(step.objective), (params, inputs, others))} | found
-    calls["optimiser"] = (lambda p, s: case.optimizer.update(p, s, p), (params, state))
+    calls["optimiser"] = (step.optimise, (params, state.opt_state))
     timed = {name: measure(function, arguments, seconds / 2) for name, (function, arguments) in calls.items()}
     timed["backward"] = {key: value - timed["forward"][key] for key, value in timed["backward"].items()}
     return [whole, *({"part": name} | timing for name, timing in timed.items()), *original]
+
+
+def _compared(bench: ModuleType, row: str, ours: float, seconds: float) -> list[dict]:
+    """Return a row for what was recorded of the original's step, and one for what can be run here, with the ratio."""
+    rows = [{"part": "the original, as recorded"} | bench.ROWS[row]] if bench.ROWS[row] else []
+    there = bench.beside(row) if hasattr(bench, "beside") else None
+    if there is not None:
+        name, function = there
+        timing = _repeat(lambda _: function(), None, seconds)[0]
+        rows.append({"part": name} | timing | {"times_ours": timing["s"] / ours})
+    return rows
 
 
 def infer_rows(
@@ -195,8 +198,8 @@ def plan_rows(model: str, small: bool = False, row: str | None = None, dtype: st
     bench, row = find(model, row)
     module, case = models.get(model), _case(bench, row, small, dtype)
     step = build(module, case)
-    carry, inputs = jax.eval_shape(step.init, case.batch), jax.eval_shape(step.prepare, case.batch)
-    used = jax.jit(step.update, donate_argnums=0).lower(carry, case.batch).compile().memory_analysis()
+    state, inputs = jax.eval_shape(step.init, case.batch), jax.eval_shape(step.prepare, case.batch)
+    used = jax.jit(step.update, donate_argnums=0).lower(state, case.batch).compile().memory_analysis()
     flops = 3 * module.flops(case.network, inputs)
     again = 4 / 3 if getattr(case.network, "remat", False) else 1
     return [

@@ -1,0 +1,85 @@
+"""scEMB's training step at the paper's width, beside HuggingFace's BERT of the same size where that is installed.
+
+A row is named by the cells and the genes of each: `512` is one cell of 512 genes, all of them real, so neither pads at
+all. HuggingFace's step names 15 % of the genes, by the logits of every token, and updates by AdamW after
+clipping, as ours does (`pip install "scfm_jax[bench]"`; OMP_WAIT_POLICY=PASSIVE for its cpu seconds).
+
+What a step of one cell of 512 genes, 12 x 768, must do at least: 285 GFLOP of matrix products, 1.7 s at the 165 GFLOP/s
+that two cores reach on such shapes; bytes: 101 M parameters with gradients and moments, each read and written, 2.4 GB.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench_step import Case
+from scfm_jax.models import scemb
+from scfm_jax.types import Batch
+
+ROWS = {"512": {}, "4x128": {}, "1024": {}, "2048": {}}
+N_GENES = 20_000
+RATE, DECAY = 1e-4, 1e-3
+
+
+def case(row: str, small: bool) -> Case:
+    """Return cells that express as many genes as the row says."""
+    (n_cells, n_genes), length = _size(row), N_GENES
+    network = scemb.Model(n_genes=N_GENES, n_positions=101, attention_dropout=0.1)
+    if small:
+        n_genes, length = 40, 200
+        network = scemb.Model(n_genes=length, n_positions=101, embed_dim=16, num_layers=2, num_heads=2, ffn_dim=32)
+    rng = np.random.default_rng(0)
+    genes = np.argsort(rng.random((n_cells, 1, length)), -1)[..., :n_genes].astype(np.int32)
+    batch = Batch(
+        genes=genes,
+        counts=1 + rng.poisson(2, genes.shape).astype(np.float32),
+        cell_mask=np.ones((n_cells, 1), bool),
+        study=np.zeros((n_cells, 1), np.int32),
+        coords=np.full((n_cells, 1, 2), np.nan, np.float32),
+        labels={},
+    )
+    return Case(
+        network=network,
+        inputs={},
+        loss={},
+        batch=batch,
+        constants={"slots": jnp.arange(length + 1), "measured": jnp.ones((1, length), bool)},
+        optimizer={"name": "adamw", "learning_rate": RATE, "weight_decay": DECAY, "clip_norm": 1.0},
+    )
+
+
+def beside(row: str) -> tuple[str, Callable[[], None]] | None:
+    """Return the name of HuggingFace's BERT and a function that trains it one step, None where it is not installed."""
+    if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        return None
+    import torch
+    import transformers
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    shape = _size(row)
+    config = transformers.BertConfig(
+        vocab_size=N_GENES + scemb.SPECIAL, max_position_embeddings=101, attn_implementation="sdpa"
+    )
+    model = transformers.BertForMaskedLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    genes, bins = torch.randint(scemb.SPECIAL, config.vocab_size, shape), torch.randint(1, 101, shape)
+    real = torch.ones_like(genes)
+
+    def step() -> None:
+        named = torch.rand(shape) < 0.15
+        labels = torch.where(named, genes, -100)
+        hidden = torch.where(named, scemb.MASK, genes)
+        model(input_ids=hidden, attention_mask=real, position_ids=bins, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return f"HuggingFace {transformers.__version__}, torch {torch.__version__}", step
+
+
+def _size(row: str) -> tuple[int, int]:
+    n_cells, _, n_genes = row.rpartition("x")
+    return int(n_cells or 1), int(n_genes)
