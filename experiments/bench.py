@@ -4,6 +4,7 @@
   python -m experiments.bench step --model=cellplm
   python -m experiments.bench step --model=sct [--row=L] [--dtype=bfloat16] [--plan]
   python -m experiments.bench infer --model=sclong [--row=L]
+  python -m experiments.bench lengths --store=DIR            (scEMB: batches of cells of like length against padding)
 
 `--row` chooses among the sizes that `experiments/bench_<model>.py` has; `--plan` compiles the step and says what memory
 it would take, without running it.
@@ -20,7 +21,7 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("store", None, "loader: the store to read.")
+flags.DEFINE_string("store", None, "loader, lengths: the store to read.")
 flags.DEFINE_list("input", [], "loader: files with raw counts, made into a store for the occasion.")
 flags.DEFINE_integer("copies", 4, "loader: how often each cell of --input is put into its study.", lower_bound=1)
 flags.DEFINE_float("seconds", 5.0, "Time to measure each row for.", lower_bound=0.1)
@@ -33,13 +34,13 @@ flags.DEFINE_bool("parts", True, "step: also time the step's parts, each of whic
 flags.DEFINE_bool("plan", False, "step: compile only, and say what memory the step would take.")
 flags.DEFINE_string("output", None, "File for the JSON, besides standard output.")
 
-WHAT = ("loader", "step", "infer")
+WHAT = ("loader", "step", "infer", "lengths")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in WHAT:
         raise ValueError(f"bench {' '.join(argv[1:]) or '(nothing)'}: say what to measure: {', '.join(WHAT)}")
-    rows = _loader() if argv[1] == "loader" else _step(argv[1])
+    rows = {"loader": _loader, "lengths": _lengths}.get(argv[1], lambda: _step(argv[1]))()
     print(table(rows))
     text = json.dumps({"bench": argv[1], "rows": rows})
     print(text)
@@ -56,6 +57,15 @@ def _loader() -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:
         path = FLAGS.store or bench_loader.make_store(pathlib.Path(scratch) / "store", FLAGS.input, FLAGS.copies)
         return bench_loader.rows(open_store(path), FLAGS.seconds)
+
+
+def _lengths() -> list[dict]:
+    from data_pipeline.store import open_store
+    from experiments import bench_scemb
+
+    if not FLAGS.store:
+        raise ValueError("bench lengths: give --store=DIR, whose cells' lengths count")
+    return bench_scemb.length_rows(open_store(FLAGS.store), FLAGS.seconds)
 
 
 def _step(what: str) -> list[dict]:

@@ -12,9 +12,13 @@ import importlib.util
 import os
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.pretrain_scemb import BUCKETS
+from data_pipeline.loader import Loader
+from experiments import bench_step
 from experiments.bench_step import Case
 from scfm_jax.models import scemb
 from scfm_jax.types import Batch
@@ -22,6 +26,7 @@ from scfm_jax.types import Batch
 ROWS = {"512": {}, "4x128": {}, "1024": {}, "2048": {}}
 N_GENES = 20_000
 RATE, DECAY = 1e-4, 1e-3
+LENGTHS = (512, 1024, 2048)
 
 
 def case(row: str, small: bool) -> Case:
@@ -30,7 +35,7 @@ def case(row: str, small: bool) -> Case:
     network = scemb.Model(n_genes=N_GENES, n_positions=101, attention_dropout=0.1)
     if small:
         n_genes, length = 40, 200
-        network = scemb.Model(n_genes=length, n_positions=101, embed_dim=16, num_layers=2, num_heads=2, ffn_dim=32)
+        network = scemb.Model(n_genes=length, n_positions=101, embed_dim=16, num_layers=1, num_heads=2, ffn_dim=32)
     rng = np.random.default_rng(0)
     genes = np.argsort(rng.random((n_cells, 1, length)), -1)[..., :n_genes].astype(np.int32)
     batch = Batch(
@@ -78,6 +83,38 @@ def beside(row: str) -> tuple[str, Callable[[], None]] | None:
         optimizer.zero_grad(set_to_none=True)
 
     return f"HuggingFace {transformers.__version__}, torch {torch.__version__}", step
+
+
+def length_rows(store, seconds: float, batch: int = 16, small: bool = False) -> list[dict]:
+    """Return a row for training on the cells of a store padded to the longest sentence, and one for them by length.
+
+    A step of 2,048 tokens is measured with sentences of three lengths; what a cell takes between them is a parabola.
+    The lengths are those of a pass over the store as `configs/pretrain_scemb.py` loads it.
+
+    Args:
+      batch: cells of a batch, padded to its longest. small: a network to test the bench itself with.
+    """
+    each, longest = [], LENGTHS[-1]
+    for length in LENGTHS:
+        made = case(f"{longest // length}x{length}", small)
+        step = bench_step.build(scemb, made)
+        found, _ = bench_step.measure_carried(step.update, jax.jit(step.init)(made.batch), made.batch, seconds)
+        each.append([found["s"] * length / longest, found["cpu_s"] * length / longest])
+    curves = [np.polyfit(LENGTHS, by, 2) for by in zip(*each, strict=True)]
+    sentences, widths = [], []
+    for part in Loader(store, batch=batch, bag=1, buckets=BUCKETS, by_length=True).epoch_batches():
+        there = (part["counts"] > 0).sum(-1)[part["cell_mask"]]
+        sentences.append(np.minimum(there, longest))
+        widths.append(np.full(len(there), min(longest, part["genes"].shape[-1])))
+    sentences, widths = np.concatenate(sentences), np.concatenate(widths)
+
+    def row(name: str, widths: np.ndarray) -> dict:
+        wall, cpu = (np.polyval(curve, widths).mean() for curve in curves)
+        padding = 1 - sentences.sum() / widths.sum()
+        return {"part": name, "padding": padding, "s": wall, "cpu_s": cpu, "cells_per_s": 1 / wall}
+
+    padded, sorted_ = row(f"padded to {longest}", np.full_like(widths, longest)), row(f"by length, {batch}", widths)
+    return [padded, sorted_ | {"times_padded": padded["s"] / sorted_["s"]}]
 
 
 def _size(row: str) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from data_pipeline.split import PARTS
 from data_pipeline.store import open_store, write_study
 from data_pipeline.study import Settings
 from data_pipeline.vocab import map_genes
+from experiments import bench_scemb
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GENES = [f"GENE{i}" for i in range(400)]
@@ -635,6 +636,14 @@ def test_a_mistake_in_the_options_is_one_line_that_names_it(store, options, mess
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_bench_of_lengths_counts_the_padding_of_a_pass(store, truth):
+    padded, by_length = bench_scemb.length_rows(store, seconds=0.01, batch=8, small=True)
+    assert padded["padding"] == pytest.approx(1 - truth.obs["n_genes"].mean() / 2048)
+    assert 0 < by_length["padding"] < padded["padding"]
+    assert by_length["times_padded"] == pytest.approx(padded["s"] / by_length["s"])
+
+
 def test_the_bench_prints_a_table_and_the_same_as_json(tmp_path):
     study("lung", 0).write_h5ad(tmp_path / "lung.h5ad")
     command = [
