@@ -11,6 +11,10 @@ the model's file, and need a graph). Effective batches of 19,200 cells are 200 m
 --config.optim.schedule_unit=epoch the learning rate moves once an epoch, as the released code has it: then 5 epochs
 never leave the warm-up.
 
+--config.model.cells=outsiders embeds a cell by a number for each position, as the released batch script means to; the
+mean over positions, the default, was little but a cell's depth where it was looked at (`configs/compare_budget.py`).
+What is trained is the same with both.
+
 Expect: not yet run (the paper: 48 M cells, 5 epochs, 96 A100, 35 days).
 """
 
