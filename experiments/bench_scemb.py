@@ -34,7 +34,7 @@ def case(row: str, small: bool) -> Case:
     (n_cells, n_genes), length = _size(row), N_GENES
     network = scemb.Model(n_genes=N_GENES, n_positions=101, attention_dropout=0.1)
     if small:
-        n_genes, length = 40, 200
+        n_cells, n_genes, length = 1, 40, 200
         network = scemb.Model(n_genes=length, n_positions=101, embed_dim=16, num_layers=1, num_heads=2, ffn_dim=32)
     rng = np.random.default_rng(0)
     genes = np.argsort(rng.random((n_cells, 1, length)), -1)[..., :n_genes].astype(np.int32)
