@@ -12,7 +12,7 @@ methods, models and seeds beside baselines.
 Where embeddings differ little between cells beside their size (deviation over size 0.12: Exceiver), `full` shifts all
 cells at once past the mean that the head subtracts, which stays that of step 0: gradients have a norm of 100, and types
 of one of its pre-training studies after tuning on another (150 updates of 32 cells, seed 0) have a macro-F1 of 0.60,
-0.64 at --config.optim.learning_rate=2e-5 (with the head's `groups` rate at 0.1 still), frozen 0.67, and 0.76 where, in
+0.64 at a rate of 2e-5 without clipping (and the head's at 0.1 still), frozen 0.67, and 0.76 where, in
 a trial, the mean was that of each batch. The batch is that of RUN: with 8 cells an update in place of 32 `frozen` has
 0.63, `full` 0.52. scEMB, CellPLM and scLong (embedded by position) gain, or lose nothing, by `full` as it is.
 
