@@ -660,4 +660,5 @@ def test_the_bench_prints_a_table_and_the_same_as_json(tmp_path):
     measured = json.loads(line)["rows"]
     assert len(text) == 1 + len(measured) and all(row["cells/s"] > 0 for row in measured)
     bad = subprocess.run([*command[:3], "brew"], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert bad.returncode == 2 and bad.stderr == "error: bench brew: say what to measure: loader, step, infer, lengths\n"
+    assert bad.returncode == 2
+    assert bad.stderr == "error: bench brew: say what to measure: loader, step, infer, lengths\n"
