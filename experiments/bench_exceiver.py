@@ -9,9 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench_step import Case
+from experiments.bench_step import Case, whole_batch
 from scfm_jax.models import exceiver
-from scfm_jax.types import Batch
 
 ROWS = {
     "published": {"s": 11.6, "cells_per_s": 5.5, "peak_gb": 8.0},
@@ -56,14 +55,8 @@ def case(row: str, small: bool) -> Case:
     there = np.arange(-(-size.expressed // 256) * 256) < number[:, None, None]
     order = np.argsort(rng.random((*shape, size.genes)), axis=-1)[..., : there.shape[-1]]
     there = there[..., : order.shape[-1]]
-    batch = Batch(
-        genes=np.where(there, order, size.genes).astype(np.int32),
-        counts=np.where(there, 1 + rng.poisson(2, order.shape), 0).astype(np.float32),
-        cell_mask=np.ones(shape, bool),
-        study=np.zeros(shape, np.int32),
-        coords=np.full((*shape, 2), np.nan, np.float32),
-        labels={"tissue": rng.integers(0, 24, shape).astype(np.int32)},
-    )
+    genes, counts = np.where(there, order, size.genes), np.where(there, 1 + rng.poisson(2, order.shape), 0)
+    batch = whole_batch(genes, counts).replace(labels={"tissue": rng.integers(0, 24, shape).astype(np.int32)})
     constants = {"slots": np.arange(size.genes + 1), "measured": np.ones((1, size.genes), bool)}
     cells = {name: value for name, value in vars(batch).items() if name != "labels"}
     constants, inputs = exceiver.fit({"train": [cells]}, constants, {"n_mask": size.hidden})

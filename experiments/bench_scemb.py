@@ -21,7 +21,6 @@ from data_pipeline.loader import Loader
 from experiments import bench_step
 from experiments.bench_step import Case
 from scfm_jax.models import scemb
-from scfm_jax.types import Batch
 
 ROWS = {"512": {}, "4x128": {}, "1024": {}, "2048": {}}
 N_GENES = 20_000
@@ -37,20 +36,12 @@ def case(row: str, small: bool) -> Case:
         n_cells, n_genes, length = 1, 40, 200
         network = scemb.Model(n_genes=length, n_positions=101, embed_dim=16, num_layers=1, num_heads=2, ffn_dim=32)
     rng = np.random.default_rng(0)
-    genes = np.argsort(rng.random((n_cells, 1, length)), -1)[..., :n_genes].astype(np.int32)
-    batch = Batch(
-        genes=genes,
-        counts=1 + rng.poisson(2, genes.shape).astype(np.float32),
-        cell_mask=np.ones((n_cells, 1), bool),
-        study=np.zeros((n_cells, 1), np.int32),
-        coords=np.full((n_cells, 1, 2), np.nan, np.float32),
-        labels={},
-    )
+    genes = np.argsort(rng.random((n_cells, 1, length)), -1)[..., :n_genes]
     return Case(
         network=network,
         inputs={},
         loss={},
-        batch=batch,
+        batch=bench_step.whole_batch(genes, 1 + rng.poisson(2, genes.shape)),
         constants={"slots": jnp.arange(length + 1), "measured": jnp.ones((1, length), bool)},
         optimizer={"name": "adamw", "learning_rate": RATE, "weight_decay": DECAY, "clip_norm": 1.0},
     )

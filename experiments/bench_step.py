@@ -222,12 +222,18 @@ def bag(n_cells: int, n_genes: int) -> Batch:
     order = np.argsort(counts == 0, axis=1, kind="stable")
     order = order[:, : -(-int((counts > 0).sum(1).max()) // 256) * 256]
     counts = np.take_along_axis(counts, order, 1)
+    return whole_batch(np.where(counts > 0, order, n_genes)[None], counts[None])
+
+
+def whole_batch(genes: np.ndarray, counts: np.ndarray) -> Batch:
+    """Return a batch of cells that are all there, of one study, without labels and places. [B, C, P] each"""
+    shape = genes.shape[:2]
     return Batch(
-        genes=np.where(counts > 0, order, n_genes).astype(np.int32)[None],
-        counts=counts.astype(np.float32)[None],
-        cell_mask=np.ones((1, n_cells), bool),
-        study=np.zeros((1, n_cells), np.int32),
-        coords=np.full((1, n_cells, 2), np.nan, np.float32),
+        genes=genes.astype(np.int32),
+        counts=counts.astype(np.float32),
+        cell_mask=np.ones(shape, bool),
+        study=np.zeros(shape, np.int32),
+        coords=np.full((*shape, 2), np.nan, np.float32),
         labels={},
     )
 

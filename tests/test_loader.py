@@ -636,7 +636,6 @@ def test_a_mistake_in_the_options_is_one_line_that_names_it(store, options, mess
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_bench_of_lengths_counts_the_padding_of_a_pass(store, truth, compilation_cache):
     padded, by_length = bench_scemb.length_rows(store, seconds=0.01, batch=8, small=True)
     assert padded["padding"] == pytest.approx(1 - truth.obs["n_genes"].mean() / 2048)
@@ -644,6 +643,7 @@ def test_the_bench_of_lengths_counts_the_padding_of_a_pass(store, truth, compila
     assert by_length["times_padded"] == pytest.approx(padded["s"] / by_length["s"])
 
 
+@pytest.mark.slow
 def test_the_bench_prints_a_table_and_the_same_as_json(tmp_path):
     study("lung", 0).write_h5ad(tmp_path / "lung.h5ad")
     command = [

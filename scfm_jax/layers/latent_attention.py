@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from scfm_jax.layers.parts import by_cells, devices, equal_parts
+from scfm_jax.layers.parts import by_cells
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**20}  # stays in a processor's cache
@@ -51,14 +51,14 @@ def attend(queries: Array, keys: Array, values: Array, bias: Array, chunk: int =
     """
     queries = jnp.broadcast_to(queries, (len(keys), *queries.shape[1:]))
     n_queries, size = queries.shape[2], queries.shape[1] * queries.shape[2] * keys.shape[3]
-    part = functools.partial(_attend, n=parts(n_queries, size, chunk))
-    return by_cells(part, block_size(len(keys), size, chunk), SAVED, queries, keys, values, bias)
+    part = functools.partial(_attend, n=_parts(n_queries, size, chunk))
+    return by_cells(part, room(chunk) // size, SAVED, queries, keys, values, bias)
 
 
 def look(queries: Array, background: Background, chunk: int = 0) -> tuple[Array, Array]:
     """Return what `attend` does, of keys that are the same in all cells and queries [H, Q, K] that all have."""
     keys, values, seen, lift = background
-    n = parts(queries.shape[1], queries.shape[1] * (values.size + keys.shape[0] * keys.shape[2]), chunk)
+    n = _parts(queries.shape[1], queries.shape[1] * (values.size + keys.shape[0] * keys.shape[2]), chunk)
     return _look(queries, keys, values, seen, float(lift), n)
 
 
@@ -68,15 +68,14 @@ def merged(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Arr
     return sum(out * jnp.exp(own - log_sum) for out, own in (first, second)), log_sum
 
 
-def parts(n_queries: int, size: int, chunk: int) -> int:
-    """Return into how many parts queries are cut, for what is made of them, `size` numbers, to keep within `chunk`."""
-    return min(n_queries, -(-size // (chunk or CHUNKS.get(jax.default_backend(), CHUNK))))
+def room(chunk: int) -> int:
+    """Return how many numbers a device is to make at a time: `chunk`, or 0 for what suits the backend."""
+    return chunk or CHUNKS.get(jax.default_backend(), CHUNK)
 
 
-def block_size(n_cells: int, size: int, chunk: int) -> int:
-    """Return how many cells each device takes at a time, for what is made of one, `size` numbers, to keep within it."""
-    here = n_cells // devices(n_cells)
-    return here // equal_parts(here, max(1, (chunk or CHUNKS.get(jax.default_backend(), CHUNK)) // size))
+def _parts(n_queries: int, size: int, chunk: int) -> int:
+    """Return into how many parts queries are cut, for what is made of them, `size` numbers, to find room."""
+    return min(n_queries, -(-size // room(chunk)))
 
 
 def attend_in_order(queries: Array, keys: Array, values: Array, bias: Array) -> Array:

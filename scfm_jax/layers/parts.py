@@ -23,31 +23,28 @@ def chunk_parts(shape: tuple[int, int, int], chunk: int) -> int:
     return equal_parts(length, max(1, chunk // (n_bags * n_cells)) if chunk else 0)
 
 
-def by_cells(function: Callable, size: int, policy: Callable | None, *cells: Array) -> Any:
-    """Return function(*cells), worked out for `size` cells of each device at a time and made again to differentiate.
+def by_cells(function: Callable, most: int, policy: Callable | None, *cells: Array) -> Any:
+    """Return function(*cells), worked out for a block of cells at a time and made again to differentiate.
 
     Args:
       function: what it returns has the cells first too.
+      most: cells of each device in a block, at least one.
       policy: which of its results are kept for the backward pass, see `jax.checkpoint_policies`.
-      cells: [N, ...] each; `size` divides those of a device.
+      cells: [N, ...] each.
     """
-    n = devices(len(cells[0]))
-    if len(cells[0]) == n * size:
+    n_cells, n = len(cells[0]), max(1, jax.sharding.get_abstract_mesh().size)
+    n = n if n_cells % n == 0 else 1  # devices that the cells are spread over
+    n_blocks = equal_parts(n_cells // n, max(1, most))
+    if n_blocks == 1:
         return function(*cells)
 
     def apart(x: Array) -> Array:  # [N, ...] -> [blocks, cells, ...]
-        x = x.reshape(n, -1, size, *x.shape[1:]).swapaxes(0, 1)
-        return x.reshape(-1, n * size, *x.shape[3:])
+        x = x.reshape(n, n_blocks, -1, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(n_blocks, -1, *x.shape[3:])
 
     def together(x: Array) -> Array:
-        x = x.reshape(len(x), n, -1, *x.shape[2:]).swapaxes(0, 1)
-        return x.reshape(-1, *x.shape[3:])
+        x = x.reshape(n_blocks, n, -1, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(n_cells, *x.shape[3:])
 
     step = jax.checkpoint(lambda _, block: (None, function(*block)), prevent_cse=False, policy=policy)
     return jax.tree.map(together, jax.lax.scan(step, None, jax.tree.map(apart, cells))[1])
-
-
-def devices(n_cells: int) -> int:
-    """Return over how many devices (of `jax.set_mesh`) that many cells are spread."""
-    n = max(1, jax.sharding.get_abstract_mesh().size)
-    return n if n_cells % n == 0 else 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers import prefix
-from scfm_jax.layers.latent_attention import attend, attend_in_order, block_size, logits_of
+from scfm_jax.layers.latent_attention import attend, attend_in_order, logits_of, room
 from scfm_jax.layers.linear import bias_uniform, fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.parts import by_cells
@@ -38,7 +38,7 @@ def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array |
         return product(hidden, w2) + b2
 
     policy = jax.checkpoint_policies.dots_saveable if x.shape[-1] >= KEPT else None
-    return by_cells(part, block_size(len(x), x.shape[1] * b1.size, chunk), policy, x, jnp.arange(len(x)))
+    return by_cells(part, room(chunk) // (x.shape[1] * b1.size), policy, x, jnp.arange(len(x)))
 
 
 # ------------------------------------------------------------------------------------------------------------ modules

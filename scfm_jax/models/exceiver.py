@@ -37,7 +37,7 @@ import numpy as np
 from scfm_jax import gene_statistics
 from scfm_jax.layers import likelihood
 from scfm_jax.layers.choices import check_choices
-from scfm_jax.layers.latent_attention import SAVED, Background, attend, block_size, look, merged
+from scfm_jax.layers.latent_attention import SAVED, Background, attend, look, merged, room
 from scfm_jax.layers.linear import fan_in_uniform
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.parts import by_cells
@@ -260,8 +260,7 @@ class Model(nn.Module):
         def block(ids: Array, x: Array, bias: Array) -> tuple[Array, Array]:
             return attend(queries, *self.keys(rows, ids, x), bias, self.chunk)
 
-        size = block_size(len(ids), ids.shape[1] * rows.shape[1], self.chunk)
-        found = by_cells(block, size, SAVED, ids, x, bias)
+        found = by_cells(block, room(self.chunk) // (ids.shape[1] * rows.shape[1]), SAVED, ids, x, bias)
         background = self.background(inputs, rows)
         if background is not None:
             found = merged(found, look(queries[0], background, self.chunk))
