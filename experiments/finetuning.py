@@ -19,8 +19,9 @@ from data_pipeline import obs
 from data_pipeline.split import select
 from data_pipeline.store import Store
 from experiments import config as configs
-from scfm_jax import models, optim, sharding, step, tuning
+from scfm_jax import models, optim, step, tuning
 from scfm_jax.api import Run
+from scfm_jax.leaves import path_name
 from scfm_jax.types import TrainState
 
 AS_THERE = ("bag", "batch", "kind", "buckets", "cell_buckets", "by_length", "run", "mix")
@@ -138,7 +139,7 @@ def begin_with(variables: Mapping[str, Any], source: str) -> Callable[[TrainStat
         kept, new = [], []
 
         def pick(there: Mapping[str, Any], path: tuple, leaf: jax.Array) -> jax.Array:
-            name = sharding.path_name(path)
+            name = path_name(path)
             if name not in there or there[name].shape != leaf.shape:
                 new.append(name)
                 return leaf
@@ -147,7 +148,7 @@ def begin_with(variables: Mapping[str, Any], source: str) -> Callable[[TrainStat
 
         def picked(tree: Any, given: Any) -> Any:
             leaves = jax.tree_util.tree_leaves_with_path(given)
-            there = {sharding.path_name(path): np.asarray(value) for path, value in leaves}
+            there = {path_name(path): np.asarray(value) for path, value in leaves}
             return jax.tree_util.tree_map_with_path(lambda path, leaf: pick(there, path, leaf), tree)
 
         params = picked(state.params, variables["params"])

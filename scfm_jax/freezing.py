@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scfm_jax.sharding import path_name
+from scfm_jax.leaves import path_name
 
 
 def first_layers(params: Any, n: int, layers: Mapping[str, Any]) -> Any:

@@ -9,10 +9,15 @@ import numpy as np
 from scfm_jax.checksums import checksums
 
 
+def path_name(path: tuple) -> str:
+    """Return a leaf's path as one string, "params/encoder_0/query/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def flatten(tree: Any) -> dict[str, Any]:
     """Return {"params/encoder/kernel": leaf, ...} in flattening order."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        path_name(path): leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from scfm_jax import optim, weights
-from scfm_jax.leaves import flatten
-from scfm_jax.sharding import path_name
+from scfm_jax.leaves import flatten, path_name
 from scfm_jax.types import Array
 
 FORMAT = "lora"

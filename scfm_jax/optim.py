@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from scfm_jax import freezing
-from scfm_jax.sharding import path_name
+from scfm_jax.leaves import path_name
 from scfm_jax.types import Array
 
 NAMES = ("adamw", "adam", "sgd", "adafactor")

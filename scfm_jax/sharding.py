@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scfm_jax.leaves import path_name
 from scfm_jax.types import Array
 
 AXES = ("data", "fsdp", "seq")
@@ -95,11 +96,6 @@ def state_shardings(
         return _checked(NamedSharding(mesh, PartitionSpec(*map(_hashable, spec))), leaf.shape, name)
 
     return jax.tree_util.tree_map_with_path(sharding, state)
-
-
-def path_name(path: tuple) -> str:
-    """Return a leaf's path as one string, "params/encoder_0/query/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:

@@ -24,8 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax import checksums, lora, optim, weights
-from scfm_jax.leaves import flatten, nest
-from scfm_jax.sharding import path_name
+from scfm_jax.leaves import flatten, nest, path_name
 from scfm_jax.step import Objective
 from scfm_jax.types import Array, Batch, TrainState
 

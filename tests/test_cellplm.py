@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scfm_jax.convert import cellplm as convert
-from scfm_jax.layers import bags, latent, likelihood, position
+from scfm_jax.layers import bags, latent, likelihood, position, sparse
 from scfm_jax.models import cellplm
 from scfm_jax.types import Batch
 
@@ -144,7 +144,7 @@ def test_masked_values_are_never_seen_and_rates_are_as_asked(beta):
     batch, _ = example()
     inputs = prepare(train=True, mask_beta=beta)
     rows = inputs["mask"].shape[1]
-    hidden = likelihood.at(inputs["mask"], inputs["slots"][:, :rows], False)
+    hidden = sparse.at(inputs["mask"], inputs["slots"][:, :rows], False)
     assert rows == 9 and bool(hidden.any()) and float(jnp.abs(inputs["values"][:, :rows] * hidden).max()) == 0
     assert inputs["mask"].any(-1).sum(1).tolist() == [9, 6]  # 75 % of 12 and of 8 cells
     model, variables = build(dropout=0.0)

@@ -18,6 +18,7 @@ from experiments import bench_exceiver, parity, parity_exceiver
 from scfm_jax import api, checkpoint, gene_statistics, sharding
 from scfm_jax.convert import exceiver as convert
 from scfm_jax.layers import latent_attention, perceiver
+from scfm_jax.leaves import path_name
 from scfm_jax.models import exceiver
 from scfm_jax.types import Batch
 from tests import commands, tiny
@@ -576,7 +577,7 @@ def on_mesh(**mesh: int) -> dict[str, np.ndarray]:
         placed = jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(devices, x.ndim)), inputs)
         value, grads = value_and_grad(model, variables, placed | whole)
     leaves = jax.tree_util.tree_leaves_with_path(grads)
-    return {"loss": np.asarray(value)} | {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {"loss": np.asarray(value)} | {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 @pytest.mark.slow

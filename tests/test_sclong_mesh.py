@@ -24,6 +24,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from scfm_jax import optim, sharding, step
 from scfm_jax.layers import graph
+from scfm_jax.leaves import path_name
 from scfm_jax.models import sclong
 from scfm_jax.types import Batch, TrainState
 
@@ -84,7 +85,7 @@ def train(sizes: tuple[int, int, int], **options) -> dict[str, np.ndarray]:
         split(state.params, mesh)
     result = {name: np.stack(pair) for name, pair in jax.device_get(metrics).items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-        result[sharding.path_name(path)] = np.asarray(leaf)
+        result[path_name(path)] = np.asarray(leaf)
     return result
 
 

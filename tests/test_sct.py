@@ -19,6 +19,7 @@ from experiments import parity, parity_sct
 from scfm_jax import sharding
 from scfm_jax.convert import sct as convert
 from scfm_jax.layers import bins, convolution, position
+from scfm_jax.leaves import path_name
 from scfm_jax.models import sct
 from scfm_jax.types import Batch
 from tests.conftest import SHARED, needs_shared
@@ -525,7 +526,7 @@ def on_mesh(bags: int, **mesh: int) -> dict[str, np.ndarray]:
     split = devices.shape["data"] * devices.shape["fsdp"]
     assert genes.sharding.shard_shape(genes.shape)[:2] == (bags // split, 8 // devices.shape["seq"])
     leaves = jax.tree_util.tree_leaves_with_path(grads)
-    found = {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    found = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
     return {"loss": np.asarray(loss), "genes": np.asarray(genes)} | found
 
 

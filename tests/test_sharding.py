@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from scfm_jax import optim, sharding, step
+from scfm_jax.leaves import path_name
 from scfm_jax.types import Batch
 from tests import tiny
 
@@ -49,7 +50,7 @@ def train(mesh: dict[str, int], steps: int = 2) -> dict[str, np.ndarray]:
             state, metrics = advance(state, sharding.put_batch(batch, devices))
             result |= {f"{name}_{i}": np.stack(pair) for name, pair in jax.device_get(metrics).items()}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            result[sharding.path_name(path)] = np.asarray(leaf)
+            result[path_name(path)] = np.asarray(leaf)
     return result
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from flax import linen as nn
 
 from scfm_jax import checkpoint, sharding, signals, step, train
+from scfm_jax.leaves import path_name
 from scfm_jax.types import Array, Outputs
 
 GENES, CELLS, BAGS, PADDED, STUDIES = 24, 4, 8, 10, 2
@@ -220,7 +221,7 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 def arrays(workdir: pathlib.Path, number: int) -> dict[str, np.ndarray]:
     """Return all arrays of a checkpoint by name."""
     state = checkpoint.restore(workdir / "checkpoints", step=number).state
-    return {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path, number: int) -> None:

@@ -1,4 +1,4 @@
-"""From latent cells to genes or classes: the covariate-aware decoder of CellPLM and a plain classifier."""
+"""From latent cells to genes: the covariate-aware decoder of CellPLM."""
 
 import flax.linen as nn
 import jax
@@ -60,22 +60,3 @@ class Decoder(nn.Module):
         pooled = jax.lax.stop_gradient(table).sum(0) / (size if self.absent == "mean" else 1)
         rows = jnp.where((label >= 0)[..., None], table[jnp.maximum(label, 0)], pooled)
         return norms.norm(self.norm, name=f"{name}_norm")(norms.PReLU(name=f"{name}_prelu")(rows))
-
-
-class Head(nn.Module):
-    """Dropout and linear layers on the latent: the classifier of cell types."""
-
-    n_classes: int
-    width: int
-    layers: int
-    dropout: float
-    train: bool = False
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:  # [B, C, Z] -> [B, C, classes]
-        for i in range(self.layers):
-            last = i == self.layers - 1
-            z = nn.Dropout(self.dropout, deterministic=not self.train)(z)
-            z = Dense(self.n_classes if last else self.width, name=f"linear_{i}")(z)
-            z = z if last else jax.nn.relu(z)
-        return z

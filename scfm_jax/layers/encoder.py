@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from scfm_jax.layers import attention, norms, prefix
 from scfm_jax.layers.linear import Dense, SpectralDense
+from scfm_jax.layers.remat import REMAT
 from scfm_jax.types import Array
 
 KINDS = ("flowformer", "performer", "transformer", "cosformer", "mlp", "none")
 PREFIXED = ("flowformer", "performer", "transformer")
 FAVOR_SIZE, FAVOR_FEATURES = 64, 266  # 266 = int(64 ln 64)
-REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class Attention(nn.Module):

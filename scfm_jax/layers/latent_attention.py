@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from scfm_jax.layers.parts import by_cells
+from scfm_jax.layers.parts import by_cells, join, scan, split
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**20}  # stays in a processor's cache
@@ -215,24 +215,3 @@ def _peak(logits: Array) -> Array:
 
 def _with_ones(values: Array) -> Array:
     return jnp.concatenate([values, jnp.ones_like(values[..., :1, :])], -2)
-
-
-def split(x: Array, n: int) -> Array:
-    """Cut the queries into n equal chunks, the last padded. [N, H, Q, ...] -> [n, N, H, Q / n, ...]"""
-    size = -(-x.shape[2] // n)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, n * size - x.shape[2]), (0, 0)))
-    return jnp.moveaxis(x.reshape(*x.shape[:2], n, size, x.shape[3]), 2, 0)
-
-
-def join(x: Array, n_queries: int) -> Array:
-    """Undo `_split`."""
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, :n_queries]
-
-
-def scan(part, start, inputs):
-    """Run `jax.lax.scan`, without a loop where there is one chunk."""
-    if jax.tree.leaves(inputs)[0].shape[0] > 1:
-        return jax.lax.scan(part, start, inputs)
-    last, out = part(start, jax.tree.map(lambda x: x[0], inputs))
-    return last, jax.tree.map(lambda x: x[None], out)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
+from scfm_jax.layers.sparse import at, scatter
 from scfm_jax.types import Array
 
 EPS = 1e-10
@@ -29,22 +30,6 @@ def nb_nll(counts: Array, mu: Array, theta: Array) -> Array:
 def nb_parameters(logits: Array, log_theta: Array) -> tuple[Array, Array]:
     """Return (mean, inverse dispersion) of the head's outputs, both clipped after the exponential."""
     return jnp.clip(jnp.exp(logits), *MEAN_RANGE), jnp.clip(jnp.exp(log_theta), *THETA_RANGE)
-
-
-def at(dense: Array, slots: Array, fill: float = 0.0) -> Array:
-    """Return `dense` [..., V] at the gene slots [..., P]; `fill` where the slot is not a gene (V: padding)."""
-    shape = (*slots.shape[:-1], dense.shape[-1])
-    inside = slots < dense.shape[-1]
-    found = jnp.take_along_axis(jnp.broadcast_to(dense, shape), jnp.where(inside, slots, 0), -1)
-    return jnp.where(inside, found, fill)
-
-
-def scatter(slots: Array, values: Array, size: int) -> Array:
-    """Return the values added up at their slots, zero elsewhere; slots beyond `size` are dropped. -> [..., size]"""
-    flat_slots, flat_values = slots.reshape(-1, slots.shape[-1]), values.reshape(-1, slots.shape[-1])
-    rows = jnp.arange(flat_slots.shape[0])[:, None]
-    out = jnp.zeros((flat_slots.shape[0], size), values.dtype).at[rows, flat_slots].add(flat_values, mode="drop")
-    return out.reshape(*slots.shape[:-1], size)
 
 
 def scaled_nb_nll(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from scfm_jax.types import Array
 
@@ -48,3 +49,24 @@ def by_cells(function: Callable, most: int, policy: Callable | None, *cells: Arr
 
     step = jax.checkpoint(lambda _, block: (None, function(*block)), prevent_cse=False, policy=policy)
     return jax.tree.map(together, jax.lax.scan(step, None, jax.tree.map(apart, cells))[1])
+
+
+def split(x: Array, n: int) -> Array:
+    """Cut the queries into n equal chunks, the last padded. [N, H, Q, ...] -> [n, N, H, Q / n, ...]"""
+    size = -(-x.shape[2] // n)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, n * size - x.shape[2]), (0, 0)))
+    return jnp.moveaxis(x.reshape(*x.shape[:2], n, size, x.shape[3]), 2, 0)
+
+
+def join(x: Array, n_queries: int) -> Array:
+    """Undo `split`, and drop the padding."""
+    x = jnp.moveaxis(x, 0, 2)
+    return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, :n_queries]
+
+
+def scan(part: Callable, start: Any, inputs: Any) -> tuple[Any, Any]:
+    """Run `jax.lax.scan`, without a loop where there is one chunk."""
+    if jax.tree.leaves(inputs)[0].shape[0] > 1:
+        return jax.lax.scan(part, start, inputs)
+    last, out = part(start, jax.tree.map(lambda x: x[0], inputs))
+    return last, jax.tree.map(lambda x: x[None], out)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from scfm_jax import sharding
 from scfm_jax.layers import attention, prefix
-from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.remat import REMAT
 from scfm_jax.types import Array
 
 KINDS = ("favor", "exact")

@@ -28,9 +28,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scfm_jax.layers import bags, likelihood, norms
-from scfm_jax.layers.decoder import HEAD_WIDTH, Decoder, Head
+from scfm_jax.layers import bags, likelihood, norms, sparse
+from scfm_jax.layers.decoder import HEAD_WIDTH, Decoder
 from scfm_jax.layers.encoder import FAVOR_FEATURES, FAVOR_SIZE, Encoder
+from scfm_jax.layers.head import Head
 from scfm_jax.layers.latent import AE, GMVAE, LATENTS, VAE
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.position import Position
@@ -106,7 +107,7 @@ def prepare(
             hidden = bags.draw_mask(mask_key, (slots.shape[0], rows, n_genes), mask_feature_rate, mask_beta)
             hidden = hidden & (jnp.arange(rows) < number)[..., None]
         rows = hidden.shape[1]
-        values = values.at[:, :rows].multiply(~likelihood.at(hidden, slots[:, :rows], False))
+        values = values.at[:, :rows].multiply(~sparse.at(hidden, slots[:, :rows], False))
         if score == "masked":
             weights = hidden.any(-1) & batch.cell_mask[:, :rows]
     rows = weights.shape[1]
@@ -206,7 +207,7 @@ class Model(nn.Module):
         """Sum gene vectors weighted by log1p counts, add position and covariate, and pass one layer. [B, C, D]"""
         width = self.enc_hid
         table = self.param("genes", nn.initializers.normal(0.005), (self.n_genes, width))
-        x = likelihood.scatter(inputs["slots"], inputs["values"].astype(self.dtype), self.n_genes)  # [B, C, V]
+        x = sparse.scatter(inputs["slots"], inputs["values"].astype(self.dtype), self.n_genes)  # [B, C, V]
         x = jnp.einsum("bcv,vd->bcd", x, table.astype(self.dtype))
         self.sow("intermediates", "gene_embed", x)
         if self.pe != "none":
@@ -281,7 +282,7 @@ def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
     """Return expected counts: the decoder's means scaled to the observed total over measured genes. [B, R, V]"""
     mean, _ = decode(outputs.logits)
     measured = inputs["measured"][:, None]
-    observed = (inputs["counts"] * likelihood.at(measured, inputs["slots"][:, : mean.shape[1]], False)).sum(-1)
+    observed = (inputs["counts"] * sparse.at(measured, inputs["slots"][:, : mean.shape[1]], False)).sum(-1)
     return mean * (observed / jnp.where(measured, mean, 0).sum(-1))[..., None]
 
 
@@ -356,7 +357,7 @@ OBJECTIVES = ("nb", "mse", "recon", "imputation", "denoise", "annotation")
 
 
 def _dense_counts(inputs: dict[str, Any], shape: tuple[int, ...]) -> Array:
-    return likelihood.scatter(inputs["slots"][:, : shape[1]], inputs["counts"], shape[-1])
+    return sparse.scatter(inputs["slots"][:, : shape[1]], inputs["counts"], shape[-1])
 
 
 def _scored(inputs: dict[str, Any]) -> Array:

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax import gene_statistics
-from scfm_jax.layers import likelihood
+from scfm_jax.layers import sparse
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.latent_attention import SAVED, Background, attend, look, merged, room
 from scfm_jax.layers.linear import fan_in_uniform
@@ -291,7 +291,7 @@ class Model(nn.Module):
         genes = jnp.arange(self.n_genes)
         keys, values = self.keys(rows, genes[None], inputs["zeros"][None])
         ids = self.flat(inputs["genes"])
-        seen = 1 - likelihood.scatter(ids, jnp.ones(ids.shape), self.n_genes)
+        seen = 1 - sparse.scatter(ids, jnp.ones(ids.shape), self.n_genes)
         return Background(keys[0], values[0], seen, 1.0)
 
     def every_gene(self, inputs: dict[str, Any], hidden: Array) -> tuple[Array, Array]:

@@ -30,9 +30,9 @@ import numpy as np
 
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.dropout import dropped
-from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.product import dot_general
+from scfm_jax.layers.remat import REMAT
 from scfm_jax.layers.softmax import cross_entropy
 from scfm_jax.layers.transformer import ACTIVATIONS, Block, normal
 from scfm_jax.types import Array, Batch, Outputs

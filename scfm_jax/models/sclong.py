@@ -34,12 +34,12 @@ import jax
 import jax.numpy as jnp
 import jraph
 
-from scfm_jax.layers import attention, graph, likelihood, performer
+from scfm_jax.layers import attention, graph, performer, sparse
 from scfm_jax.layers.choices import check_choices
-from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.performer import Performer, permute
+from scfm_jax.layers.remat import REMAT
 from scfm_jax.types import Array, Batch, Outputs
 
 SIZES = {"n_genes": "genes"}
@@ -106,7 +106,7 @@ def prepare(
     if max10:
         factor = jnp.where(most > 10, 1, 10 / jnp.where(most > 0, most, 10))
         values = jnp.minimum(values * factor[..., None], 10)
-    dense = likelihood.scatter(slots, values, n_genes)
+    dense = sparse.scatter(slots, values, n_genes)
     inputs = {"values": dense, "scale": scale, "factor": factor, "cell_mask": batch.cell_mask}
     if mask_rate:
         inputs |= _choose(rng, draws or {}, slots, values, dense, mask_rate, replace_rate)

@@ -33,11 +33,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.layers import bags, bins, likelihood, position
+from scfm_jax.layers import bags, bins, position, sparse
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.convolution import NORMS, POOLINGS, Convolution, Stage, reach, truncated, with_neighbours
-from scfm_jax.layers.encoder import REMAT
 from scfm_jax.layers.parts import chunk_parts
+from scfm_jax.layers.remat import REMAT
 from scfm_jax.layers.rotary import Block
 from scfm_jax.types import Array, Batch, Outputs
 
@@ -97,7 +97,7 @@ def prepare(
     counts = jnp.where(slots < measured.shape[1], batch.counts, 0).astype(jnp.float32)
     values, scale = bins.normalized(counts, target_sum, log)
     borders = bins.bin_edges(values, n_bins, edges)
-    tokens = likelihood.scatter(slots, bins.binned(values, borders), measured.shape[1])
+    tokens = sparse.scatter(slots, bins.binned(values, borders), measured.shape[1])
     inputs = {"tokens": tokens, "edges": borders, "scale": scale, "log": jnp.full(scale.shape, log)}
     inputs["cell_mask"] = batch.cell_mask
     inputs["coords"] = _relative(batch.coords, batch.cell_mask) if coords == "relative" else batch.coords

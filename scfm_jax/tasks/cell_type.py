@@ -30,7 +30,7 @@ from flax import linen as nn
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from scfm_jax import infer, models
-from scfm_jax.layers.decoder import Head
+from scfm_jax.layers.head import Head
 from scfm_jax.step import Objective
 from scfm_jax.tuning import TASK
 from scfm_jax.types import Array, Batch, TrainState
