@@ -72,7 +72,7 @@ def finetuning(method: str, *, steps: int, every: int) -> ConfigDict:
     """Return what all fine-tuning configs share: what is None or empty here is as in the run that it begins with.
 
     Args:
-      method: of `scfm_jax.tuning`. steps, every: as for `pretraining`.
+      method: of `scfm_jax.training.tuning`. steps, every: as for `pretraining`.
     """
     empty = {"model": {}, "inputs": {}, "loss": {}}
     config = pretraining(None, empty, bag=1, batch=1, steps=steps, every=every)

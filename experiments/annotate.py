@@ -40,15 +40,15 @@ def main(_) -> None:
         raise ValueError(f"--split={FLAGS.split}: --held_out says which of its values are annotated")
     import jax
 
-    from experiments import annotating, annotation_table
-    from scfm_jax.tasks.annotation_baselines import BASELINES
+    from experiments.analyses import annotation, annotation_table
+    from scfm_jax.tasks.cells.annotation_baselines import BASELINES
 
-    if wrong := [method for method in FLAGS.methods if method not in annotating.METHODS]:
-        raise ValueError(f"--methods={wrong[0]}: must be of {', '.join(annotating.METHODS)}")
+    if wrong := [method for method in FLAGS.methods if method not in annotation.METHODS]:
+        raise ValueError(f"--methods={wrong[0]}: must be of {', '.join(annotation.METHODS)}")
     out = pathlib.Path(FLAGS.output)
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))  # seeds compile once
-    plan = annotating.Plan(
+    plan = annotation.Plan(
         train=tuple(FLAGS.train),
         test=FLAGS.test,
         split=(FLAGS.split, tuple(FLAGS.held_out)) if FLAGS.split else None,
@@ -59,13 +59,13 @@ def main(_) -> None:
         steps=FLAGS.steps,
         min_mapped=FLAGS.min_mapped,
     )
-    classes = annotating.prepare(plan, out)
+    classes = annotation.prepare(plan, out)
     for seed in range(FLAGS.seeds):
         for name in BASELINES:
-            annotating.baseline(plan, out, name, seed, classes)
+            annotation.baseline(plan, out, name, seed, classes)
         for source in FLAGS.runs:
             for method in FLAGS.methods:
-                annotating.tune(plan, out, source, method, seed)
+                annotation.tune(plan, out, source, method, seed)
     print(annotation_table.write(out))
 
 

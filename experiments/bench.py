@@ -49,33 +49,33 @@ def main(argv: list[str]) -> None:
 
 
 def _loader() -> list[dict]:
-    from data_pipeline.store import open_store
-    from experiments import bench_loader
+    from data_pipeline.store.store import open_store
+    from experiments.benches import loader
 
     if bool(FLAGS.store) == bool(FLAGS.input):
         raise ValueError("bench loader: give either --store=DIR or --input=a.h5ad,b.h5ad")
     with tempfile.TemporaryDirectory() as scratch:
-        path = FLAGS.store or bench_loader.make_store(pathlib.Path(scratch) / "store", FLAGS.input, FLAGS.copies)
-        return bench_loader.rows(open_store(path), FLAGS.seconds)
+        path = FLAGS.store or loader.make_store(pathlib.Path(scratch) / "store", FLAGS.input, FLAGS.copies)
+        return loader.rows(open_store(path), FLAGS.seconds)
 
 
 def _lengths() -> list[dict]:
-    from data_pipeline.store import open_store
-    from experiments import bench_scemb
+    from data_pipeline.store.store import open_store
+    from experiments.benches import scemb
 
     if not FLAGS.store:
         raise ValueError("bench lengths: give --store=DIR, whose cells' lengths count")
-    return bench_scemb.length_rows(open_store(FLAGS.store), FLAGS.seconds)
+    return scemb.length_rows(open_store(FLAGS.store), FLAGS.seconds)
 
 
 def _step(what: str) -> list[dict]:
-    from experiments import bench_step
+    from experiments.benches import step
 
     if what == "infer":
-        return bench_step.infer_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype)
+        return step.infer_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype)
     if FLAGS.plan:
-        return bench_step.plan_rows(FLAGS.model, row=FLAGS.row, dtype=FLAGS.dtype)
-    return bench_step.step_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype, parts=FLAGS.parts)
+        return step.plan_rows(FLAGS.model, row=FLAGS.row, dtype=FLAGS.dtype)
+    return step.step_rows(FLAGS.model, FLAGS.seconds, row=FLAGS.row, dtype=FLAGS.dtype, parts=FLAGS.parts)
 
 
 def table(rows: list[dict]) -> str:

@@ -3,7 +3,7 @@
     python -m experiments.class_token --workdir=W --input=a.h5ad,b.h5ad --output=DIR [--label=tissue]
 
 Writes DIR/class_token.md and DIR/class_token.json, all or nothing. Beside the model are the most common class of each
-file and the model with random weights; see `scfm_jax.tasks.class_token`.
+file and the model with random weights; see `scfm_jax.tasks.cells.class_token`.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,16 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
     cli.require("workdir", "input", "output")
-    from experiments import class_scores, findings
+    from experiments.analyses import class_token
+    from experiments.pages import output
     from scfm_jax import api
 
     cli.check_free(FLAGS.output)
     options = {name: FLAGS[name].value for name in ("label", "seeds", "layer", "raw", "gene_table", "min_mapped")}
-    found = class_scores.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
-    text = class_scores.table(found)
+    found = class_token.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = class_token.table(found)
     title = f"# The class token of {found['model']}\n\nWeights: {found['weights']}.\n\n"
-    findings.write(FLAGS.output, {"class_token.md": f"{title}{text}\n", "class_token.json": found})
+    output.write(FLAGS.output, {"class_token.md": f"{title}{text}\n", "class_token.json": found})
     print(text)
 
 

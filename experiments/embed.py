@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     if _STEP.value and _STEP.value != "best" and not _STEP.value.isdecimal():
         raise ValueError(f'--step={_STEP.value}: a number or "best"')
 
-    from data_pipeline import h5ad
+    from data_pipeline.files import h5ad
     from scfm_jax import api
 
     which = int(_STEP.value) if _STEP.value and _STEP.value.isdecimal() else _STEP.value

@@ -45,13 +45,13 @@ def main(_) -> None:
         return
     if not FLAGS.workdir or not FLAGS.input:
         raise ValueError("--workdir and --input say which model is scored on what (see --helpshort)")
-    from experiments import scoring
+    from experiments.analyses import embedding
     from scfm_jax import api
 
     options = {name: FLAGS[name].value for name in ("label", "batch", "layer", "raw", "gene_table", "min_mapped")}
     options |= {"seeds": range(FLAGS.seeds or 3), "sample_key": FLAGS.sample_key or None}
-    scores = scoring.evaluate(api.load(FLAGS.workdir), FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
-    print(scoring.table(scores))
+    scores = embedding.evaluate(api.load(FLAGS.workdir), FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
+    print(embedding.table(scores))
 
 
 def run_suite() -> None:
@@ -61,7 +61,8 @@ def run_suite() -> None:
             raise ValueError(f"--{name} is missing: a suite compares --runs on --data and writes --output")
     import jax
 
-    from experiments import suite, suite_data
+    from experiments.suite import entrants as suite_data
+    from experiments.suite import fill
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(FLAGS.output) / "compiled"))
@@ -77,7 +78,7 @@ def run_suite() -> None:
         raise ValueError(f"--data: two files are called {same[0]}; the table would not tell them apart")
     entrants = [suite_data.enter(*pair) for pair in zip(FLAGS.runs, suite_data.names(FLAGS.runs), strict=True)]
     tasks = {name: config.tasks[name].to_dict() for name in FLAGS.tasks or config.tasks}
-    table = suite.Suite(
+    table = fill.Suite(
         FLAGS.suite,
         tasks,
         entrants,

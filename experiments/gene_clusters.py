@@ -6,7 +6,7 @@
 Writes DIR/gene_clusters.md (table, clusters), DIR/gene_clusters.json (every cluster of every seed) and, with --edges,
 DIR/gene_clusters.png, all or nothing. With --input only genes that its cells express are clustered, the null exchanges
 genes of like expression, and the data's own components stand beside the model and its random twin. The tests are those
-of `scfm_jax.tasks.gene_clusters`.
+of `scfm_jax.tasks.genes.gene_clusters`.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
     cli.require("workdir", "output")
-    from experiments import findings, gene_clustering
+    from experiments.analyses import gene_clusters
+    from experiments.pages import output
     from scfm_jax import api
 
     cli.check_free(FLAGS.output)
@@ -47,11 +48,11 @@ def main(argv: Sequence[str]) -> None:
     names += ("layer", "raw", "gene_table", "min_mapped")
     options = {name: FLAGS[name].value for name in names}
     options |= {"source": FLAGS.input, "sample_key": FLAGS.sample_key or None}
-    found = gene_clustering.evaluate(api.load(FLAGS.workdir), **options)
-    files = {"gene_clusters.md": gene_clustering.page(found), "gene_clusters.json": gene_clustering.records(found)}
-    picture = gene_clustering.picture(found)
-    findings.write(FLAGS.output, files | ({"gene_clusters.png": picture} if picture else {}))
-    print(gene_clustering.table(found))
+    found = gene_clusters.evaluate(api.load(FLAGS.workdir), **options)
+    files = {"gene_clusters.md": gene_clusters.page(found), "gene_clusters.json": gene_clusters.records(found)}
+    picture = gene_clusters.picture(found)
+    output.write(FLAGS.output, files | ({"gene_clusters.png": picture} if picture else {}))
+    print(gene_clusters.table(found))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from data_pipeline.store import Store, open_store
-from data_pipeline.vocab import map_genes, read_genes, read_table
-from experiments import cli, gene_ranks
+from data_pipeline.genes import lists
+from data_pipeline.genes.vocab import map_genes, read_genes, read_table
+from data_pipeline.store import expression
+from data_pipeline.store.store import Store, open_store
+from experiments import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("store", None, "Folder made by experiments.ingest.")
@@ -35,12 +37,12 @@ def main(_) -> None:
     if FLAGS.keep and FLAGS.by != "variability":
         raise ValueError(f"--keep={FLAGS.keep}: genes are kept only with --by=variability")
     store = open_store(FLAGS.store)
-    share = gene_ranks.expressed(store)
+    share = expression.expressed(store)
     if FLAGS.by == "sparsity":
-        genes = gene_ranks.spread(share, FLAGS.number, FLAGS.min_share)
+        genes = lists.spread(share, FLAGS.number, FLAGS.min_share)
     else:
         keep = kept(store) if FLAGS.keep else np.zeros(0, int)
-        genes = gene_ranks.most_variable(gene_ranks.variability(store), share, FLAGS.number, FLAGS.min_share, keep)
+        genes = lists.most_variable(expression.variability(store), share, FLAGS.number, FLAGS.min_share, keep)
     path = pathlib.Path(FLAGS.output)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text("".join(f"{store.genes[gene]}\n" for gene in genes))

@@ -66,13 +66,14 @@ def main(_) -> int:
     given = [name for name in SOURCES if FLAGS[name].value]
     if len(given) != 1 or not FLAGS.output:
         raise ValueError("one of --gaf, --table, --ppi or --edges says what to read, and --output where to write")
-    from data_pipeline import graph_file
+    from data_pipeline.files import whole
+    from data_pipeline.genes import graph_file
 
     started, cpu = time.perf_counter(), time.process_time()
     graph, table = (go if given[0] in ("gaf", "table") else lists)(given[0])
     graph_file.write(FLAGS.output, graph)
     if FLAGS.write_genes:
-        graph_file.write_file(pathlib.Path(FLAGS.write_genes), ("\n".join(graph.genes) + "\n").encode())
+        whole.write_file(pathlib.Path(FLAGS.write_genes), ("\n".join(graph.genes) + "\n").encode())
     print(graph)
     print_pairs(graph, table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -85,7 +86,7 @@ def main(_) -> int:
 
 def describe() -> int:
     """Print what the graph file of --describe holds, and how it was made."""
-    from data_pipeline import graph_file
+    from data_pipeline.genes import graph_file
 
     graph = graph_file.read(FLAGS.describe)
     print(graph)
@@ -97,7 +98,7 @@ def describe() -> int:
 
 def known_genes():
     """Return what --gene_table and --genes_of_table tell of genes, None without any."""
-    from data_pipeline.vocab import read_table
+    from data_pipeline.genes.vocab import read_table
 
     paths = [*FLAGS.gene_table, *filter(None, [FLAGS.genes_of_table])]
     return read_table(paths) if paths else None
@@ -105,8 +106,8 @@ def known_genes():
 
 def gene_list(names: list[str]) -> list[str]:
     """Return the gene list that the flags ask for: `names`, if they ask for none."""
-    from data_pipeline.gene_list import SCLONG_GENES, coding_and_lncrna
-    from data_pipeline.vocab import read_genes
+    from data_pipeline.genes.lists import SCLONG_GENES, coding_and_lncrna
+    from data_pipeline.genes.vocab import read_genes
 
     if FLAGS.genes and FLAGS.genes_of_table:
         raise ValueError("--genes and --genes_of_table both say what the gene list is: give one")
@@ -117,10 +118,10 @@ def gene_list(names: list[str]) -> list[str]:
 
 def go(source: str):
     """Return the GO graph of --gaf or --table, and what is known of its genes' names."""
-    from data_pipeline import annotations as go_annotations
-    from data_pipeline import go_graph
-    from data_pipeline.graph_file import GeneGraph
-    from data_pipeline.ontology import read_obo
+    from data_pipeline.genes import annotations as go_annotations
+    from data_pipeline.genes import go_graph
+    from data_pipeline.genes.graph_file import GeneGraph
+    from data_pipeline.genes.ontology import read_obo
 
     path, ontology = FLAGS[source].value, read_obo(FLAGS.obo) if FLAGS.obo else None
     if path.endswith(".npz"):
@@ -152,8 +153,8 @@ def go(source: str):
 
 def lists(source: str):
     """Return the graph of --ppi or --edges, and what is known of its genes' names."""
-    from data_pipeline import edge_lists
-    from data_pipeline.graph_file import GeneGraph
+    from data_pipeline.genes import edge_lists
+    from data_pipeline.genes.graph_file import GeneGraph
 
     read = edge_lists.read_edges if source == "ppi" else edge_lists.read_directed
     edges = read(FLAGS[source].value, FLAGS.weight_column)
@@ -175,7 +176,7 @@ def lists(source: str):
 
 def inputs() -> dict[str, dict[str, str]]:
     """Return name and checksum of every file that the graph is made of."""
-    from data_pipeline.manifest import checksum
+    from data_pipeline.files.whole import checksum
 
     paths = {name: FLAGS[name].value for name in (*SOURCES, "obo", "ppi_names", "genes", "genes_of_table")}
     paths |= {f"gene_table_{i}": path for i, path in enumerate(FLAGS.gene_table)}
@@ -185,7 +186,7 @@ def inputs() -> dict[str, dict[str, str]]:
 
 def print_pairs(graph, table) -> None:
     """Print weight and rank among the edges into the target of each of --pairs."""
-    from data_pipeline.vocab import map_genes
+    from data_pipeline.genes.vocab import map_genes
 
     for pair in FLAGS.pairs:
         ends = pair.split(":")

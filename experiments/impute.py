@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--ruler={FLAGS.ruler}: there are visible, cell")
     if FLAGS.bin_value not in ("median", "middle"):
         raise ValueError(f"--bin_value={FLAGS.bin_value}: there are median, middle")
-    from experiments import imputing
+    from experiments.analyses import imputation as imputation_analysis
     from scfm_jax import api
-    from scfm_jax.tasks import imputation
+    from scfm_jax.tasks.imputation import imputation
 
     task = imputation.get(FLAGS.task)
     workdir = pathlib.Path(FLAGS.workdir)
@@ -61,12 +61,12 @@ def main(argv: Sequence[str]) -> None:
     names = ("seeds", "cells", "bag", "ruler", "bin_value", "reference", "layer", "raw", "gene_table", "min_mapped")
     options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     options |= {"sample_key": FLAGS.sample_key or None, "rates": _numbers(FLAGS.rates, task.RATES)}
-    scores = imputing.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)
+    scores = imputation_analysis.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)
     written = workdir / f"imputation_{FLAGS.task}.json"
     partial = written.with_suffix(".json.partial")
     partial.write_text(json.dumps(scores, indent=1) + "\n")
     partial.replace(written)
-    print(imputing.table(scores))
+    print(imputation_analysis.table(scores))
 
 
 def _numbers(texts: Sequence[str] | None, default: Sequence[float]) -> list[float]:

@@ -63,9 +63,9 @@ def main(_) -> int:
         return verify(FLAGS.verify)
     if not FLAGS.store or not (FLAGS.input or FLAGS.census_query or FLAGS.census_uri):
         raise ValueError("--input and --store say what to take in and where to (or --verify which store to check)")
-    from data_pipeline import census
-    from data_pipeline.ingest import census_sources, file_sources
-    from data_pipeline.store import open_store
+    from data_pipeline.files import census
+    from data_pipeline.store.ingest import census_sources, file_sources
+    from data_pipeline.store.store import open_store
 
     sources = file_sources(FLAGS.input, FLAGS.names)
     if FLAGS.census_query or FLAGS.census_uri:
@@ -85,8 +85,8 @@ def main(_) -> int:
 
 def take(sources: list) -> dict[str, str]:
     """Ingest the sources as the flags say; return the reasons of those that failed."""
-    from data_pipeline.ingest import ingest
-    from data_pipeline.study import Settings
+    from data_pipeline.store.ingest import ingest
+    from data_pipeline.store.study import Settings
 
     return ingest(
         sources,
@@ -101,8 +101,8 @@ def take(sources: list) -> dict[str, str]:
 
 def verify(path: str) -> int:
     """Print what is damaged in the store at `path`; return 1 if anything is."""
-    from data_pipeline.store import open_store
-    from data_pipeline.store import verify as damaged
+    from data_pipeline.store.store import open_store
+    from data_pipeline.store.store import verify as damaged
 
     wrong = damaged(path)
     for line in wrong:

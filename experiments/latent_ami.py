@@ -3,7 +3,7 @@
     python -m experiments.latent_ami --workdir=W --input=x.h5ad --output=DIR [--columns=cell_type,donor]
 
 Writes DIR/latent_ami.md (the table), DIR/latent_ami.json (each seed) and DIR/latent_ami.png, all or nothing. Beside the
-model are 50 principal components of the data and the model with random weights; see `scfm_jax.tasks.latent_ami`.
+model are 50 principal components of the data and the model with random weights; see `scfm_jax.tasks.cells.latent_ami`.
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,18 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
     cli.require("workdir", "input", "output")
-    from experiments import findings, latent_table
+    from experiments.analyses import latent_ami
+    from experiments.pages import output
     from scfm_jax import api
 
     cli.check_free(FLAGS.output)
     options = {name: FLAGS[name].value for name in ("columns", "layer", "raw", "gene_table", "min_mapped")}
     options |= {"seeds": range(FLAGS.seeds), "sample_key": FLAGS.sample_key or None}
-    found = latent_table.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
-    text = latent_table.table(found)
+    found = latent_ami.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = latent_ami.table(found)
     title = f"# What the clusters of {found['model']} tell of {found['input']}\n\nWeights: {found['weights']}.\n\n"
     files = {"latent_ami.md": f"{title}{text}\n", "latent_ami.json": found}
-    findings.write(FLAGS.output, files | {"latent_ami.png": latent_table.picture(found)})
+    output.write(FLAGS.output, files | {"latent_ami.png": latent_ami.picture(found)})
     print(text)
 
 

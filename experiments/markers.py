@@ -6,7 +6,7 @@
 A type is LABEL, or LABEL=NAME where the table calls it otherwise. The other labels of the column are what a type is
 compared with. Writes DIR/markers.md (tables, top genes), DIR/markers.json (each seed) and, for each type and ranking
 that is drawn, DIR/heat_map_<number>_<type>_<ranking>.png, all or nothing. The rankings and the null are those of
-`scfm_jax.tasks.marker_genes`; a seed draws the cells, their bags and the weights of a random twin.
+`scfm_jax.tasks.genes.marker_genes`; a seed draws the cells, their bags and the weights of a random twin.
 """
 
 import os
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     cli.require("workdir", "input", "types", "markers", "output")
     cli.check_free(FLAGS.output)
-    from experiments import marker_table, marking
+    from experiments.analyses import marker_table, markers
     from scfm_jax import api
 
     types = dict(text.rpartition("=")[::2] if "=" in text else (text, text) for text in FLAGS.types)
@@ -58,10 +58,10 @@ def main(argv: Sequence[str]) -> None:
         "min_mapped",
     )
     options = {name: FLAGS[name].value for name in names} | {"sample_key": FLAGS.sample_key or None}
-    found = marking.evaluate(api.load(FLAGS.workdir), FLAGS.input, known, **options)
+    found = markers.evaluate(api.load(FLAGS.workdir), FLAGS.input, known, **options)
     found["markers"] = f"{os.path.basename(FLAGS.markers)}, {', '.join(FLAGS.tissue) or 'all tissues'}"
-    marking.write(found, FLAGS.output)
-    print(marking.table(found))
+    markers.write(found, FLAGS.output)
+    print(markers.table(found))
 
 
 if __name__ == "__main__":

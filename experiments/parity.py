@@ -8,7 +8,7 @@
 most its rtol. Every `out/*` and `grad/*` of a case must be reproduced, a parameter that has no recorded gradient must
 have none here, and exit status 0 means that all cases pass.
 
-A model brings `experiments/parity_<model>.py` with `KINDS`, {kind: function of a `Case` that returns {"out/...": array,
+A model brings `experiments/golden/<model>.py` with `KINDS`, {kind: function of a `Case` that returns {"out/...": array,
 "grad/...": array}}, and may bring `TOLERANCES`, {pattern of array names: {"rtol": ..., "atol": ...}}.
 """
 
@@ -69,9 +69,9 @@ def check(folder: pathlib.Path) -> Result:
     try:
         case = read(folder)
         kind, label = case.kind, f"{case.model}/{label}"
-        if importlib.util.find_spec(f"experiments.parity_{case.model}") is None:
-            raise ValueError(f"no experiments/parity_{case.model}.py")
-        runner = importlib.import_module(f"experiments.parity_{case.model}")
+        if importlib.util.find_spec(f"experiments.golden.{case.model}") is None:
+            raise ValueError(f"no experiments/golden/{case.model}.py")
+        runner = importlib.import_module(f"experiments.golden.{case.model}")
         if kind not in runner.KINDS:
             raise ValueError(f"kind {kind!r}: there are {', '.join(runner.KINDS)}")
         with jax.default_matmul_precision("highest"):

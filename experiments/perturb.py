@@ -5,7 +5,7 @@
 
 Without --targets, every value of the column that is a gene of file and model is one. Writes DIR/perturb.md (the table),
 DIR/perturb.json (each score and its null) and DIR/perturb.png, all or nothing. Beside the model are its random twin and
-50 principal components; scores and null are those of `scfm_jax.tasks.perturbation_in_silico`.
+50 principal components; scores and null are those of `scfm_jax.tasks.perturbation.in_silico`.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     del argv
     cli.require("workdir", "input", "output", "control")
-    from experiments import findings, perturbing
+    from experiments.analyses import perturbation
+    from experiments.pages import output
     from scfm_jax import api
 
     cli.check_free(FLAGS.output)
@@ -48,11 +49,11 @@ def main(argv: Sequence[str]) -> None:
     names += ("layer", "raw", "gene_table", "min_mapped")
     options = {name: FLAGS[name].value for name in names}
     options["targets"] = [text.rpartition("=")[::2] for text in FLAGS.targets]
-    found = perturbing.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
-    text = perturbing.table(found)
+    found = perturbation.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = perturbation.table(found)
     title = f"# {found['model']}: genes perturbed in silico in {found['input']}\n\nWeights: {found['weights']}.\n\n"
-    files = {"perturb.md": f"{title}{text}\n", "perturb.json": found, "perturb.png": perturbing.picture(found)}
-    findings.write(FLAGS.output, files)
+    files = {"perturb.md": f"{title}{text}\n", "perturb.json": found, "perturb.png": perturbation.picture(found)}
+    output.write(FLAGS.output, files)
     print(text)
 
 

@@ -14,10 +14,12 @@ from absl import flags
 from scipy import sparse
 
 from configs import pretrain_cellplm
-from data_pipeline import h5ad
-from data_pipeline.ingest import file_sources, ingest
-from experiments import cli, page, scoring, train
-from experiments.recovery import recover_counts
+from data_pipeline.files import h5ad
+from data_pipeline.files.recovery import recover_counts
+from data_pipeline.store.ingest import file_sources, ingest
+from experiments import cli, train
+from experiments.analyses import embedding
+from experiments.pages import run as page
 from scfm_jax import api
 
 FLAGS = flags.FLAGS  # --workdir is the training command's
@@ -52,11 +54,11 @@ def main(_) -> None:
     run = api.load(workdir)
     if columns.get(LABEL, 0) > 1:
         print("3. embed and score, beside 50 principal components and untrained twins", flush=True)
-        print(scoring.table(scoring.evaluate(run, source, workdir, label=LABEL)))
+        print(embedding.table(embedding.evaluate(run, source, workdir, label=LABEL)))
         print("trained on these very cells, without their labels" if FLAGS.input else EXPECT)
     else:
         print(f"3. embed; no scores, since {source} has no obs[{LABEL!r}] with two types or more", flush=True)
-        scoring.embed_file(run, source, workdir)
+        embedding.embed_file(run, source, workdir)
     print(f"4. report: {page.write(workdir)}")
 
 

@@ -23,13 +23,13 @@ def main(_) -> None:
     if bool(FLAGS.workdir) == bool(FLAGS.suite):
         raise ValueError("give --workdir, the folder of a training run, or --suite, that of a suite (see --helpshort)")
     if FLAGS.suite:
-        from experiments import suite_report
+        from experiments.suite import report
 
-        path = suite_report.write(FLAGS.suite)
+        path = report.write(FLAGS.suite)
     else:
-        from experiments import page
+        from experiments.pages import run
 
-        path = page.write(FLAGS.workdir, FLAGS.input, FLAGS.color)
+        path = run.write(FLAGS.workdir, FLAGS.input, FLAGS.color)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without network")
 
 

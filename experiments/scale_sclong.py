@@ -33,11 +33,13 @@ import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import bench_sclong, cli
-from experiments.bench_step import bag
-from scfm_jax import optim, sharding, step
+from experiments import cli
+from experiments.benches import sclong as bench_sclong
+from experiments.benches.step import bag
+from scfm_jax import sharding
 from scfm_jax.layers import attention
 from scfm_jax.models import sclong
+from scfm_jax.training import optim, step
 from scfm_jax.types import Batch
 
 FLAGS = flags.FLAGS
@@ -181,8 +183,10 @@ def forward() -> list[dict]:
 
 def _cell() -> tuple[dict, Batch]:
     """Return (constants, batch) of the cell and graph that the flags name."""
-    from data_pipeline import h5ad, vocab
-    from scfm_jax import api, infer
+    from data_pipeline.files import h5ad
+    from data_pipeline.genes import vocab
+    from scfm_jax import api
+    from scfm_jax.inference import infer
 
     genes = vocab.read_genes(FLAGS.genes)
     with h5ad.read_counts(FLAGS.input) as counts:

@@ -13,7 +13,7 @@ command. Writes W/table.md, table.csv, table.json and plot.svg over the results 
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from scfm_jax import signals
+    from scfm_jax.training import signals
 
     signals.exit_at_once()
 
@@ -25,10 +25,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import cli, slurm, sweep_plan
-from experiments.sweep_crew import Crew, check_same, result
-from experiments.sweep_plan import Plan, Point
-from scfm_jax import signals
+from experiments import cli
+from experiments.sweeps import plan as sweep_plan
+from experiments.sweeps import slurm
+from experiments.sweeps.crew import Crew, check_same, result
+from experiments.sweeps.plan import Plan, Point
+from scfm_jax.training import signals
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("sweep", None, "Sweep file, and its variant after a colon.")
@@ -81,9 +83,9 @@ def _run(plan: Plan, points: Sequence[Point], workdir: pathlib.Path, version: st
     crew = Crew(plan, workdir, version, FLAGS.parallel)
     stopped = crew.run(todo)
     if FLAGS.point is None:
-        from experiments import sweep_report
+        from experiments.sweeps import report
 
-        if table := sweep_report.write(plan, workdir):
+        if table := report.write(plan, workdir):
             print(table)
     if stopped:
         print(f"stopped\n{signals.RESUME}", file=sys.stderr, flush=True)
@@ -96,7 +98,7 @@ def _run(plan: Plan, points: Sequence[Point], workdir: pathlib.Path, version: st
 
 def data_version(plan: Plan) -> str:
     """Return the checksum of the training store; ValueError or OSError where data are not named or not there."""
-    from data_pipeline.store import open_store
+    from data_pipeline.store.store import open_store
 
     if not plan.store:
         raise ValueError("--config.data.store is missing: give a folder made by experiments.ingest")

@@ -17,7 +17,8 @@ from typing import Any
 
 from absl import flags
 
-from data_pipeline import h5ad, vocab
+from data_pipeline.files import h5ad
+from data_pipeline.genes import vocab
 from experiments import cli
 
 FLAGS = flags.FLAGS
@@ -38,8 +39,8 @@ def main(_) -> None:
         raise ValueError("--workdir and --input say which model imputes what (see --helpshort)")
     if FLAGS.ruler not in ("visible", "cell"):
         raise ValueError(f"--ruler={FLAGS.ruler}: there are visible, cell")
-    from experiments import shared_bins
-    from experiments.imputing import Cells
+    from experiments.analyses import shared_bins
+    from experiments.analyses.cells import Cells
     from scfm_jax import api
 
     run, table = api.load(FLAGS.workdir), vocab.read_table(FLAGS.gene_table) if FLAGS.gene_table else None

@@ -8,7 +8,7 @@ The same command resumes from the newest valid checkpoint of W. SIGTERM and SIGI
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from scfm_jax import signals
+    from scfm_jax.training import signals
 
     signals.exit_at_once()
 
@@ -21,10 +21,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import scfm_jax
-from data_pipeline.loader import Loader
-from experiments import cli, finetuning, training_data
-from experiments import config as configs
-from scfm_jax import api, checkpoint, models, optim, sharding, signals, step, train, tuning
+from data_pipeline.batches.loader import Loader
+from experiments import cli
+from experiments.training import data as training_data
+from experiments.training import finetuning, settings
+from scfm_jax import api, models, sharding
+from scfm_jax.saving import checkpoint
+from scfm_jax.training import loop, optim, signals, step, tuning
 from scfm_jax.types import TrainState
 
 FLAGS = flags.FLAGS
@@ -58,7 +61,7 @@ def pretrain(
         options["inputs"] = data.fit(module, options.get("inputs", {}))
     metadata = describe(options, module, data, loaders["train"])
     model = module.Model(**metadata["config"]["model"])
-    folder = configs.prepare_workdir(workdir, metadata)
+    folder = settings.prepare_workdir(workdir, metadata)
     optimizer = by_epoch(options.get("optim", {}), loaders["train"]) | {"layers": getattr(module, "TUNING", None)}
     if base is None:
         objective = step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {}))
@@ -68,7 +71,7 @@ def pretrain(
         every_cell = data.loaders(shared=False)["train"].epoch_batches
         initial = finetuning.beginning(module, model, options, base, every_cell)
         optimizer["frozen"] = finetuning.frozen(optimizer, options)
-    state = train.fit(
+    state = loop.fit(
         objective,
         loaders["train"],
         data.constants,
@@ -107,14 +110,14 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     """Raise ValueError for a key of `config` that nothing takes."""
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
-        "data": [*training_data.OPTIONS, *configs.keywords(Loader, without=("part", "keep", "host", "n_hosts"))],
-        "optim": [*configs.keywords(optim.build, without=("steps", "layers")), "schedule_unit"],
-        "train": configs.keywords(train.fit, without=("optimizer", "validation", "initial", "desk")),
+        "data": [*training_data.OPTIONS, *settings.keywords(Loader, without=("part", "keep", "host", "n_hosts"))],
+        "optim": [*settings.keywords(optim.build, without=("steps", "layers")), "schedule_unit"],
+        "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "desk")),
     }
     accepted |= finetuning.accepted(config)
-    configs.check(config, accepted)
-    mesh = [*configs.parameters(sharding.make_mesh), "rules", "min_size"]
-    configs.check_names("config.train.mesh", config["train"].get("mesh", {}), mesh)
+    settings.check(config, accepted)
+    mesh = [*settings.parameters(sharding.make_mesh), "rules", "min_size"]
+    settings.check_names("config.train.mesh", config["train"].get("mesh", {}), mesh)
 
 
 def by_epoch(options: dict[str, Any], loader: Loader) -> dict[str, Any]:

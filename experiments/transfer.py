@@ -3,7 +3,7 @@
     python -m experiments.transfer --workdir=W --input=new.h5ad --output=DIR [--epochs=10] [--seeds=5]
 
 Writes DIR/transfer.md (the table), DIR/transfer.csv and DIR/transfer.json (every validation), DIR/transfer.png (the
-curves). The runs lie in DIR.runs; the same command goes on where it was stopped. See `scfm_jax.tasks.transfer`.
+curves). The runs lie in DIR.runs; the same command goes on where it was stopped. See `scfm_jax.tasks.cells.transfer`.
 """
 
 import pathlib
@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
     cli.require("workdir", "input", "output")
     import jax
 
-    from experiments import findings, transferring
+    from experiments.analyses import transfer
+    from experiments.pages import output
     from scfm_jax import api
 
     cli.check_free(FLAGS.output)
@@ -45,14 +46,14 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     names = ("epochs", "seeds", "batch", "learning_rate", "validation", "layer", "raw", "gene_table", "min_mapped")
     options = {name: FLAGS[name].value for name in names}
-    found = transferring.evaluate(api.load(FLAGS.workdir), FLAGS.input, runs, **options)
-    text = transferring.table(found)
+    found = transfer.evaluate(api.load(FLAGS.workdir), FLAGS.input, runs, **options)
+    text = transfer.table(found)
     title = (
         f"# {found['model']} on {found['input']}, pretrained and from random weights\n\nWeights: {found['weights']}."
     )
     files = {"transfer.md": f"{title}\n\n{text}\n", "transfer.json": found}
-    files |= {"transfer.csv": transferring.comma_separated(found), "transfer.png": transferring.picture(found)}
-    findings.write(FLAGS.output, files)
+    files |= {"transfer.csv": transfer.comma_separated(found), "transfer.png": transfer.picture(found)}
+    output.write(FLAGS.output, files)
     print(text)
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from scfm_jax.leaves import path_name
+from scfm_jax.saving.leaves import path_name
 from scfm_jax.types import Array
 
 AXES = ("data", "fsdp", "seq")

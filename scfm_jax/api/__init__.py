@@ -4,7 +4,7 @@
     adata.obsm["X_cellplm"] = run.embed(adata)
     shares = scfm_jax.api.load("runs/cellplm_types").annotate(adata)        a run that was fine-tuned to annotate cells
 
-Raw counts of any file that `data_pipeline.h5ad` reads are mapped gene by gene onto the genes of the model, and
+Raw counts of any file that `data_pipeline.files.h5ad` reads are mapped gene by gene onto the genes of the model, and
 `run.mapping.report` says how that went.
 """
 
@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline import edge_lists, gene_vectors, graph_file, vocab
-from scfm_jax import checkpoint, models, tuning
-from scfm_jax import weights as weights_file
+from data_pipeline.genes import edge_lists, gene_vectors, graph_file, vocab
+from scfm_jax import models
 from scfm_jax.api.run import BATCH, MAX_CELLS, Run
 from scfm_jax.layers import graph
+from scfm_jax.saving import checkpoint
+from scfm_jax.saving import weights as weights_file
+from scfm_jax.training import tuning
 
 __all__ = ["BATCH", "MAX_CELLS", "Run", "build", "from_published", "gene_constants", "load"]
 
@@ -81,7 +83,7 @@ def from_published(model: str, weights: str | os.PathLike, config: str | os.Path
       ValueError, OSError: no such model, or a file that is not what it should be; names, shapes and keys are listed.
     """
     models.get(model)
-    read = importlib.import_module(f"scfm_jax.convert.{model}").load
+    read = importlib.import_module(f"scfm_jax.models.{model}.published").load
     if config is None and list(inspect.signature(read).parameters.values())[1].default is inspect.Parameter.empty:
         raise ValueError(f"{weights}: the weights of {model} need the config that was published with them")
     sections, variables, genes = read(weights, *([] if config is None else [config]))
@@ -98,7 +100,7 @@ def gene_constants(
     Args:
       options: of a config's "data". graph: a file of `experiments.go_graph`, or a list of edges such as scLong's csv,
         of which the 21 heaviest into each gene are taken. graph_weighted: use its weights, or none but with an edge
-        from every gene to itself. gene_vectors: see `data_pipeline.gene_vectors`.
+        from every gene to itself. gene_vectors: see `data_pipeline.genes.gene_vectors`.
       table: names that genes have in these files.
     """
     constants = {}

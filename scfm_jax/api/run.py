@@ -17,10 +17,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy import sparse
 
-from data_pipeline import h5ad, vocab
-from scfm_jax import __version__, infer, tissue, tuning
-from scfm_jax import weights as weights_file
-from scfm_jax.gene_representations import GeneRepresentations
+from data_pipeline.files import h5ad
+from data_pipeline.genes import vocab
+from scfm_jax import __version__
+from scfm_jax.inference import bags as tissue
+from scfm_jax.inference import infer
+from scfm_jax.inference.gene_representations import GeneRepresentations
+from scfm_jax.saving import weights as weights_file
+from scfm_jax.training import tuning
 from scfm_jax.types import Array
 
 BATCH = 256
@@ -144,7 +148,7 @@ class Run:
         task = self.meta["config"].get("task") or {}
         if self.task is None or task.get("name") != "cell_type":
             raise ValueError(f"{self.source}: this run has no head for cell types; fine-tune one that has")
-        from scfm_jax.tasks import cell_type
+        from scfm_jax.tasks.cells import cell_type
 
         settings = {**cell_type.OPTIONS, **task}
         shares = cell_type.probabilities(self.task, settings, self.embed(source, **options))

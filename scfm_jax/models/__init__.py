@@ -1,6 +1,6 @@
-"""One paper, one file. The file name is the registry: `models.get("cellplm")` imports `scfm_jax/models/cellplm.py`.
+"""One paper, one folder. Its name is the registry: `models.get("cellplm")` imports `scfm_jax/models/cellplm`.
 
-The contract of a model file, held by `tests/test_house.py`:
+The contract of a model's folder, held by `tests/test_house.py`:
 
   Model(nn.Module)   fields are exactly the keys of `config.model`; `__call__(inputs, train=False) -> types.Outputs`.
                      rngs: "params", "dropout", "latent". Collections: "params", "constants" (frozen arrays such as
@@ -21,10 +21,11 @@ The contract of a model file, held by `tests/test_house.py`:
                      the cells' rulers, "depth" [B, C], estimated totals. `inputs`, `loss`: those sections of a config.
   gene_ids(inputs) -> int [B, C, L]   optional; vocabulary id of each position of `Outputs.genes`, -1 for none, where
                      the positions are not the vocabulary's genes in order (with at most one more).
-  TUNING             what `scfm_jax.tuning` must know: "lora" (regular expressions of the kernels that low-rank factors
-                     stand beside by default), "inputs" (of the parameters before the first layer), "layers" (stacks
-                     in the order of the forward pass, those in one tuple side by side: "block" is block_0, block_1,
-                     ... or, stacked for a scan, blocks), "visible" (options of `prepare` that hide nothing).
+  TUNING             what `scfm_jax.training.tuning` must know: "lora" (regular expressions of the kernels that
+                     low-rank factors stand beside by default), "inputs" (of the parameters before the first layer),
+                     "layers" (stacks in the order of the forward pass, those in one tuple side by side: "block" is
+                     block_0, block_1, ... or, stacked for a scan, blocks), "visible" (options of `prepare` that hide
+                     nothing).
   project(params) -> params           optional; done after every update, for parameters that are kept within bounds.
   BATCH              optional; cells that are embedded at a time, for models of single cells.
   SAMPLE             optional; True where the embedding of a cell is defined on all cells of its tissue sample, "bag"
@@ -39,8 +40,8 @@ from typing import Any
 
 
 def names() -> list[str]:
-    """Return the names of all models: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    """Return the names of all models: the folders in this one."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
 
 
 def get(name: str) -> ModuleType:

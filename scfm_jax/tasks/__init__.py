@@ -1,10 +1,21 @@
-"""Downstream tasks, one file each: predict, score, and the simple baselines every score is shown beside.
+"""Downstream tasks, one file each in the folder of its family: predict, score, and the baselines beside every score.
 
-embedding            cell types among neighbours and clusters
-marker_genes         genes particular to a cell type, and the known markers among them
-gene_imputation, cell_imputation, fixed_gene_imputation     hidden counts; `imputation` is what they share, with
-  bins (counts to bins and back), imputation_baselines, and imputer, which asks the `impute` of a model's file
-denoising            what spoiled counts were: thinned, or with flips to zero
-spatial_imputation   genes that a spatial study lacks, with single cells as reference
-integration          do batches mix and types stay together: the scIB metrics
+A task is found by its name: `get("cell_type")` imports `cells/cell_type.py`.
 """
+
+import importlib
+import pathlib
+from types import ModuleType
+
+
+def names() -> dict[str, str]:
+    """Return {task: its module}, of all files in the folders beside this one."""
+    files = sorted(pathlib.Path(__file__).parent.glob("*/[!_]*.py"))
+    return {file.stem: f"{__name__}.{file.parent.name}.{file.stem}" for file in files}
+
+
+def get(name: str) -> ModuleType:
+    """Return the module of task `name`; ValueError names the tasks there are."""
+    if name not in names():
+        raise ValueError(f"task {name!r}: no such task; there are {', '.join(names())}")
+    return importlib.import_module(names()[name])

@@ -1,0 +1,1 @@
+"""Batches of cells out of a store."""

@@ -1,0 +1,289 @@
+"""Single-cell files in, raw counts out, and embeddings back in.
+
+Reads .h5ad (X, a layer or raw; CSR, CSC or dense), AnnData .zarr folders and 10x .h5 from disk, a run of cells at a
+time; 10x mtx folders (text) and AnnData objects from memory. What is not raw counts is refused, at the door by a sample
+and deep in the file by every run of cells that is read.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, sparse_dataset, write_elem
+from scipy import sparse
+
+from data_pipeline.files.matrix import open_rows
+from data_pipeline.files.sources import Source, open_source
+
+LARGEST = 2**31 - 1
+CHUNK = 4096  # cells read at a time
+GAP = 32  # rows between two wanted ones that are read rather than skipped
+
+
+def read_counts(
+    source: str | os.PathLike | anndata.AnnData,
+    *,
+    layer: str | None = None,
+    raw: bool | None = None,
+    check: bool = True,
+) -> "Counts":
+    """Open `source`, a file, a folder or an AnnData, for reading its raw counts: X, or the `layer`, or `raw`.
+
+    With `check`, what is not counts (negative, not an integer, NaN, infinite) raises a ValueError that says where in
+    the file counts are and which flag chooses them; without, values come as they are. ValueError, FileNotFoundError or
+    PermissionError, in one line, where there is nothing to read.
+    """
+    if layer and raw:
+        raise ValueError(f"--layer={layer} and --raw exclude each other: counts come from one place")
+    opened = open_source(source)
+    try:
+        return Counts(opened, f"layers/{layer}" if layer else "raw" if raw else "X", check)
+    except BaseException:
+        opened.close()
+        raise
+
+
+class Counts:
+    """Raw counts of one study, read a run of cells at a time; a context manager.
+
+    Attributes:
+      path: the file, or "AnnData". source: where in it the counts are: "X", "layers/<name>" or "raw".
+      n_cells, n_genes: the size of the matrix. genes: names of its columns, str. [n_genes]
+      var, obs: tables of the genes and of the cells. obsm: arrays by name, read when asked for. {name: [n_cells, ...]}
+    """
+
+    def __init__(self, opened: Source, source: str, check: bool):
+        self._opened, self.path, self.source, self.check = opened, opened.path, source, check
+        self.obsm = opened.obsm
+        self._rows = self._open(source)
+        self.n_cells, self.n_genes = self._rows.shape
+        if not self.n_cells or not self.n_genes:
+            raise ValueError(f"{self.path}: {source} is empty: {self.n_cells} cells x {self.n_genes} genes")
+        for axis, found, wanted in (("var", len(self.var), self.n_genes), ("obs", len(self.obs), self.n_cells)):
+            if found != wanted:
+                raise ValueError(f"{self.path}: damaged file: {source} is of {wanted} {axis}, the table lists {found}")
+        with self._reading(source):
+            fault = why_not_counts(self._rows.sample()) if check else None
+        if fault:
+            raise ValueError(f"{self.path}: {source} does not hold raw counts ({fault}); {self._way_out()}")
+
+    def __enter__(self) -> "Counts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and delete what was put aside."""
+        self._rows.close()
+        self._opened.close()
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        """The table of the genes."""
+        return self._opened.table("raw/var" if self.source == "raw" else "var")
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The table of the cells."""
+        return self._opened.table("obs")
+
+    @cached_property
+    def genes(self) -> np.ndarray:
+        """Names of the genes, str. [n_genes]"""
+        return self.var.index.to_numpy().astype(str)
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Return counts of cells `start` to `stop`: int32 (unchecked: the file's dtype), sorted, no stored zeros."""
+        if not 0 <= start <= stop <= self.n_cells:
+            raise ValueError(f"{self.path}: rows {start}..{stop} do not lie within its {self.n_cells} cells")
+        with self._reading(f"cells {start}..{stop} of {self.source}"):
+            block = self._rows.read(start, stop)
+        return self._checked(block, start) if self.check else block
+
+    def take(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Return the counts of the cells `rows`, any of them in any order, as `rows` does."""
+        wanted, inverse = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > GAP) + 1)
+        parts = [self.rows(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
+        return (sparse.vstack(parts, "csr") if parts else self.rows(0, 0))[inverse]
+
+    def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Yield (first cell, counts of the next `size` cells) over all cells."""
+        for start in range(0, self.n_cells, size):
+            yield start, self.rows(start, min(start + size, self.n_cells))
+
+    def _open(self, source: str) -> Any:
+        if source not in self._opened.matrices:
+            there = ", ".join(self._opened.matrices) or "no matrix at all"
+            raise ValueError(f"{self.path}: no {source} in it; there is {there} (--layer=NAME and --raw choose)")
+        with self._reading(source):
+            return open_rows(self._opened.matrices[source])
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Give the file and what is read there to any error of a storage library, in one line."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{self.path}: {what} cannot be read: {' '.join(str(error).split())}") from error
+
+    def _checked(self, block: sparse.csr_matrix, start: int) -> sparse.csr_matrix:
+        bad = _not_counts(block.data)
+        if bad.any():
+            i = int(bad.argmax())
+            row, gene = start + int(np.searchsorted(block.indptr, i, "right")) - 1, self.genes[block.indices[i]]
+            raise ValueError(
+                f"{self.path}: {self.source} does not hold raw counts (cell {row}, gene {gene}: "
+                f"{why_not_counts(block.data[i : i + 1])}); {self._way_out()}"
+            )
+        block.data = block.data.astype(np.int32, copy=False)
+        return block
+
+    def _way_out(self) -> str:
+        """Where else in the file counts are, and the flag that chooses them."""
+        others = [name for name in self._opened.matrices if name != self.source]
+        good = [name for name in others if why_not_counts(self._open(name).sample()) is None]
+        if good:
+            flags = [name.replace("layers/", "--layer=") if "/" in name else f"--{name}" for name in good]
+            flags = ["no --layer and no --raw" if flag == "--X" else flag for flag in flags]
+            return f"counts are in {' and '.join(good)}: choose with {' or '.join(flags)}"
+        looked = f"{', '.join(others)} hold none either" if others else "it has no layers and no raw to look in"
+        return f"{looked}: give the file of counts that this one was made from"
+
+
+def _not_counts(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind in "ub":
+        return values > LARGEST
+    if values.dtype.kind == "i":
+        return (values < 0) | (values > LARGEST)
+    with np.errstate(invalid="ignore"):
+        return ~((values >= 0) & (values <= LARGEST) & (np.rint(values) == values))
+
+
+def why_not_counts(values: np.ndarray) -> str | None:
+    """Say why `values` are not raw counts, with the first that is not, or return None where they are."""
+    if values.dtype.kind not in "uibf":
+        return f"values of dtype {values.dtype}"
+    bad = values[_not_counts(values)]
+    if not len(bad):
+        return None
+    for name, wrong in (("NaN", np.isnan(bad)), ("infinite", np.isinf(bad)), ("negative", bad < 0)):
+        if wrong.any():
+            return f"{name}" if name == "NaN" else f"{name}: {bad[wrong][0]:g}"
+    if (bad > LARGEST).any():
+        return f"too large: {bad.max():g}"
+    looks = "log-transformed" if len(values) > 1 and values.max() < 20 else "normalised"
+    return f"not an integer: {bad[0]:.6g}" + (f", looks {looks}" if len(values) > 1 else "")
+
+
+def write_embedding(
+    source: str | os.PathLike | anndata.AnnData,
+    output: str | os.PathLike,
+    key: str,
+    embedding: np.ndarray,
+    provenance: Mapping[str, Any],
+    *,
+    replace: bool = False,
+) -> None:
+    """Write `source` as the .h5ad file `output` with `embedding` [n_cells, D] in obsm and `provenance` in uns.
+
+    An .h5ad is copied as it is; of other files the matrices are streamed (dense ones become sparse). Values of
+    `provenance` that are not plain (text, number, bool) are written as JSON text. Refuses, with a ValueError or an
+    OSError of one line, to overwrite `output`, to overwrite `key` without `replace`, and an embedding of another number
+    of cells; whatever fails leaves nothing behind.
+    """
+    output, embedding = Path(output), np.asarray(embedding, np.float32)
+    if output.exists():
+        raise FileExistsError(f"{output}: exists already and is not overwritten: give another --output or remove it")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output}: there is no folder {output.parent}: make it first")
+    with closing(open_source(source)) as cells:
+        n_cells = len(cells.table("obs"))
+        if embedding.ndim != 2 or len(embedding) != n_cells:
+            raise ValueError(f"{cells.path}: an embedding of shape {embedding.shape} does not fit its {n_cells} cells")
+        if key in cells.obsm and not replace:
+            raise ValueError(f"{cells.path}: obsm[{key!r}] is there already: choose another key, or --replace it")
+        with _whole(output) as partial:
+            if isinstance(source, anndata.AnnData):
+                source.write_h5ad(partial)
+            elif isinstance(cells.root, h5py.File):
+                shutil.copyfile(cells.path, partial)
+            else:
+                _stream(cells, partial)
+            with h5py.File(partial, "r+") as file:
+                for group in ("obsm", "uns"):
+                    if group not in file:
+                        write_elem(file, group, {})
+                write_elem(file["obsm"], key, embedding)
+                write_elem(file["uns"], key, {name: _plain(value) for name, value in provenance.items()})
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """Give a temporary file in the folder of `output` that takes its name when all went well, and else is removed."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
+    except OSError as error:
+        raise type(error)(f"{output}: cannot be written: {error.strerror}") from error
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())
+        os.replace(partial, output)
+    except (OSError, RuntimeError) as error:  # HDF5 has a RuntimeError for a full disk too
+        text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise OSError(f"{output}: cannot be written: {text}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _stream(cells: Source, path: Path) -> None:
+    """Write tables and what else is small, then every matrix a run of cells at a time."""
+    frame = anndata.AnnData(obs=cells.table("obs"), var=cells.table("var"), obsm=dict(cells.obsm))
+    frame.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        for name in ("uns", "varm", "varp", "obsp"):
+            if cells.root is not None and name in cells.root:
+                write_elem(file, name, read_elem(cells.root[name]))
+        for name, element in cells.matrices.items():
+            rows = open_rows(element)
+            if name == "raw":
+                write_elem(file, "raw", {})
+                file["raw"].attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
+                write_elem(file["raw"], "var", cells.table("raw/var"))
+            place = "raw/X" if name == "raw" else name
+            if place in file:
+                del file[place]
+            for start in range(0, rows.shape[0], CHUNK):
+                block = rows.read(start, min(start + CHUNK, rows.shape[0]))
+                block.indptr = block.indptr.astype(np.int64)
+                if start:
+                    sparse_dataset(file[place]).append(block)
+                else:
+                    write_elem(file, place, block)
+            rows.close()
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, str | int | float | bool) else json.dumps(value)

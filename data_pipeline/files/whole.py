@@ -1,0 +1,59 @@
+"""Files that are whole or not there, and their checksums: temporary name, fsync, rename; crc32c."""
+
+import os
+import pathlib
+
+import google_crc32c
+
+
+def crc32c(data: bytes) -> str:
+    """Return the crc32c of `data` as eight hexadecimal digits."""
+    return f"{google_crc32c.value(data):08x}"
+
+
+def checksum(path: pathlib.Path, sync: bool = False) -> str:
+    """Return the crc32c of a file as eight hexadecimal digits, read in blocks; `sync` also flushes it to disk."""
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            value = google_crc32c.extend(value, block)
+        if sync:
+            os.fsync(file.fileno())
+    return f"{value:08x}"
+
+
+def files(folder: pathlib.Path) -> list[str]:
+    """Return every file below `folder`, as sorted POSIX paths relative to it."""
+    found = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """Flush every file below `folder` to disk and return its crc32c by relative path."""
+    found = {name: checksum(folder / name, sync=True) for name in files(folder)}
+    for place, _, _ in os.walk(folder):
+        sync_folder(place)
+    return found
+
+
+def sync_folder(path: str | os.PathLike) -> None:
+    """Flush the names in a folder to disk, so that a rename in it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: pathlib.Path, data: bytes) -> None:
+    """Put `data` in the file `path` in one step: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)

@@ -1,0 +1,1 @@
+"""The store of studies: written whole, checked, read by TensorStore."""

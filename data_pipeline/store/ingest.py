@@ -1,0 +1,292 @@
+"""Take many files into one store: name the studies, settle the vocabulary, write one study per Dask task, commit each.
+
+The process that calls `ingest` alone decides on names, vocabulary and order, and alone touches the manifest. Tasks read
+one source each and write one study under a temporary name, on this machine or any that sees the same file system. So
+what a store holds does not depend on the workers, a study that fails leaves the others alone, and an ingest that is
+killed goes on where it was: finished studies are kept, the rest is written as if nothing had happened.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+
+from data_pipeline.files import census, h5ad, whole
+from data_pipeline.genes import vocab
+from data_pipeline.store import manifest as ledger
+from data_pipeline.store.store import check_name, partial
+from data_pipeline.store.study import Settings, build
+
+MEMORY_PER_WORKER = 2 << 30
+FULL = os.strerror(errno.ENOSPC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a study comes from: a file or folder that `h5ad.read_counts` reads, or a query of a Census."""
+
+    name: str
+    where: str | census.Query
+
+    def open(self, settings: Settings):
+        """Return the source's counts, open."""
+        if isinstance(self.where, census.Query):
+            return census.CensusCounts(self.where)
+        return h5ad.read_counts(self.where, layer=settings.layer, raw=settings.raw)
+
+    def identity(self) -> dict:
+        """Return what tells this source from another: name, size and checksum of the file, or the query."""
+        if isinstance(self.where, census.Query):
+            return dataclasses.asdict(self.where)
+        path = pathlib.Path(self.where)
+        parts = whole.files(path) if path.is_dir() else [""]
+        sums = [whole.checksum(path / part) for part in parts]
+        total = sum((path / part).stat().st_size for part in parts)
+        together = sums[0] if len(sums) == 1 else whole.crc32c("".join(sums).encode())
+        return {"file": path.name, "bytes": total, "crc32c": together}
+
+
+def file_sources(inputs: list[str], names: list[str] | None = None) -> list[Source]:
+    """Return the sources of `inputs`, named by their file stems or by `names`.
+
+    Raises FileNotFoundError where one is missing, ValueError where two are of one name.
+    """
+    paths = [pathlib.Path(text).absolute() for text in inputs]
+    for text, path in zip(inputs, paths, strict=True):
+        if not path.exists():
+            raise FileNotFoundError(f"{text}: no such file or folder; check --input")
+    if names and len(names) != len(paths):
+        raise ValueError(f"--names has {len(names)} names for {len(paths)} inputs; give one each, in the same order")
+    names = names or [path.name.removesuffix(path.suffix) or path.name for path in paths]
+    sources = [Source(check_name(name), str(path)) for name, path in zip(names, paths, strict=True)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two inputs would be study {twice[0]!r}; tell them apart with --names")
+    return sources
+
+
+def census_sources(query: census.Query) -> list[Source]:
+    """Return one source per data set in the answer to a Census query, named `census_<data set's id>`."""
+    return [Source(check_name(f"census_{part.dataset or 'query'}"), part) for part in census.datasets(query)]
+
+
+def ingest(
+    sources: list[Source],
+    store: str | os.PathLike,
+    *,
+    settings: Settings | None = None,
+    vocabulary: str | None = None,
+    tables: list[str] | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, str]:
+    """Write `sources` as studies into the store (made where there is none); return the reasons of those that failed.
+
+    Args:
+      sources: from `file_sources` or `census_sources`.
+      store: its folder; every worker must see it under this path.
+      settings: what to keep and how to order it.
+      vocabulary: file with the list of genes that the store is to hold; None for the union of what is ingested.
+      tables: gene tables that tell aliases, previous symbols and Ensembl ids.
+      scheduler: address of a Dask cluster; None starts one on this machine.
+      workers: processes on this machine, 0 for this process alone; None for what cores and memory allow. A script
+        that lets processes start does its work under `if __name__ == "__main__"`.
+      say: takes each line of the report.
+
+    A study that the store has already is kept; where its source or settings were others, that is a ValueError before
+    anything is written. ValueError, FileNotFoundError or OSError where nothing at all can be done.
+    """
+    store, settings = pathlib.Path(store).absolute(), settings or Settings()
+    with ledger.writing(store) as manifest:
+        pending = _pending(sources, manifest, settings, say)
+        failed, tables = {}, [str(pathlib.Path(table).absolute()) for table in tables or ()]
+        if vocabulary:
+            genes, is_table = read_vocabulary(vocabulary)
+            tables += [str(pathlib.Path(vocabulary).absolute())] * is_table
+            ledger.extend_genes(store, manifest, genes, kind="fixed")
+        elif manifest["vocabulary"]["kind"] == "union":
+            failed = _add_genes(store, manifest, pending, settings, tables)
+        pending = [source for source in pending if source.name not in failed]
+        _plan(store, manifest, [source.name for source in pending])
+        tasks = [(str(store), source, settings, tables) for source in pending]
+        for name, result in _run(tasks, scheduler, workers):
+            if isinstance(result, str):
+                failed[name] = result
+                continue
+            folder, record, report = result
+            ledger.commit(store, manifest, pathlib.Path(folder), record)
+            say(f"{_describe(record)}\n{report}")
+        ledger.trim_genes(store, manifest)
+        _plan(store, manifest, [])
+    return failed
+
+
+def read_vocabulary(path: str) -> tuple[list[tuple[str, str]], bool]:
+    """Return the genes of a file as pairs of (gene, second name), and whether it is a gene table rather than a list.
+
+    A table, with columns of Ensembl ids and of symbols, stands for its Ensembl ids, or the symbol where it has no id.
+    """
+    with contextlib.suppress(ValueError):
+        table = vocab.read_table(path)
+        if any(table.ids) and any(table.symbols):
+            pairs = zip(table.ids, table.symbols, strict=True)
+            return [(id or symbol, symbol if id else "") for id, symbol in pairs], True
+    return [(gene, "") for gene in vocab.read_genes(path)], False
+
+
+def gene_table(genes: list[tuple[str, str]], tables: list[str]) -> vocab.GeneTable:
+    """Return what `tables` and the store's own second names tell of genes."""
+    return vocab.learn([tuple(zip(*genes, strict=True))] if genes else [], vocab.read_table(tables) if tables else None)
+
+
+def _add_genes(
+    store: pathlib.Path, manifest: dict, sources: list[Source], settings: Settings, tables: list[str]
+) -> dict[str, str]:
+    """Append the genes of `sources` to the store's vocabulary; return the reasons of those that cannot be read."""
+    known, names, failed = ledger.read_genes(store, manifest), [], {}
+    for source in sources:
+        try:
+            with source.open(settings) as counts:
+                names.append((list(counts.genes), vocab.second_names(counts.var)))
+        except (ValueError, OSError) as error:
+            failed[source.name] = _line(error)
+    if not names:
+        return failed
+    table = vocab.learn(names, gene_table(known, tables))
+    genes = vocab.union(names, table, [gene for gene, _ in known])
+    second = dict.fromkeys(genes, "") | dict(known)
+    for own, other in names:
+        index = vocab.map_genes(own, genes, ensembl=other, table=table, min_mapped=None).index
+        for i, slot in enumerate(index):
+            gene = genes[slot]
+            if slot >= 0 and not second[gene]:
+                second[gene] = next((name for name in (own[i], other[i] if other else "") if name != gene), "")
+    ledger.extend_genes(store, manifest, [(gene, second[gene]) for gene in genes], kind="union")
+    return failed
+
+
+def _plan(store: pathlib.Path, manifest: dict, pending: list[str]) -> None:
+    """Settle the order of the studies: those that are there, then those to come, whichever is finished first."""
+    known = [name for name in manifest["plan"] if name in manifest["studies"] or name in pending]
+    manifest["plan"] = known + [name for name in pending if name not in known]
+    ledger.write(store, manifest)
+
+
+def write_source(store: str, source: Source, settings: Settings, tables: list[str]) -> tuple[str, dict, str] | str:
+    """Write one study into the store's partial folder (the task that Dask runs).
+
+    Returns (its folder, its manifest record, the gene mapping report), or the reason why it failed, in one line.
+    """
+    path, started, folder = pathlib.Path(store), time.perf_counter(), None
+    try:
+        genes = ledger.read_genes(path, ledger.read(path))
+        names = [gene for gene, _ in genes]
+        with source.open(settings) as counts:
+            other = vocab.second_names(counts.var)
+            table = gene_table(genes, tables)
+            mapping = vocab.map_genes(counts.genes, names, ensembl=other, table=table, min_mapped=settings.min_mapped)
+            folder = partial(path, source.name)
+            record = build(folder, source.name, counts, mapping, names, settings)
+            record["source"] = source.identity() | {"matrix": counts.source}
+    except Exception as error:
+        if os.environ.get("SCFM_TRACEBACK"):
+            raise
+        if folder is not None:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        return _line(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {_line(error)}"
+    record["seconds"] = round(time.perf_counter() - started, 2)
+    return str(folder), record, str(mapping.report)
+
+
+def _describe(record: dict) -> str:
+    cells, groups = record["shape"][0], len(record["groups"])
+    left_out = [f"{number:,} cells by {rule}" for rule, number in record["removed"]["cells"].items()]
+    left_out += [f"{record['removed']['genes']:,} rare genes"] * (record["removed"]["genes"] > 0)
+    text = f"{record['name']}: {cells:,} cells in {groups} group{'s' * (groups > 1)}, {record['seconds']:.1f} s"
+    return text + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def _pending(sources: list[Source], manifest: dict, settings: Settings, say: Callable[[str], None]) -> list[Source]:
+    """Return the sources that are not in the store yet; ValueError where one is, made otherwise."""
+    pending = []
+    for source in sources:
+        record = manifest["studies"].get(source.name)
+        if record is None:
+            pending.append(source)
+            continue
+        here, there = dataclasses.asdict(settings), record["settings"]
+        decide = [key for key in here if key != "min_mapped" and here[key] != there.get(key)]
+        differ = [f"{key} {there.get(key)!r} -> {here[key]!r}" for key in decide]
+        if source.identity() != {key: value for key, value in record["source"].items() if key != "matrix"}:
+            differ.append("another source")
+        if differ:
+            way = "give it another name with --names, or use a new --store"
+            raise ValueError(
+                f"study {source.name!r} is in the store already, made otherwise ({', '.join(differ)}); {way}"
+            )
+        say(f"{source.name}: already in the store, kept")
+    return pending
+
+
+def _run(tasks: list[tuple], scheduler: str | None, workers: int | None) -> Iterator[tuple[str, tuple | str]]:
+    """Do the tasks, in this process or on Dask, and yield (study, result or reason of failure) as each ends."""
+    if workers is None:
+        fit = psutil.virtual_memory().available // MEMORY_PER_WORKER
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = int(max(1, min(len(tasks), cores, fit)))
+        workers = 0 if workers == 1 else workers
+    if not tasks:
+        return
+    if scheduler is None and not workers:
+        for task in tasks:
+            yield task[1].name, write_source(*task)
+        return
+    from distributed import as_completed
+
+    with _cluster(scheduler, workers) as client:
+        futures = {client.submit(write_source, *task, pure=False): task[1].name for task in tasks}
+        for future in as_completed(futures):
+            if future.status == "finished":
+                yield futures[future], future.result()
+            else:
+                why = "its worker died again and again, out of memory perhaps; use fewer --workers"
+                yield futures[future], f"{why} ({type(future.exception()).__name__})"
+
+
+@contextlib.contextmanager
+def _cluster(scheduler: str | None, workers: int) -> Iterator:
+    """Yield a Dask client of the cluster at `scheduler`, or of one on this machine that ends with the block."""
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout="20s")
+        except (OSError, ValueError) as error:
+            raise OSError(f"--scheduler={scheduler}: {_line(error)}; is a Dask scheduler running there?") from error
+        with client:
+            yield client
+        return
+    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": logging.ERROR}
+    with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
+        client.run(_leave_interrupts)
+        yield client
+
+
+def _leave_interrupts() -> None:
+    """Leave Ctrl-C, which every process of a terminal gets, to the process that will end this worker in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "no space left on the disk of the store; free some and run the same command again" if FULL in text else text

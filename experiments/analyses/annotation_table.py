@@ -1,0 +1,100 @@
+"""The table of `experiments.annotate` and its confusion matrices, from whatever cells of it are finished."""
+
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.analyses import annotation
+from experiments.pages import figures, output
+from scfm_jax.tasks.cells import cell_type
+from scfm_jax.tasks.cells.annotation_baselines import BASELINES
+
+MAP = "cividis"
+
+
+def write(out: pathlib.Path) -> str:
+    """Write annotation.json, .csv and .md and the pictures of all rows to OUT; return the table."""
+    rows, truth = finished(out), annotation.truth_of(out)
+    content = {"plan": json.loads((out / "plan.json").read_text()), "cells": len(truth), "rows": rows}
+    text = table(rows, len(truth))
+    files = {
+        "annotation.json": json.dumps(output.plain(content), indent=1) + "\n",
+        "annotation.csv": pd.DataFrame(rows).to_csv(index=False),
+        "annotation.md": text + "\n",
+    }
+    for name, group in groups(rows).items():
+        files[f"confusion_{name.replace(' ', '_').replace(',', '')}.png"] = picture(name, *pooled(out, group, truth))
+    for name, data in files.items():
+        partial = out / f"{name}.partial"
+        partial.write_bytes(data if isinstance(data, bytes) else data.encode())
+        partial.replace(out / name)
+    return text
+
+
+def finished(out: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the rows of the finished cells, models first, baselines last, each with the name of its files."""
+    found = [json.loads(path.read_text()) | {"key": path.stem} for path in sorted((out / "cells").glob("*.json"))]
+    known = (*annotation.METHODS, "")
+    place = {name: i for i, name in enumerate(BASELINES)}
+    return sorted(
+        found, key=lambda row: (place.get(row["model"], -1), row["model"], known.index(row["method"]), row["seed"])
+    )
+
+
+def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of all seeds by what they are called in the table."""
+    named: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        method = {"": "", "twin": ", random twin"}.get(row["method"], f", {row['method']}")
+        named.setdefault(row["model"] + method, []).append(row)
+    return named
+
+
+def table(rows: Sequence[Mapping[str, Any]], n: int) -> str:
+    """Return the scores in Markdown, mean ± half the range over seeds."""
+    head = ["", *cell_type.METRICS.values(), "seeds", "cpu s"]
+    lines = []
+    for name, group in groups(rows).items():
+        scores = [output.spread([row[metric] for row in group]) for metric in cell_type.METRICS]
+        lines.append([name, *scores, str(len(group)), output.spread([row["cpu_s"] for row in group], 0)])
+    return f"{output.markdown(head, lines)}\n\n{n} cells annotated; mean ± half the range over seeds"
+
+
+def pooled(out: pathlib.Path, group: Sequence[Mapping[str, Any]], truth: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the confusion matrix of all seeds together, and the types."""
+    total = 0
+    for row in group:
+        with np.load(out / f"cells/{row['key']}.npz") as saved:
+            classes = [str(name) for name in saved["classes"]]
+            total = total + cell_type.confusion(truth, saved["shares"], classes)
+    return total, classes
+
+
+def picture(name: str, matrix: np.ndarray, classes: Sequence[str]) -> bytes:
+    """Draw a confusion matrix as PNG: shares of each true type, cells beside its name; types without cells left out."""
+    there = np.flatnonzero(matrix.sum(1))
+    shares = matrix[there] / matrix[there].sum(1, keepdims=True)
+    size = 2.2 + 0.62 * len(classes), 1.7 + 0.55 * len(there)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap=MAP, vmin=0, vmax=1, aspect="auto")
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            colour = "black" if share > 0.55 else "white"
+            axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
+    axes.set_yticks(range(len(there)), [f"{classes[i]} ({matrix[i].sum():,})" for i in there])
+    axes.set_xlabel("annotated as")
+    axes.set_ylabel("true type (cells, all seeds)")
+    axes.set_title(name, fontsize=11, color=figures.INK)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    return file.getvalue()

@@ -1,0 +1,139 @@
+"""The cells of a file as a model sees them: counts in the model's own genes, and what is known of each cell."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from data_pipeline.files import h5ad
+from data_pipeline.genes import vocab
+from scfm_jax.api import Run
+from scfm_jax.inference import bags as tissue
+from scfm_jax.tasks.cells.embedding import encode
+
+
+@dataclasses.dataclass
+class ModelCells:
+    """Cells of a file, all in memory.
+
+    Attributes:
+      name: of the file. counts: raw counts in the model's vocabulary. [n, V]
+      obs: what the file knows of each cell. n rows
+      measured: the genes that the file measured, bool. [V]
+      symbols: what each gene is called, as the file has it where it is there, else as the model has it. [V]
+      trained_on: by its name the file is a study that the model was trained on.
+    """
+
+    name: str
+    counts: sparse.csr_matrix
+    obs: pd.DataFrame
+    measured: np.ndarray
+    symbols: list[str]
+    trained_on: bool
+
+    def constants(self, run: Run) -> dict[str, Any]:
+        """Return the model's constants for batches of these counts."""
+        slots = np.arange(len(self.measured) + 1, dtype=np.int32)
+        return {**run.constants, "slots": slots, "measured": self.measured[None]}
+
+    def column(self, name: str, flag: str) -> np.ndarray:
+        """Return an obs column as text, "" where there is no value; ValueError names the flag and the columns. [n]"""
+        if name not in self.obs:
+            there = ", ".join(map(str, self.obs.columns)) or "none"
+            raise ValueError(f"--{flag}={name}: no such obs column; there are {there}")
+        values = self.obs[name].astype(object)
+        return np.where(encode(values) >= 0, values.map(str), "")
+
+
+def read(
+    run: Run,
+    source: Any,
+    *,
+    layer: str | None = None,
+    raw: bool | None = None,
+    gene_table: Sequence[str | os.PathLike] = (),
+    min_mapped: float | None = 0.5,
+    say: Callable[[str], None] = print,
+) -> ModelCells:
+    """Read a file onto the genes of a model and report how they met; errors are those of `Run.embed`."""
+    table = vocab.read_table(gene_table) if gene_table else None
+    with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+        second = vocab.second_names(counts.var)
+        found = vocab.map_genes(counts.genes, run.genes, ensembl=second, table=table, min_mapped=min_mapped)
+        say(str(found.report))
+        matrix = found.apply(counts.take(np.arange(counts.n_cells)))
+        symbols = list(run.genes)
+        for place, name, other in zip(found.index, counts.genes, second or counts.genes, strict=True):
+            if place >= 0 and vocab.is_id(symbols[place]):
+                symbols[place] = next((str(n) for n in (name, other) if n and not vocab.is_id(str(n))), symbols[place])
+        path = pathlib.Path(str(counts.path))
+        measured = np.isin(np.arange(len(run.genes)), found.index)
+        trained = path.stem in run.classes.get("study", ())
+        return ModelCells(path.name, matrix, counts.obs, measured, symbols, trained)
+
+
+class Cells:
+    """A file in the model's vocabulary, cut into bags of cells that are seen together.
+
+    Attributes:
+      measured: genes of the model that the file has. [V]
+      samples: code of the tissue sample of each cell. [n]
+      coords: positions, or None. [n, 2]
+    """
+
+    def __init__(self, counts: h5ad.Counts, genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float):
+        second = vocab.second_names(counts.var)
+        mapping = vocab.map_genes(counts.genes, genes, ensembl=second, table=table, min_mapped=min_mapped)
+        self.counts, self.mapping, self.n = counts, mapping, counts.n_cells
+        self.measured = np.isin(np.arange(len(genes)), mapping.index)
+        self.samples = np.zeros(self.n, int)
+        self.coords = np.asarray(counts.obsm["spatial"])[:, :2] if "spatial" in counts.obsm else None
+
+    def separate(self, sample_key: str | None) -> str:
+        """Tell the samples apart by an obs column (see `tissue.samples`) and return in words how."""
+        parts, how = tissue.samples(self.counts.obs, sample_key, self.n, 0)
+        for code, rows in enumerate(parts):
+            self.samples[rows] = code
+        return how
+
+    def draw(self, size: int, most: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return bags of at most `size` cells of one sample, at random: of `most` cells together, or one bag.
+
+        Cells of a bag are neighbours in space where there are positions, else random.
+        """
+        return draw(self.samples, self.coords, size, most, rng)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return dense counts of cells. [n, V]"""
+        return sparse.csr_matrix(self.mapping.apply(self.counts.take(rows))).toarray().astype(np.float32)
+
+
+def draw(
+    samples: np.ndarray, coords: np.ndarray | None, size: int, most: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Return bags as `Cells.draw` does, of cells with a code of their sample [n] and positions [n, 2], if any."""
+    bags = []
+    for code in np.unique(samples):
+        rows = rng.permutation(np.flatnonzero(samples == code))
+        if coords is None or np.isnan(coords[rows]).any():
+            bags += np.array_split(rows, -(-len(rows) // size))
+        else:
+            bags += halves(rows, coords, size)
+    bags = [bags[i] for i in rng.permutation(len(bags))]
+    fits = int(np.searchsorted(np.cumsum([len(bag) for bag in bags]), most, side="right"))
+    return bags[: max(fits, 1)]
+
+
+def halves(rows: np.ndarray, coords: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut cells across the longer side of their field until no part has more than `size`."""
+    if len(rows) <= size:
+        return [rows]
+    field = coords[rows]
+    rows = rows[np.argsort(field[:, np.ptp(field, 0).argmax()], kind="stable")]
+    middle = size * (-(-len(rows) // size) // 2)
+    return halves(rows[:middle], coords, size) + halves(rows[middle:], coords, size)

@@ -1,0 +1,110 @@
+"""Score a model's embedding of a labelled file beside its baselines, and write down both.
+
+Leaves in the workdir what `experiments.report` shows: embedding.h5ad, the file and its embedding, and scores.json.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_pipeline.files import h5ad
+from scfm_jax.api import Run
+from scfm_jax.tasks.cells import embedding as task
+
+MOST_CELLS = 20_000
+"""Cells that are scored; of larger files a random sample."""
+SHOWN = ("accuracy", "f1", "nmi", "ari", "nmi_best", "ari_best", "batch_accuracy")
+
+
+def embed_file(run: Run, source: str | os.PathLike, workdir: pathlib.Path, **options: Any) -> np.ndarray:
+    """Embed `source` (options of `Run.embed`), write it to workdir/embedding.h5ad and return it. [n, D]"""
+    embedding = run.embed(source, **options)
+    partial = workdir / "embedding.partial.h5ad"
+    partial.unlink(missing_ok=True)
+    h5ad.write_embedding(source, partial, f"X_{run.name}", embedding, run.provenance, replace=True)
+    partial.replace(workdir / "embedding.h5ad")
+    return embedding
+
+
+def evaluate(
+    run: Run,
+    source: str | os.PathLike,
+    workdir: pathlib.Path,
+    *,
+    label: str = "cell_type",
+    batch: str = "batch",
+    seeds: Sequence[int] = (0, 1, 2),
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> dict[str, Any]:
+    """Embed `source`, score by its obs column `label` beside PCA and random twins; write and return the scores.
+
+    Args:
+      batch: obs column of batches, used if it is there and has at least two values.
+      seeds: each seeds the folds, Leiden, PCA and the weights of one twin.
+      options: of `Run.embed`.
+
+    Raises:
+      ValueError: there is no such column, or it cannot be scored by.
+    """
+    with h5ad.read_counts(source, layer=options.get("layer"), raw=options.get("raw")) as counts:
+        obs, n = counts.obs, counts.n_cells
+        if label not in obs:
+            raise ValueError(
+                f"label={label}: no such obs column; there are {', '.join(map(str, obs.columns)) or 'none'}"
+            )
+        cells = np.arange(n)
+        if n > MOST_CELLS:
+            cells = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
+        matrix = counts.take(cells)
+    labels = obs[label].to_numpy()[cells]
+    batches = obs[batch].to_numpy()[cells] if batch in obs and obs[batch].nunique() > 1 else None
+    task.countable(labels)
+    embedding = embed_file(run, source, workdir, say=say, **options)[cells]
+    rows = []
+    for seed in seeds:
+        twin = run.twin(seed).embed(source, say=lambda _: None, **options)[cells]
+        for name, x in ((run.name, embedding), ("PCA-50", task.pca(matrix, seed=seed)), ("random twin", twin)):
+            rows.append({"embedding": name, "seed": seed, **task.score(x, labels, batches, seed=seed)})
+        say(f"scored with seed {seed}")
+    scores = {
+        "input": pathlib.Path(source).name,
+        "weights": run.source,
+        "label": label,
+        "batch": batch if batches is not None else None,
+        "of": n,
+        "cells": rows[0]["cells"],
+        "types": rows[0]["types"],
+        "rows": rows,
+    }
+    partial = workdir / "scores.json.partial"
+    partial.write_text(json.dumps(scores, indent=1) + "\n")
+    partial.replace(workdir / "scores.json")
+    return scores
+
+
+def summary(scores: dict[str, Any]) -> pd.DataFrame:
+    """Return the mean of each metric over seeds, and as columns "<metric> ±" half its range; a row per embedding."""
+    frame = pd.DataFrame(scores["rows"])
+    grouped = frame.groupby("embedding", sort=False)[[m for m in SHOWN if m in frame]]
+    spread = (grouped.max() - grouped.min()) / 2
+    return grouped.mean().join(spread.add_suffix(" ±"))
+
+
+def table(scores: dict[str, Any]) -> str:
+    """Return the scores as a table of text."""
+    means = summary(scores)
+    metrics = [m for m in SHOWN if m in means]
+    lines = [f"{'':14}" + "".join(f"{m:>18}" for m in metrics)]
+    for name, row in means.iterrows():
+        lines.append(
+            f"{name:14}" + "".join(f"{f'{row[m]:.3f} ± {row[m + chr(32) + chr(177)]:.3f}':>18}" for m in metrics)
+        )
+    seeds = len({row["seed"] for row in scores["rows"]})
+    lines.append(f"{scores['cells']} cells of {scores['types']} types; mean ± half the range over {seeds} seeds")
+    return "\n".join(lines)

@@ -1,0 +1,162 @@
+"""Score a model's imputations of a file beside its random twin and the baselines of `tasks.imputation_baselines`."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_pipeline.files import h5ad
+from data_pipeline.genes import vocab
+from experiments.analyses.cells import Cells
+from scfm_jax import api
+from scfm_jax.tasks.imputation import baselines, bins, imputation
+from scfm_jax.tasks.imputation.imputer import Imputer
+
+
+def evaluate(
+    run: api.Run,
+    source: str,
+    task: str,
+    *,
+    rates: Sequence[float],
+    seeds: int = 5,
+    cells: int = 500,
+    bag: int | None = None,
+    ruler: str = "visible",
+    bin_value: str = "median",
+    reference: Sequence[str] = (),
+    layer: str | None = None,
+    raw: bool | None = None,
+    sample_key: str | None = "auto",
+    gene_table: Sequence[str] = (),
+    min_mapped: float = 0.5,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Return the scores of all methods, one row for each method, case and seed; see `experiments.impute` for options.
+
+    Raises:
+      ValueError, OSError: the model does not predict expression, or an option or a file is wrong.
+    """
+    imputation.get(task).check(rates)
+    same = [path for path in reference if pathlib.Path(path).resolve() == pathlib.Path(source).resolve()]
+    if same:
+        raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
+    imputer = Imputer(run.module, run.model, run.meta["config"], run.constants)
+    imputer.binning["bin_value"] = bin_value
+    table = vocab.read_table(gene_table) if gene_table else None
+    bag = bag or trained_bag(run)
+    rows: list[dict[str, Any]] = []
+    with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+        file = Cells(counts, run.genes, table, min_mapped)
+        say(str(file.mapping.report))
+        how = file.separate(sample_key)
+        others = _reference(reference, run.genes, table, min_mapped, cells)
+        for seed in range(seeds):
+            for row in _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler):
+                rows.append(row)
+            say(f"scored with seed {seed}")
+    return {
+        "task": task,
+        "input": pathlib.Path(source).name,
+        "weights": run.source,
+        "trained_on": pathlib.Path(source).stem in run.classes.get("study", ()),
+        "ruler": ruler,
+        "bin_value": bin_value,
+        "reference": [pathlib.Path(path).name for path in reference],
+        "sample": how,
+        "bag": bag,
+        "seeds": seeds,
+        "cells": rows[0]["cells"],
+        "genes": int(file.measured.sum()),
+        "rows": rows,
+    }
+
+
+def trained_bag(run: api.Run) -> int:
+    """Return how many cells of a bag the model was trained with, where that matters to it, or the sCT paper's 50."""
+    bag = run.meta["config"].get("data", {}).get("bag")
+    return bag if bag and getattr(run.module, "SAMPLE", False) == "bag" else 50
+
+
+def _of_seed(
+    run: api.Run,
+    imputer: Imputer,
+    file: Cells,
+    others: tuple[np.ndarray, np.ndarray] | None,
+    task: str,
+    rates: Sequence[float],
+    seed: int,
+    cells: int,
+    bag: int,
+    ruler: str,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one seed."""
+    rng = np.random.default_rng(seed)
+    bags = file.draw(bag, cells, rng)
+    chosen = np.concatenate(bags)
+    truth = file.take(chosen)
+    coords = None if file.coords is None else file.coords[chosen]
+    bags = np.split(np.arange(len(chosen)), np.cumsum([len(part) for part in bags])[:-1])
+    true_ruler = bins.fit(truth, truth.sum(1), **imputer.binning)
+    twin = run.twin(seed)
+    for hidden, parts in imputation.get(task).cases(truth, file.measured, bags, rates, rng):
+        problem = imputation.pose(
+            truth, file.measured, hidden, bags, samples=file.samples[chosen], coords=coords, reference=others
+        )
+        given = problem.counts, problem.depth
+        if ruler == "cell":
+            n = len(truth)
+            given = np.concatenate([truth, given[0][n:]]), np.concatenate([truth.sum(1), given[1][n:]])
+        own = bins.fit(*given, **imputer.binning)
+        for method, prediction in _predictions(run, twin, imputer, problem, own):
+            for case, values in imputation.score(prediction, problem, truth, own, true_ruler, parts).items():
+                yield {"method": method, "case": case, "seed": seed, "cells": len(truth), **values}
+
+
+def _predictions(
+    run: api.Run, twin: api.Run, imputer: Imputer, problem: imputation.Problem, ruler: bins.Ruler
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the prediction of every method, one after the other."""
+    said = imputer(run.variables, problem, ruler)
+    yield run.name, said
+    if imputer.zeros != 1:
+        yield f"{run.name}, even masks", bins.even(said, imputer.zeros)
+    yield "random twin", imputer(twin.variables, problem, ruler)
+    yield "gene mean", baselines.gene_mean(problem)
+    yield "most common bin", baselines.most_common_bin(problem, ruler)
+    apart = baselines.distances(problem)
+    yield f"{baselines.NEIGHBOURS} neighbours", baselines.nearest_neighbours(problem, apart)
+    yield "diffusion", baselines.diffusion(problem, apart)
+
+
+def _reference(
+    paths: Sequence[str], genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float, cells: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return counts [m, V] of at most `cells` random cells of the files together, and the genes that all measured."""
+    matrices, measured = [], np.ones(len(genes), bool)
+    for path in paths:
+        with h5ad.read_counts(path) as counts:
+            file = Cells(counts, genes, table, min_mapped)
+            share = min(file.n, -(-cells // len(paths)))
+            matrices.append(file.take(np.sort(np.random.default_rng(0).permutation(file.n)[:share])))
+            measured &= file.measured
+    return (np.concatenate(matrices), measured) if matrices else None
+
+
+def table(scores: dict[str, Any]) -> str:
+    """Return the scores as a table of text: mean and half the 95 % interval over seeds."""
+    frame = pd.DataFrame(scores["rows"])
+    lines = []
+    for case, of_case in frame.groupby("case", sort=False):
+        lines.append(f"{case:22}" + "".join(f"{metric:>18}" for metric in imputation.METRICS))
+        for method, of_method in of_case.groupby("method", sort=False):
+            cells = (imputation.interval(of_method[metric]) for metric in imputation.METRICS)
+            lines.append(f"  {method:20}" + "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in cells))
+    words = f"{scores['cells']} cells, {scores['genes']} genes, bags of {scores['bag']}"
+    words += f"; ruler: {scores['ruler']}, {scores['bin_value']} of bins"
+    lines.append(f"{words}; mean ± half the 95% interval over {scores['seeds']} seeds")
+    if scores["trained_on"]:
+        lines.append(f"caution: by its name {scores['input']} is a study that the model was trained on")
+    return "\n".join(lines)

@@ -1,0 +1,218 @@
+"""Train a model on a new study from its weights and from random ones, and draw both by epoch: runs, table, picture."""
+
+import io
+import json
+import pathlib
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import scfm_jax
+from experiments.analyses import cells as model_cells
+from experiments.pages import figures, output
+from experiments.training import settings
+from scfm_jax.api import Run
+from scfm_jax.tasks.cells import transfer as task
+from scfm_jax.training import loop, step
+from scfm_jax.types import Batch, TrainState
+
+STARTS = ("pretrained", "random")
+NAMES = {
+    "explained_variance": "explained variance, all masked entries",
+    "slot_variance": "explained variance by mask slot",
+}
+
+
+def evaluate(
+    run: Run,
+    source: Any,
+    runs: pathlib.Path,
+    *,
+    epochs: int = 10,
+    seeds: int = 5,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    validation: float = task.VALIDATION,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return {"rows": a validation each, {start, seed, epoch, metrics}, ...}; epoch 0 is before the first update.
+
+    Args:
+      runs: folder of the runs, <start>_<seed> each; a run that is there goes on from its newest checkpoint.
+      epochs: of each run. seeds: runs of each start. validation: share of the cells.
+      batch, learning_rate: those that the model was trained with, if left out.
+      options: of `model_cells.read`.
+
+    Raises:
+      ValueError, OSError: too few cells, too few known genes; in one line.
+    """
+    cells = model_cells.read(run, source, say=say, **options)
+    rows: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        prepared = _prepared(run, cells, seed, batch, validation)
+        for start in STARTS:
+            folder = runs / f"{start}_{seed}"
+            rows += _curve(run, cells, prepared, start, seed, epochs, learning_rate, folder)
+            say(f"{start}, seed {seed}: {_line(rows[-1])}")
+    return {
+        "model": run.name,
+        "weights": run.source,
+        "input": cells.name,
+        "trained_on": cells.trained_on,
+        "genes": int(cells.measured.sum()),
+        "cells": {part: len(found) for part, found in zip(("train", "validation"), prepared["rows"], strict=True)},
+        "epoch_steps": prepared["loader"].epoch_steps,
+        "epochs": epochs,
+        "seeds": seeds,
+        "rows": rows,
+    }
+
+
+def _prepared(
+    run: Run, cells: model_cells.ModelCells, seed: int, batch: int | None, validation: float
+) -> dict[str, Any]:
+    """Return what both starts share: rows and loaders of the two parts, constants and inputs fitted to the first."""
+    trained = run.meta["config"].get("data", {})
+    given = {"bag": trained.get("bag") or 1, "batch": batch or trained.get("batch", 64), "seed": seed}
+    given["labels"] = list(trained.get("labels", ()))
+    rows = task.split(cells.counts.shape[0], seed, validation)
+    loaders = [task.CellsInMemory(cells.counts, part, **given) for part in rows]
+    constants, inputs = cells.constants(run), dict(run.meta["config"].get("inputs", {}))
+    if hasattr(run.module, "fit"):
+        constants = {name: value for name, value in constants.items() if name not in run.module.FITTED}
+        inputs |= {"n_mask": 0} if "n_mask" in inputs else {}  # of the new study's genes
+        parts = dict(zip(("train", "val"), (loader.epoch_batches() for loader in loaders), strict=True))
+        constants, inputs = run.module.fit(parts, constants, inputs)
+    data = zlib.crc32(cells.counts.data, zlib.crc32(cells.counts.indices))
+    return {
+        "data": data,
+        "rows": rows,
+        "loader": loaders[0],
+        "validation": loaders[1],
+        "constants": constants,
+        "inputs": inputs,
+    }
+
+
+def _curve(
+    run: Run,
+    cells: model_cells.ModelCells,
+    prepared: Mapping[str, Any],
+    start: str,
+    seed: int,
+    epochs: int,
+    learning_rate: float | None,
+    folder: pathlib.Path,
+) -> list[dict[str, Any]]:
+    """Train one model, or go on, and return its validations."""
+    loader, every = prepared["loader"], prepared["loader"].epoch_steps
+    objective = task.objective(run.module, run.model, prepared["inputs"], run.meta["config"].get("loss", {}))
+    optimizer = dict(run.meta["config"].get("optim", {}))
+    if optimizer.pop("schedule_unit", "update") == "epoch":
+        optimizer["schedule_every"] = every
+    if learning_rate:
+        optimizer["learning_rate"] = learning_rate
+    config = run.meta["config"] | {"optim": optimizer, "inputs": prepared["inputs"], "init_from": start}
+    config["data"] = {**config.get("data", {}), "input": cells.name}
+    metadata = {**run.meta, "config": config, "code_version": scfm_jax.__version__, "store": prepared["data"]}
+    folder = settings.prepare_workdir(str(folder), metadata)
+    before = folder / "start.json"
+
+    def begin(state: TrainState) -> TrainState:
+        if start == "pretrained":
+            weights = dict(run.variables)
+            placed = jax.tree.map(
+                lambda new, old: jax.device_put(jax.numpy.asarray(new, old.dtype), old.sharding),
+                {"params": weights.pop("params"), "buffers": weights},
+                {"params": state.params, "buffers": state.buffers},
+            )
+            state = state.replace(**placed, ema=state.ema and jax.tree.map(jax.numpy.copy, placed["params"]))
+        before.write_text(json.dumps(validate(objective, prepared["validation"], state)) + "\n")
+        return state
+
+    steps = epochs * every
+    loop.fit(
+        objective, loader, prepared["constants"], metadata, folder, optimizer=optimizer, steps=steps, seed=seed,
+        log_every=every, eval_every=every, checkpoint_every=steps, keep=1, tensorboard=False,
+        validation=prepared["validation"], initial=begin,
+    )  # fmt: skip
+    found = [{"start": start, "seed": seed, "epoch": 0, **json.loads(before.read_text())}]
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        values = {name.removeprefix("val/"): value for name, value in line.items() if name.startswith("val/")}
+        if values:
+            found.append({"start": start, "seed": seed, "epoch": line["step"] // every, **values})
+    return found
+
+
+def validate(objective: step.Objective, loader: task.CellsInMemory, state: TrainState) -> dict[str, float]:
+    """Return the validation metrics of a state, as `train.fit` has them."""
+    from scfm_jax.training.progress import add, means
+
+    evaluate = jax.jit(lambda state, batch, i: step.eval_step(objective, state, batch, i))
+    sums: dict[str, list[float]] = {}
+    fields = Batch.__dataclass_fields__
+    for i, arrays in enumerate(loader.epoch_batches()):
+        add(sums, evaluate(state, Batch(**{field: arrays[field] for field in fields}), np.uint32(i)))
+    return means(sums)
+
+
+def metrics(found: Mapping[str, Any]) -> list[str]:
+    """Return the metrics that are shown: both kinds of explained variance, or what the model has, and the loss."""
+    known = [name for name in NAMES if name in found["rows"][0]]
+    rest = [name for name in ("mse", "accuracy") if name in found["rows"][0]]
+    return known or rest or ["loss"]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    shown = [name for name in (*NAMES, "loss") if row.get(name) is not None]
+    return f"epoch {row['epoch']}, " + ", ".join(f"{name} {row[name]:.3f}" for name in shown)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return the scores as Markdown: before training, after one epoch, after half of them and all."""
+    frame = pd.DataFrame(found["rows"])
+    epochs = sorted({0, 1, found["epochs"] // 2, found["epochs"]})
+    head, lines = ["start", "metric", *(f"epoch {epoch}" for epoch in epochs)], []
+    for metric in metrics(found):
+        for start in STARTS:
+            own = frame[frame.start == start]
+            values = [output.spread(own[own.epoch == epoch][metric].tolist()) for epoch in epochs]
+            lines.append([start, NAMES.get(metric, metric), *values])
+    text = output.markdown(head, lines)
+    text += f"\n\n{found['input']}: {found['cells']['train']:,} cells to train, {found['cells']['validation']:,} to "
+    text += f"validate, {found['genes']:,} genes, {found['epoch_steps']} steps an epoch; mean ± half the range over "
+    text += f"{found['seeds']} seeds (of split, order, masks and random weights)."
+    if found["trained_on"]:
+        text += f"\nCaution: by its name {found['input']} is a study that the model was trained on."
+    return text
+
+
+def picture(found: Mapping[str, Any]) -> bytes:
+    """Draw every metric by epoch, a thin line for each seed and a thick one for the mean, as PNG."""
+    frame, shown = pd.DataFrame(found["rows"]), metrics(found)
+    figure = Figure(figsize=(1 + 3.4 * len(shown), 3.3), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for start, colour, mark in zip(STARTS, figures.COLOURS, "os", strict=False):
+            curves = frame[frame.start == start].pivot(index="epoch", columns="seed", values=metric)
+            axes.plot(curves.index, curves, color=colour, lw=0.7, alpha=0.45)
+            name = f"{start} weights"
+            axes.plot(curves.index, curves.mean(axis=1), color=colour, lw=2.2, marker=mark, ms=4, label=name)
+        axes.set_xlabel("epoch on the new study")
+        axes.set_title(NAMES.get(metric, metric), fontsize=10, loc="left")
+        axes.grid(color=figures.FAINT, lw=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    return file.getvalue()
+
+
+def comma_separated(found: Mapping[str, Any]) -> str:
+    """Return every validation as CSV."""
+    return pd.DataFrame(found["rows"]).to_csv(index=False)

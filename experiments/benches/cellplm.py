@@ -1,0 +1,55 @@
+"""CellPLM's training step: the 20230926 checkpoint's layout, one bag of 1,000 cells x 19,374 genes.
+
+About 1,750 expressed genes a cell, AdamW. Two floors, of which the larger binds:
+  flops   2 x 3 x (1,000 x 19,374 x 1,024 less the inputs' gradient, which nobody needs, + 1,000 x 33.6M of the encoder
+          + 750 x (1.5M + 128 x 19,374) of decoder and head) = about 0.31 TFLOP: 3 s at the 100 GFLOP/s of two cores
+  bytes   72M float32 parameters, gradient and two moments: seven passes, 2 GB, 0.2 s at 10 GB/s; the likelihood is
+          about ten passes over 750 x 19,374 float32, 0.6 GB
+"""
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benches.step import Case, bag
+from scfm_jax.models import cellplm
+
+ROWS = {"published": {"s": 9.6, "cells_per_s": 104.0, "peak_gb": 4.3}}
+N_CELLS, N_GENES, N_BATCHES, N_STUDIES = 1000, 19374, 12596, 484
+
+
+def case(row: str, small: bool) -> Case:
+    """Return the published layout."""
+    n_cells, n_genes, n_batches, n_studies = (64, 200, 8, 4) if small else (N_CELLS, N_GENES, N_BATCHES, N_STUDIES)
+    batches = np.random.default_rng(1).integers(0, n_batches, (1, n_cells)).astype(np.int32)
+    variant = cellplm.VARIANTS["tiny" if small else "published_20230926"]
+    return Case(
+        network=cellplm.Model(n_genes=n_genes, n_batches=n_batches, n_studies=n_studies, **variant["model"]),
+        inputs={**variant.get("inputs", {}), "drop_node_rate": 0.0},
+        loss={},
+        batch=bag(n_cells, n_genes).replace(labels={"batch": batches}),
+        constants={"slots": jnp.arange(n_genes + 1), "measured": jnp.ones((n_studies, n_genes), bool)},
+        optimizer={"name": "adamw", "learning_rate": 2e-4, "weight_decay": 1e-8},
+    )
+
+
+def parts(module: ModuleType, case: Case, params: Any, inputs: Any, rngs: dict) -> dict[str, tuple]:
+    """Return the step forward and backward up to where each name says."""
+    embedder = case.network.clone(enc_mod="none", head="embedder")
+    below = {name: value for name, value in params.items() if name not in ("encoder", "decoder")}
+
+    def forward(params, inputs):
+        return case.network.apply({"params": params}, inputs, train=True, rngs=rngs)
+
+    def cells(params, inputs):
+        return embedder.apply({"params": params}, inputs, train=True, rngs=rngs).cells.sum()
+
+    head = jax.jit(forward)(params, inputs).logits
+    return {
+        "embedding and latent": (jax.grad(cells), (below, inputs)),
+        "the same with encoder": (jax.grad(lambda p, x: forward(p, x).cells.sum()), (params, inputs)),
+        "head and loss": (jax.grad(lambda h, x: module.negative_binomial(h, x, True)[0]), (head, inputs)),
+    }

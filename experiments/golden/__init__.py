@@ -1,0 +1,1 @@
+"""How each model reproduces its golden cases: one file a model, found by its name."""

@@ -1,0 +1,252 @@
+"""One HTML page about a run: how it scores, what the embedding looks like, how training went, what it was made from.
+
+The page is a single file: pictures are inside, nothing is loaded from anywhere. What a workdir does not have (no
+embedding yet, no scores) is listed on the page with the command that makes it.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from experiments.analyses import embedding as embedding_analysis
+from experiments.pages import document, figures
+from experiments.pages.document import Html, Section
+from scfm_jax.saving import checkpoint
+from scfm_jax.tasks.cells.embedding import METRICS
+
+MOST_CELLS = 20_000
+"""Cells of the pictures; of larger files a random sample."""
+COLUMNS = ("cell_type", "batch", "donor", "study", "tissue", "assay", "perturbation", "condition")
+"""obs columns to colour by, those that are there and vary, if nobody asks for others."""
+PANELS = {
+    "Loss": ("loss", "val/loss"),
+    "Learning rate": ("learning_rate",),
+    "Gradient norm": ("grad_norm",),
+    "Cells per second": ("cells/s",),
+    "Share of time waiting for data": ("data_wait",),
+    "Memory, GB": ("memory_gb",),
+}
+"""Curves that have a place of their own; every other metric is drawn with its validation."""
+UNDRAWN = ("step", "time", "cells", "tokens", "skipped", "tokens/s", "mfu")
+
+
+def write(
+    workdir: str | os.PathLike, source: str | os.PathLike | None = None, columns: Sequence[str] = ()
+) -> pathlib.Path:
+    """Write workdir/report.html and return its path.
+
+    Args:
+      source: the .h5ad with the embedding; by default workdir/embedding.h5ad, if it is there.
+      columns: obs columns to colour the cells by.
+
+    Raises:
+      ValueError, OSError: the workdir or `source` is not there, or has no embedding or no such column; in one line.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"--workdir={workdir}: no such folder; give the workdir of a training run")
+    missing: list[str] = []
+    meta = _meta(workdir, missing)
+    if source is None and (workdir / "embedding.h5ad").exists():
+        source = workdir / "embedding.h5ad"
+    provenance, maps = _embedding(pathlib.Path(source), columns) if source else ({}, "")
+    if not source:
+        missing.append(
+            "no embedding: python -m experiments.evaluate --workdir=… --input=x.h5ad (or embed, and --input)"
+        )
+    scores, drawn = _scores(workdir, missing), curves(workdir)
+    if not drawn:
+        missing.append("no metrics: the run has not logged a step yet")
+    sections = [
+        Section("Scores", scores),
+        Section("Embedding", maps),
+        Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
+        Section("Genes", _genes(meta, provenance)),
+        Section("Not here", document.listed(missing)),
+        Section("Where it comes from", _provenance(meta, provenance)),
+    ]
+    title = f"{meta.get('model', 'run')} · {workdir.resolve().name}"
+    return document.write(workdir / "report.html", title, _facts(workdir, meta), sections)
+
+
+def _meta(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any]:
+    """Return the metadata of the newest checkpoint; the config alone before there is one."""
+    try:
+        return checkpoint.read_meta(workdir / "checkpoints")
+    except (FileNotFoundError, ValueError) as error:
+        missing.append(f"no checkpoint: {error}")
+    config = workdir / "config.json"
+    return {"config": json.loads(config.read_text())} if config.exists() else {}
+
+
+def _facts(workdir: pathlib.Path, meta: Mapping[str, Any]) -> dict[str, str]:
+    """Return the few numbers at the top of the page."""
+    facts = {"steps": f"{meta['step']:,}"} if "step" in meta else {}
+    if meta.get("genes"):
+        facts["genes"] = f"{len(meta['genes']):,}"
+    train = meta.get("split", {}).get("parts", {}).get("train", {})
+    if "cells" in train:
+        facts["training cells"] = f"{train['cells']:,}"
+    if studies := meta.get("classes", {}).get("study"):
+        facts["studies"] = f"{len(studies):,}"
+    if best := checkpoint.read_best(workdir / "checkpoints"):
+        facts[f"best {best[1]['metric']}"] = f"{best[1]['value']:.4g}"
+    return facts
+
+
+def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
+    """Return the table of scores, the best of each metric marked."""
+    path = workdir / "scores.json"
+    if not path.exists():
+        missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
+        return ""
+    scores = json.loads(path.read_text())
+    means = embedding_analysis.summary(scores)
+    rows = []
+    for m in (m for m in METRICS if m in means):
+        best = means[m].min() if m == "batch_accuracy" else means[m].max()
+        cells = [
+            Html(f"<td{' class=best' if value == best else ''}>{value:.3f} <small>± {spread:.3f}</small></td>")
+            for value, spread in zip(means[m], means[f"{m} ±"], strict=True)
+        ]
+        rows.append([METRICS[m], *cells])
+    seeds = len({row["seed"] for row in scores["rows"]})
+    note = (
+        f"{scores['cells']:,} of {scores['of']:,} cells of {scores['input']}, {scores['types']} values of "
+        f"obs[{scores['label']!r}]. Mean ± half the range over {seeds} seeds of folds, Leiden, PCA and twins; the "
+        "best is marked. PCA-50: fifty components of log-normalised highly variable genes. Random twin: the same "
+        "network, untrained. The best resolution is chosen by the labels, which is optimistic."
+    )
+    return document.table("Scores of the embedding", ["", *means.index], rows) + document.note(note)
+
+
+def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Return (provenance, section of pictures) of the newest embedding in an .h5ad file."""
+    obs, embedding, provenance = _read_embedding(path)
+    for column in columns:
+        if column not in obs:
+            raise ValueError(f"--color={column}: {path} has no such obs column; there are {', '.join(map(str, obs))}")
+    shown = columns or [c for c in COLUMNS if c in obs and obs[c].nunique() > 1]
+    n = len(obs)
+    if n > MOST_CELLS:
+        rows = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
+        obs, embedding = obs.iloc[rows], embedding[rows]
+    xy = figures.umap(embedding) if len(obs) > 3 else embedding[:, :2]
+    if not shown:
+        obs, shown = obs.assign(cells="all cells"), ["cells"]
+    cards = [cells_map(xy, obs[column], column, str(column), inside=True)[0] for column in shown]
+    of = f"a random sample of {len(obs):,} of its {n:,} cells" if len(obs) < n else f"its {n:,} cells"
+    name = provenance.get("input", path.name)
+    how = f"UMAP (15 neighbours, seed 0) of the embedding of {name}, {of}; {provenance.get('sample', '')}."
+    return provenance, f"{document.note(how)}<div class='maps'>{''.join(cards)}</div>"
+
+
+def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str, inside: bool = False) -> tuple[str, str]:
+    """Return the picture of cells [n, 2] coloured by a column of obs, and its legend (can be `inside`), as HTML."""
+    picture, entries = figures.cells(xy, values, column)
+    alt = f"{caption}: UMAP of {len(xy)} cells coloured by {column}: "
+    alt += ", ".join(f"{e.name} ({e.cells})" for e in entries)
+    legend = "".join(
+        f'<li><span style="color:{e.colour}" aria-hidden="true">{e.mark}</span> {document.text(e.name)} '
+        f"<small>{e.cells:,}</small></li>"
+        for e in entries
+    )
+    legend = f'<ul class="legend">{legend}</ul>' if legend else ""
+    return document.figure(caption, picture, "png", alt, legend if inside else ""), legend
+
+
+def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
+    """Return (obs, embedding [n, D], provenance) of the last X_<model> that `embed` wrote into the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--input={path}: no such file; give an .h5ad written by experiments.embed")
+    try:
+        with h5py.File(path) as file:
+            ours = [
+                k for k in file.get("obsm", {}) if k.startswith("X_") and "embedded_with" in file.get(f"uns/{k}", {})
+            ]
+            if not ours:
+                raise ValueError(
+                    f"--input={path}: no embedding of ours in it; give an .h5ad written by experiments.embed"
+                )
+            key = max(ours, key=lambda k: str(anndata.io.read_elem(file[f"uns/{k}/date"])))
+            read = [anndata.io.read_elem(file[name]) for name in ("obs", f"obsm/{key}", f"uns/{key}")]
+    except OSError as error:
+        raise ValueError(f"--input={path}: not a readable .h5ad: {' '.join(str(error).split())}") from error
+    return read[0], np.asarray(read[1]), {name: _plain(value) for name, value in read[2].items()}
+
+
+def curves(workdir: pathlib.Path, titles: Sequence[str] = (), of: str = "") -> str:
+    """Return the training curves of a run as HTML, "" where there are none.
+
+    Args:
+      titles: of the panels that are wanted; all, if left out. of: whose they are, for the captions.
+    """
+    series: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        lines = (workdir / name).read_text().splitlines() if (workdir / name).exists() else []
+        frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        for column in frame.columns.difference(["step"], sort=False):
+            known = frame[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
+            series[column] = known["step"].to_numpy(), known[column].to_numpy(float)
+    series = {name: points for name, points in series.items() if len(points[0])}
+    placed = {name for names in PANELS.values() for name in names}
+    others = sorted({name.removeprefix("val/") for name in series} - placed - set(UNDRAWN))
+    panels = {title: names for title, names in PANELS.items() if title in ("Loss", "Learning rate", "Gradient norm")}
+    panels |= {name.replace("_", " "): (name, f"val/{name}") for name in others} | PANELS
+    cards = []
+    for title, names in panels.items():
+        drawn = {n.replace("val/", "validation "): series[n] for n in names if n in series}
+        if drawn and (not titles or title in titles):
+            caption = f"{of}: {title.lower()}" if of else title
+            last = ", ".join(f"{name} {values[-1]:.4g} at step {steps[-1]}" for name, (steps, values) in drawn.items())
+            alt = f"{caption} over the steps; at the end: {last}"
+            cards.append(document.figure(caption, figures.curves(drawn), "svg+xml", alt))
+    return "".join(cards)
+
+
+def _genes(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """Return how the genes of the training store and of the embedded file met the genes of the model."""
+    reports = {"training store": meta.get("mapping"), provenance.get("input", "embedded file"): provenance.get("genes")}
+    rows = []
+    for name, report in reports.items():
+        if report:
+            numbers = ("n", "mapped", "renamed", "merged", "unknown")
+            examples = ", ".join(map(str, report.get("examples", {}).get("unknown", [])))
+            rows.append([name, *(f"{report[k]:,}" if k in report else "–" for k in numbers), examples])
+    head = ("", "names", "mapped", "renamed", "merged", "unknown", "unknown, for example")
+    return document.table("Names of genes that met the model's", head, rows) if rows else ""
+
+
+def _provenance(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """Return where everything comes from, and the config, folded."""
+    first = ("model", "weights", "step", "input", "counts", "shape", "sample", "date", "trained_with", "embedded_with")
+    names = sorted(provenance, key=lambda k: first.index(k) if k in first else len(first))
+    listed = {k: provenance[k] for k in names if not isinstance(provenance[k], dict)}
+    if not listed and "code_version" in meta:
+        listed = {"trained_with": meta["code_version"]}
+    rows = [[k.replace("_", " "), _compact(v)] for k, v in listed.items()]
+    body = document.table("Provenance", (), rows, css="facts") if rows else ""
+    for title, key in (("Config", "config"), ("Split of the cells", "split"), ("Position of the data", "loader")):
+        if meta.get(key):
+            content = json.dumps(meta[key], indent=2, ensure_ascii=False)
+            body += document.folded(title, f"<pre>{document.text(content)}</pre>")
+    return body
+
+
+def _compact(value: Any) -> str:
+    return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of uns as Python's own, JSON text decoded."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and value[:1] in "[{":
+        return json.loads(value)
+    return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,93 @@
+"""Was a study in the pretraining of a run? By name, by the file's checksum, and cell by cell.
+
+The store that a run was trained on is where its config says. Each of its cells has a fingerprint, a sum over its counts
+of a random number of the gene times the count modulo 2^64: cells of a study with the same counts of the genes that
+store and study share have the same, whatever the study is called and however its cells were chosen.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from data_pipeline.files import whole
+from data_pipeline.genes import vocab
+from data_pipeline.store import manifest
+from data_pipeline.store.store import Store, open_store
+from experiments.suite.entrants import Entrant, Study
+
+LEAST = 0.01
+"""Share of a study's cells found in the store from which on it counts as seen."""
+FEWEST = 20
+"""Expressed genes that a cell must have to be told from others: shallow cells can be alike by chance."""
+
+
+def flags(entrant: Entrant, studies: list[Study]) -> dict[str, dict[str, Any]]:
+    """Return {study: {"seen": True, False or None (not known), "why": in words}}."""
+    path = entrant.run.meta.get("config", {}).get("data", {}).get("store")
+    names = set(entrant.run.classes.get("study", ()))
+    store = None
+    if path and (pathlib.Path(path) / "manifest.json").is_file():
+        store = open_store(path)
+    return {study.name: _flag(study, names, store) for study in studies}
+
+
+def _flag(study: Study, names: set[str], store: Store | None) -> dict[str, Any]:
+    if study.name in names or (store and study.name in store.studies):
+        return {"seen": True, "why": "a study of this name was in pretraining"}
+    if store is None:
+        if not names:
+            return {"seen": None, "why": "what the run was trained on is not known"}
+        return {"seen": False, "why": "no study of this name was in pretraining; its cells cannot be compared"}
+    checksum = whole.checksum(study.path) if study.path.is_file() else None
+    for record in manifest.records(store.manifest):
+        if checksum and record.get("source", {}).get("crc32c") == checksum:
+            return {"seen": True, "why": f"it is the file that is called {record['name']} in pretraining"}
+    share, where = overlap(study, store)
+    if share >= LEAST:
+        return {"seen": True, "why": f"{share:.0%} of its cells are in the pretraining store, in {where}"}
+    return {"seen": False, "why": f"{share:.1%} of its cells are in the pretraining store"}
+
+
+def overlap(study: Study, store: Store) -> tuple[float, str]:
+    """Return the share of a study's cells with counts that a study of the store has, too, the most, and its name."""
+    most, where = 0.0, ""
+    second = vocab.second_names(study.counts.var)
+    mapping = vocab.map_genes(study.counts.genes, store.genes, ensembl=second, table=study.table, min_mapped=None)
+    mine = [mapping.apply(block) for _, block in study.counts.chunks()]
+    for name in store.studies:
+        other = store.study(name)
+        both = np.zeros(len(store.genes), bool)
+        both[mapping.index[mapping.index >= 0]] = True
+        both &= other.measured
+        if both.sum() < FEWEST:
+            continue
+        there = np.concatenate([fingerprints(block, both) for block in _blocks(other, len(store.genes))])
+        here = np.concatenate([fingerprints(block, both) for block in mine])
+        share = float(np.isin(here[here != 0], there).mean()) if (here != 0).any() else 0.0
+        if share > most:
+            most, where = share, name
+    return most, where
+
+
+def fingerprints(counts: sp.csr_matrix, genes: np.ndarray) -> np.ndarray:
+    """Return a number for each cell, from its counts of the `genes`, bool [V]; 0 with FEWEST or fewer. uint64 [n]"""
+    weights = np.random.default_rng(0).integers(1, 2**63, counts.shape[1], np.uint64, endpoint=False)
+    weights = np.where(genes, weights, np.uint64(0))
+    terms = counts.data.astype(np.uint64) * weights[counts.indices]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
+    number = np.concatenate([[0], np.cumsum(genes[counts.indices])])
+    many = np.diff(number[counts.indptr]) > FEWEST
+    return np.where(many, sums[counts.indptr[1:]] - sums[counts.indptr[:-1]], np.uint64(0))
+
+
+def _blocks(other: Any, n_genes: int, size: int = 4096) -> list[sp.csr_matrix]:
+    """Return the cells of a study of a store, some at a time. [n, G]"""
+    n, blocks = len(other.indptr) - 1, []
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        genes, counts = other.read(start, stop).result()
+        indptr = np.asarray(other.indptr[start : stop + 1])
+        blocks.append(sp.csr_matrix((counts, genes, indptr - indptr[0]), (stop - start, n_genes)))
+    return blocks

@@ -1,0 +1,182 @@
+"""What a suite compares and on what: runs and studies, and the genes that all runs know in a study."""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anndata
+import jax
+import numpy as np
+import pandas as pd
+
+from data_pipeline.files import h5ad
+from data_pipeline.genes import vocab
+from experiments.analyses import imputation
+from experiments.suite import keys
+from scfm_jax import api, models
+from scfm_jax.models.exceiver.published import UNKNOWN
+from scfm_jax.tasks.cells import embedding
+from scfm_jax.tasks.imputation.imputer import Imputer
+
+
+class Inapplicable(ValueError):
+    """A task that asks for what a study or a run does not have."""
+
+
+class Study:
+    """A file of raw counts that runs are compared on.
+
+    Attributes:
+      name, path, sha256: of the file. n: its cells.
+      labels, batches: values of the obs columns, None where there are none or fewer than two. [n]
+      coords: positions, or None. [n, 2]
+    """
+
+    def __init__(self, path: str, *, label: str = "cell_type", batch: str = "batch", tables: Sequence[str] = ()):
+        self.path = pathlib.Path(path)
+        self.name, self.tables = self.path.name.split(".")[0], tuple(tables)
+        self.counts = h5ad.read_counts(self.path)
+        self.sha256, self.n = keys.file(self.path), self.counts.n_cells
+        self.label, self.batch = label, batch
+        self.labels, self.batches = self._column(label), self._column(batch)
+        spatial = "spatial" in self.counts.obsm
+        self.coords = np.asarray(self.counts.obsm["spatial"])[:, :2].astype(np.float32) if spatial else None
+
+    def _column(self, name: str) -> np.ndarray | None:
+        if name not in self.counts.obs:
+            return None
+        values = self.counts.obs[name].to_numpy()
+        return values if len(np.unique(embedding.encode(values)[embedding.encode(values) >= 0])) > 1 else None
+
+    @functools.cached_property
+    def table(self) -> vocab.GeneTable | None:
+        """The tables that translate gene names."""
+        return vocab.read_table(self.tables) if self.tables else None
+
+    def slots(self, genes: Sequence[str]) -> np.ndarray:
+        """Return the place of each name of the file in a list of genes, each place once, -1 elsewhere. [names]"""
+        second = vocab.second_names(self.counts.var)
+        mapping = vocab.map_genes(self.counts.genes, genes, ensembl=second, table=self.table, min_mapped=None)
+        index = mapping.index.astype(np.int64)
+        again = np.setdiff1d(np.flatnonzero(index >= 0), np.unique(index, return_index=True)[1])
+        index[again] = -1
+        return index
+
+    def draw(self, seed: int, most: int) -> np.ndarray:
+        """Return the rows of `most` random cells, or of all, in random order."""
+        return np.random.default_rng(seed).permutation(self.n)[:most]
+
+    def take(self, rows: np.ndarray, columns: np.ndarray, names: Sequence[str]) -> anndata.AnnData:
+        """Return counts of cells and of columns of the file, under new names, as an AnnData."""
+        obsm = {} if self.coords is None else {"spatial": self.coords[rows]}
+        obs = self.counts.obs.iloc[rows].copy()
+        obs.index = pd.Index([f"cell{i}" for i in range(len(rows))])
+        counts = self.counts.take(rows)[:, columns].astype(np.float32)
+        return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=list(names)), obsm=obsm)
+
+    def describe(self) -> dict[str, Any]:
+        """Return its line in suite.json."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "cells": self.n,
+            "genes": self.counts.n_genes,
+            "label": self.label if self.labels is not None else None,
+            "batch": self.batch if self.batches is not None else None,
+            "spatial": self.coords is not None,
+        }
+
+
+@dataclasses.dataclass(eq=False)
+class Entrant:
+    """A run in a suite, and what it has cost so far."""
+
+    name: str
+    workdir: str
+    run: api.Run
+    cells_per_second: float | None = None
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """What stands for its weights."""
+        return keys.weights(self.run)
+
+    @functools.cached_property
+    def imputer(self) -> Imputer:
+        """The run as one that imputes; ValueError where it cannot."""
+        return Imputer(self.run.module, self.run.model, self.run.meta["config"], self.run.constants)
+
+    def check(self) -> None:
+        """Raise Inapplicable where the weights came without the names of their genes: no study can be given to it."""
+        if all(name.startswith(f"{UNKNOWN}:") for name in self.run.genes):
+            raise Inapplicable(
+                "the weights came without the names of their genes, whose order was never published, so which count "
+                "goes where is unknown; whoever has the names gives them with the run, model:weights:genes.txt"
+            )
+
+    @property
+    def bag(self) -> int:
+        """Cells of a bag."""
+        return imputation.trained_bag(self.run)
+
+    @functools.cache  # noqa: B019  entrants live as long as the process
+    def slots(self, study: Study) -> np.ndarray:
+        """Return the run's place of each name of the study's file, -1 where it knows none. [names]"""
+        return study.slots(self.run.genes)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def embed(self, study: Study, seed: int, cells: int, twin: bool) -> np.ndarray:
+        """Return the embedding of the cells that `study` draws, by the run or its random twin of that seed. [n, D]"""
+        run, slots = self.run.twin(seed) if twin else self.run, self.slots(study)
+        known = np.flatnonzero(slots >= 0)
+        if not len(known):
+            raise ValueError(f"no gene of {study.name} is one of the {len(self.run.genes)} that the run knows")
+        source = study.take(study.draw(seed, cells), known, [self.run.genes[i] for i in slots[known]])
+        start = time.perf_counter()
+        found = run.embed(source, min_mapped=None, say=lambda _: None)
+        rate = len(found) / (time.perf_counter() - start)
+        self.cells_per_second = max(rate, self.cells_per_second or 0)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Return its line in suite.json."""
+        leaves = jax.tree.leaves(self.run.variables["params"])
+        return {
+            "name": self.name,
+            "model": self.run.name,
+            "source": self.run.source,
+            "workdir": self.workdir,
+            "weights": self.weights,
+            "step": self.run.meta.get("step"),
+            "parameters": int(sum(np.size(leaf) for leaf in leaves)),
+            "genes": len(self.run.genes),
+            "cells_per_second": self.cells_per_second,
+        }
+
+
+def enter(text: str, name: str) -> Entrant:
+    """Return the run of a workdir, or of published weights: "model:weights" or "model:weights:config"."""
+    model, *files = text.split(":")
+    if files and model in models.names():
+        return Entrant(name, text, api.from_published(model, *files))
+    return Entrant(name, text, api.load(text))
+
+
+def names(texts: Sequence[str]) -> list[str]:
+    """Return a name for each run, that of its folder or file, numbered where two have the same."""
+    stems = [pathlib.Path(text.split(":")[min(1, text.count(":"))]).stem for text in texts]
+    return [stem if stems.count(stem) == 1 else f"{stem} {stems[:i].count(stem) + 1}" for i, stem in enumerate(stems)]
+
+
+def shared_genes(study: Study, entrants: Sequence[Entrant], least: float = 0.01) -> np.ndarray:
+    """Return the columns of the file whose genes every run knows, but for runs that know fewer than `least` of them.
+
+    Those have failed by themselves and are no measure for the others; with no run left all columns are returned.
+    """
+    known = [entrant.slots(study) >= 0 for entrant in entrants]
+    known = [found for found in known if found.mean() >= least]
+    return np.flatnonzero(np.all(known, axis=0)) if known else np.arange(study.counts.n_genes)

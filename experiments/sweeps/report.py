@@ -1,0 +1,207 @@
+"""The table and the plot of a sweep: mean and 95 % interval over seeds, the paper's numbers beside ours.
+
+Intervals are Student's t over training seeds; a difference from the base is paired, seed by seed. What the evaluation
+scores beside the model (a random twin, baselines) is shown below, as it was met in the runs of the base.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.pages import figures
+from experiments.sweeps.crew import result
+from experiments.sweeps.plan import Plan
+from scfm_jax.tasks.imputation.imputation import interval
+
+OURS, THEIRS, BESIDE = figures.COLOURS[0], figures.COLOURS[3], figures.COLOURS[6]
+PANELS = 3
+"""Metrics that are drawn, the first ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: a point, or a method beside the model.
+
+    Attributes:
+      scores: {metric: [value of each seed that is finished]}. difference: those minus the base's of the same seed.
+      seconds: mean cpu seconds of training and evaluation. of: number of seeds.
+    """
+
+    axis: str
+    label: str
+    base: bool
+    paper: Mapping[str, float]
+    scores: Mapping[str, Sequence[float]]
+    difference: Mapping[str, Sequence[float]]
+    seconds: float
+    of: int
+
+    @property
+    def seeds(self) -> int:
+        """Number of finished seeds."""
+        return len(next(iter(self.scores.values()), ()))
+
+
+def write(plan: Plan, workdir: pathlib.Path) -> str:
+    """Write table.md, table.csv, table.json and plot.svg of the results there are; return the table, "" for none."""
+    rows = read(plan, workdir)
+    if not any(row.seeds for row in rows):
+        return ""
+    table = markdown(plan, rows)
+    _write(workdir / "table.md", f"# {plan.question}\n\n{table}\n{unfinished(plan, workdir)}".encode())
+    _write(workdir / "table.csv", comma_separated(plan, rows).encode())
+    _write(workdir / "table.json", (json.dumps(records(plan, rows), indent=1) + "\n").encode())
+    _write(workdir / "plot.svg", plot(plan, rows))
+    return table
+
+
+def read(plan: Plan, workdir: pathlib.Path) -> list[Row]:
+    """Return a row for each point in the order of the sweep, then one for each method beside the model."""
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    points = {}
+    for point in plan.points:
+        points.setdefault(point.label + point.axis, point)
+        found = results.setdefault(point.label + point.axis, {})
+        if finished := result(plan, workdir, point):
+            found[point.seed] = finished
+    bases = results[next(key for key, point in points.items() if point.base)]
+    rows = [_row(plan, points[key], found, bases) for key, found in results.items()]
+    beside = dict.fromkeys(m for found in bases.values() for m in found["scores"] if m != plan.method)
+    for method in beside:
+        scores = {m: [found["scores"][method][m] for found in bases.values()] for m in plan.metrics}
+        rows.append(Row("not trained here", method, False, {}, scores, {}, math.nan, len(bases)))
+    return rows
+
+
+def _row(plan: Plan, point: Any, found: Mapping[int, Any], bases: Mapping[int, Any]) -> Row:
+    scores = {m: [one["scores"][plan.method][m] for one in found.values()] for m in plan.metrics}
+    both = [] if point.base else [seed for seed in found if seed in bases]
+    difference = {
+        m: [found[seed]["scores"][plan.method][m] - bases[seed]["scores"][plan.method][m] for seed in both]
+        for m in plan.metrics
+    }
+    spent = [sum(stage["cpu"] for stage in one["seconds"].values()) for one in found.values()]
+    seconds = sum(spent) / len(spent) if spent else math.nan
+    seeds = len({other.seed for other in plan.points})
+    return Row(point.axis, point.label, point.base, point.paper, scores, difference, seconds, seeds)
+
+
+def markdown(plan: Plan, rows: Sequence[Row]) -> str:
+    """Return the table; the first metric has the difference from the base and the paper's number beside it."""
+    first, *others = plan.metrics
+    head = ["axis", "point", "seeds", first, "difference from base", f"paper's {first}", *others, "cpu s"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        label = f"**{row.label}** (base)" if row.base else row.label
+        paper = f"{row.paper[first]:.2f}" if first in row.paper else "–"
+        cells = [row.axis, label, f"{row.seeds} of {row.of}", _cell(row.scores[first])]
+        cells += [_cell(row.difference.get(first, ()), sign="+"), paper, *(_cell(row.scores[m]) for m in others)]
+        lines.append("| " + " | ".join([*cells, "–" if math.isnan(row.seconds) else f"{row.seconds:.0f}"]) + " |")
+    meaning = "; ".join(f"{name}: {what}" for name, what in plan.metrics.items())
+    return "\n".join([*lines, "", f"Mean ± half the 95 % interval over training seeds (Student's t). {meaning}."])
+
+
+def _cell(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return "–"
+    mean, half = interval(values)
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def unfinished(plan: Plan, workdir: pathlib.Path) -> str:
+    """Return a line for each point without a result, with its reason where it failed."""
+    lines = []
+    for point in plan.points:
+        if not result(plan, workdir, point):
+            notes = workdir / point.name / "point.json"
+            reason = json.loads(notes.read_text()).get("failed") if notes.exists() else None
+            lines.append(f"- no result: {point.name}" + (f": {reason}" if reason else ""))
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def records(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the rows as JSON-able records, every seed in them; None where there is no number."""
+    found = []
+    for row in rows:
+        record = {"axis": row.axis, "point": row.label, "base": row.base, "seeds": row.seeds, "cpu_s": row.seconds}
+        for metric in plan.metrics:
+            mean, half = interval(row.scores[metric]) if row.seeds else (math.nan, math.nan)
+            record |= {metric: mean, f"{metric}_half": half, f"{metric}_paper": row.paper.get(metric, math.nan)}
+            record[f"{metric}_values"] = list(row.scores[metric])
+            if row.difference.get(metric):
+                mean, half = interval(row.difference[metric])
+                record |= {f"{metric}_difference": mean, f"{metric}_difference_half": half}
+        found.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()})
+    return found
+
+
+def comma_separated(plan: Plan, rows: Sequence[Row]) -> str:
+    """Return the records as CSV, without the single values."""
+    names = ["axis", "point", "base", "seeds", "cpu_s"]
+    parts = ("", "_half", "_paper", "_difference", "_difference_half")
+    names += [f"{metric}{part}" for metric in plan.metrics for part in parts]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records(plan, rows))
+    return text.getvalue()
+
+
+def plot(plan: Plan, rows: Sequence[Row], kind: str = "svg") -> bytes:
+    """Draw every row as a mean with its interval and the single seeds, the paper's numbers beside them."""
+    rows = [row for row in rows if row.seeds]
+    metrics = list(plan.metrics.items())[:PANELS]
+    figure = Figure(figsize=(2.6 + 2.9 * len(metrics), 1.5 + 0.36 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    base = next((row for row in rows if row.base), None)
+    for axes, (metric, meaning) in zip(panels, metrics, strict=True):
+        if base:
+            axes.axvline(interval(base.scores[metric])[0], color=OURS, lw=1, alpha=0.4)
+        for place, row in enumerate(rows):
+            _draw(axes, place, row, metric)
+        axes.set_title(metric, fontsize=10, loc="left", weight="bold")
+        axes.set_xlabel(meaning, fontsize=8.5)
+        axes.grid(axis="x", color=figures.FAINT, lw=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    for place in (i for i in range(1, len(rows)) if rows[i].axis != rows[i - 1].axis):
+        for axes in panels:
+            axes.axhline(place - 0.5, color=figures.FAINT, lw=0.8)
+    names = [row.label if row.base or math.isnan(row.seconds) else f"{row.axis}: {row.label}" for row in rows]
+    panels[0].set_yticks(range(len(rows)), names)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+    return file.getvalue()
+
+
+def _draw(axes: Any, place: int, row: Row, metric: str) -> None:
+    """Draw one row of one panel."""
+    beside = math.isnan(row.seconds)
+    mean, half = interval(row.scores[metric])
+    colour, mark, name = (BESIDE, "s", "not trained here") if beside else (OURS, "o", "ours, 95 % interval over seeds")
+    error = None if math.isnan(half) else half
+    axes.errorbar(mean, place, xerr=error, fmt=mark, color=colour, ms=6, lw=1.6, capsize=3, label=name)
+    if not beside:
+        seeds = [place + 0.22] * row.seeds
+        axes.plot(row.scores[metric], seeds, "|", color=colour, ms=5, alpha=0.8, label="one seed")
+    if metric in row.paper:
+        axes.plot(row.paper[metric], place, "D", mfc="none", mec=THEIRS, mew=1.8, ms=9, label="the paper's")
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,120 @@
+"""What a model is trained on: the cells of a store, the genes of the model, and what is known of both beforehand."""
+
+import dataclasses
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipeline.batches.loader import Loader
+from data_pipeline.genes.vocab import map_genes, read_genes, read_table
+from data_pipeline.store.store import Store, open_store
+from scfm_jax import api
+
+GENE_OPTIONS = ("graph", "graph_weighted", "gene_vectors")
+OPTIONS = ("store", "genes", "gene_table", "min_mapped", *GENE_OPTIONS)
+"""Keys of a config's "data" that are not the loader's."""
+
+
+@dataclasses.dataclass
+class TrainingData:
+    """The cells of a store as a model's own genes.
+
+    Attributes:
+      store, options: the cells, and keywords of their `Loader`.
+      genes: of the model. [V] slots: the model slot of each store id, V for none. [G + 1] mapping: how they met.
+      constants: arrays that the model needs of them.
+    """
+
+    store: Store
+    options: dict[str, Any]
+    genes: list[str]
+    slots: np.ndarray
+    mapping: dict[str, Any]
+    constants: dict[str, np.ndarray]
+
+    def loaders(self, shared: bool = True) -> dict[str, Loader]:
+        """Return the bags of "train" and, where cells are held out, "val"; `shared`: this process's share of them."""
+        share = {"host": jax.process_index(), "n_hosts": jax.process_count()} if shared else {}
+        found = {"train": Loader(self.store, part="train", **self.options, **share)}
+        if found["train"].split_report["parts"]["val"]["cells"]:
+            found["val"] = Loader(self.store, part="val", **self.options, **share)
+        return found
+
+    def fit(self, module: ModuleType, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Add the constants that one pass over all cells tells the model; return its `inputs` with what it tells.
+
+        Every process reads all cells: they must come to the same numbers.
+        """
+        passes = {part: loader.epoch_batches() for part, loader in self.loaders(shared=False).items()}
+        self.constants, inputs = module.fit(passes, self.constants, inputs)
+        return inputs
+
+
+def read(options: dict[str, Any], module: ModuleType, seed: int, base: api.Run | None = None) -> TrainingData:
+    """Return the training data that a config's "data" describes; genes and what is known of them are those of `base`,
+    the run that fine-tuning begins with, where there is one.
+    """
+    options = {"seed": seed, **options}
+    store = open_store(given(options.pop("store"), "data.store", "a folder made by experiments.ingest"))
+    tables, least = options.pop("gene_table", ()), options.pop("min_mapped", 0.5)
+    source = options.pop("genes")
+    genes, slots, mapping = gene_slots(store, base.genes if base else source, tables, least)
+    known = {name: options.pop(name) for name in GENE_OPTIONS if name in options}
+    known = base.constants if base else api.gene_constants(known, genes, read_table(tables) if tables else None)
+    options["labels"] = known_labels(store, options.get("labels", ()), module)
+    options["keep"] = slots[:-1] < len(genes)
+    constants = {**known, "slots": slots, "measured": measured(store, slots, len(genes))}
+    return TrainingData(store, options, genes, slots, mapping, constants)
+
+
+def known_labels(store: Store, labels: Sequence[str], module: ModuleType) -> list[str]:
+    """Return `labels` without the covariates of the model (its SIZES) that no study of the store has; say so."""
+    columns = {column for name in store.studies for column in store.study(name).obs.columns}
+    absent = [label for label in labels if label in module.SIZES.values() and label not in columns]
+    for label in absent:
+        print(f"no study has the obs column {label!r}: the model is trained without this covariate", flush=True)
+    return [label for label in labels if label not in absent]
+
+
+def gene_slots(
+    store: Store, source: str | list[str], tables: tuple[str, ...] = (), min_mapped: float = 0.5
+) -> tuple[list[str], np.ndarray, dict[str, Any]]:
+    """Return the model's genes, the model slot of each store id [G + 1] (V: none), and the mapping report.
+
+    Args:
+      source: "store" for the store's own vocabulary, or a gene list or its file; then the report is printed.
+      tables: gene tables that know aliases and second names.
+    """
+    n = len(store.genes)
+    if source == "store":
+        return store.genes, np.arange(n + 1, dtype=np.int32), {"n": n, "mapped": n}
+    genes = read_genes(source) if isinstance(source, str) else source
+    table = read_table(tables) if tables else None
+    found = map_genes(store.genes, genes, ensembl=store.second_names, table=table, min_mapped=min_mapped)
+    print(found.report, flush=True)
+    index = found.index.copy()
+    first = np.unique(index, return_index=True)[1]
+    again = np.setdiff1d(np.flatnonzero(index >= 0), first)  # a slot takes the counts of one store gene
+    if len(again):
+        print(f"  left out, since another store gene means the same: {', '.join(store.genes[i] for i in again[:5])}")
+        index[again] = -1
+    slots = np.append(np.where(index < 0, len(genes), index), len(genes))
+    return genes, slots.astype(np.int32), found.report.to_dict()
+
+
+def measured(store: Store, slots: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return which model genes each study measured, bool. [S, V]"""
+    table = np.zeros((len(store.studies), n_genes + 1), bool)
+    for study in map(store.study, store.studies):
+        table[study.index, slots[:-1][study.measured]] = True
+    return table[:, :n_genes]
+
+
+def given(value: Any, key: str, what: str) -> Any:
+    """Return `value`, or raise ValueError where it is missing."""
+    if not value:
+        raise ValueError(f"--config.{key} is missing: give {what}")
+    return value

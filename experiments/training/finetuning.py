@@ -1,0 +1,185 @@
+"""What fine-tuning adds to a training run: options from the run that it begins with, a task, and what is written.
+
+A config with the section `tune` begins with the run `init_from` and leaves out what that run has decided: the model,
+its inputs, its genes, how cells come. What it gives of these counts. With the section `task`, whose `name` is a file of
+`scfm_jax.tasks` with an `objective`, that is what is minimised; without it, what the model was trained with.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from data_pipeline.batches import obs
+from data_pipeline.batches.split import select
+from data_pipeline.store.store import Store
+from experiments.training import settings
+from scfm_jax import models, tasks
+from scfm_jax.api import Run
+from scfm_jax.saving.leaves import path_name
+from scfm_jax.training import optim, step, tuning
+from scfm_jax.types import TrainState
+
+AS_THERE = ("bag", "batch", "kind", "buckets", "cell_buckets", "by_length", "run", "mix")
+"""Data options that are those of the run that is begun with, where they are None."""
+STARTS = ("base", "random")
+
+
+def resolve(options: Mapping[str, Any], base: Run) -> dict[str, Any]:
+    """Return the options of a config with all that the run `base` decides.
+
+    Raises ValueError for a config of another model, or options that there are not.
+    """
+    if options.get("model_name") not in (None, base.name):
+        raise ValueError(f"config.init_from={options['init_from']}: a run of {base.name}, not {options['model_name']}")
+    tune, task = dict(options["tune"]), dict(options.get("task") or {})
+    start = tune.pop("start", "base")
+    if start not in STARTS:
+        raise ValueError(f"tune.start={start!r}: must be one of {', '.join(STARTS)}")
+    settings.check_names("config.tune", tune, settings.keywords(tuning.options))
+    tune = tuning.options(base.module, **tune)
+    theirs = base.meta["config"]
+    inputs = {**models.defaults(base.module, "inputs"), **theirs.get("inputs", {})}
+    inputs |= {"covariates": False} if "covariates" in inputs else {}  # batches and studies are others
+    if task:
+        settings.check_names("config.task", task, _task_keys(task))
+        inputs |= {} if task.get("hide") else base.module.TUNING["visible"]
+    data = dict(options["data"]) | {"genes": "base"}
+    data |= {name: theirs.get("data", {}).get(name) for name in AS_THERE if data.get(name) is None}
+    data = {name: value for name, value in data.items() if value is not None or name not in AS_THERE}
+    data["labels"] = (task["label"],) if task else ()
+    return {
+        **options,
+        "model_name": base.name,
+        "model": {**theirs["model"], **tuning.model_options(tune), **(options.get("model") or {})},
+        "inputs": inputs | (options.get("inputs") or {}),
+        "loss": {**theirs.get("loss", {}), **(options.get("loss") or {})},
+        "data": data,
+        "tune": {**tune, "start": start},
+        "task": task,
+    }
+
+
+def accepted(options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the keys that the sections tune and task may have; both may be absent."""
+    keys = {"tune": [*settings.keywords(tuning.options), "start"]}
+    return keys | ({"task": _task_keys(options["task"])} if options.get("task") else {})
+
+
+def objective(module: ModuleType, model: nn.Module, options: Mapping[str, Any], store: Store) -> step.Objective:
+    """Return what the run minimises, of all parameters that it has."""
+    tune, task = options["tune"], dict(options["task"])
+    if not task:
+        inner = step.pretraining(module, model, options["inputs"], options["loss"])
+    else:
+        made = tasks.get(task.pop("name")).objective
+        sizes = class_sizes(store, options["data"], task["label"])
+        inner = made(module, model, options["inputs"], sizes, **task)
+    return tuning.objective(inner, tune)
+
+
+def class_sizes(store: Store, data: Mapping[str, Any], label: str) -> list[int]:
+    """Return how many training cells each class of an obs column has; ValueError with fewer than two classes."""
+    names = obs.class_names(store, [label])[label]
+    masks, _ = select(store, data.get("split"), data.get("filter"))
+    sizes = np.zeros(len(names), int)
+    for study, mask in zip(obs.studies(store), masks[0], strict=True):
+        codes = obs.class_codes(study, label, names)[mask]
+        sizes += np.bincount(codes[codes >= 0], minlength=len(names))
+    if (sizes > 0).sum() < 2:
+        raise ValueError(f"task.label={label}: the training cells have fewer than two classes of it")
+    return sizes.tolist()
+
+
+def frozen(optimizer: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return regular expressions of all that is not trained."""
+    task = options["task"]
+    standardise = bool(task) and task.get("standardise", True)
+    fixed = tasks.get(task["name"]).FROZEN if standardise else ()
+    found = (*optimizer.get("frozen", ()), *tuning.frozen(options["tune"]), *fixed)
+    if options["tune"]["method"] == "frozen" and not task:
+        raise ValueError("tune.method=frozen: without a task there is nothing to train")
+    return found
+
+
+def beginning(
+    module: ModuleType,
+    model: nn.Module,
+    options: Mapping[str, Any],
+    base: Run,
+    batches: Callable[[], Iterator[Mapping[str, Any]]],
+) -> Callable[[TrainState], TrainState]:
+    """Return the function that makes the first state: weights of `base`, and a task's own beginning."""
+    start = begin_with(base.variables, base.source) if options["tune"]["start"] == "base" else lambda state: state
+    task = options["task"]
+    if not task or not task.get("standardise", True):
+        return start
+    standardised = tasks.get(task["name"]).standardised
+
+    def begin(state: TrainState) -> TrainState:
+        state = start(state)
+        params = tuning.merged(state.params, options["tune"])
+        own = {name: x for name, x in params.items() if name != tuning.TASK}
+        return standardised(module, model, options["inputs"], own, state, batches())
+
+    return begin
+
+
+def begin_with(variables: Mapping[str, Any], source: str) -> Callable[[TrainState], TrainState]:
+    """Return a function that puts parameters and buffers into a state, where name and shape are the same.
+
+    The function raises ValueError where no parameter is.
+    """
+
+    def start(state: TrainState) -> TrainState:
+        kept, new = [], []
+
+        def pick(there: Mapping[str, Any], path: tuple, leaf: jax.Array) -> jax.Array:
+            name = path_name(path)
+            if name not in there or there[name].shape != leaf.shape:
+                new.append(name)
+                return leaf
+            kept.append(name)
+            return jax.device_put(there[name].astype(leaf.dtype), leaf.sharding)
+
+        def picked(tree: Any, given: Any) -> Any:
+            leaves = jax.tree_util.tree_leaves_with_path(given)
+            there = {path_name(path): np.asarray(value) for path, value in leaves}
+            return jax.tree_util.tree_map_with_path(lambda path, leaf: pick(there, path, leaf), tree)
+
+        params = picked(state.params, variables["params"])
+        if not kept:
+            raise ValueError(f"config.init_from={source}: no parameter has the name and shape of one of this model")
+        print(f"init_from: {len(kept)} parameters taken; new: {', '.join(new) or 'none'}", flush=True)
+        buffers = picked(state.buffers, {name: x for name, x in variables.items() if name != "params"})
+        ema = state.ema and jax.tree.map(jax.numpy.copy, params)
+        return state.replace(params=params, buffers=buffers, ema=ema)
+
+    return start
+
+
+def write(
+    path: pathlib.Path,
+    state: TrainState,
+    optimizer: Mapping[str, Any],
+    base: Run,
+    options: Mapping[str, Any],
+    meta: Mapping[str, Any],
+) -> None:
+    """Write what a finished run has trained, unless that is all of the model."""
+    if options["tune"]["method"] == "full" or options["tune"]["start"] == "random" or jax.process_count() > 1:
+        return
+    trained = optim.build(state.params, steps=1, **optimizer).trained
+    began = {"path": str(options["init_from"]), "digest": tuning.digest(base.variables["params"])}
+    tuning.save(path, state, trained, began, {**meta, "step": int(state.step)})
+
+
+def _task_keys(task: Mapping[str, Any]) -> list[str]:
+    known = {"cell_type"}
+    if task.get("name") not in known:
+        raise ValueError(f"task.name={task.get('name')!r}: must be one of {', '.join(sorted(known))}")
+    return ["name", *settings.keywords(tasks.get(task["name"]).objective)]

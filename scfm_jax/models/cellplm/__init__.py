@@ -1,0 +1,27 @@
+"""CellPLM (Wen et al., ICLR 2024): a transformer over the cells of one tissue sample, a Gaussian-mixture latent."""
+
+from scfm_jax.models.cellplm.network import (
+    OBJECTIVES,
+    PAPER,
+    PAPER_LOSS,
+    PUBLISHED,
+    PUBLISHED_INPUTS,
+    SAMPLE,
+    SIZES,
+    TINY,
+    TUNING,
+    VARIANTS,
+    Model,
+    cross_entropy,
+    decode,
+    flops,
+    gene_logits,
+    impute,
+    loss,
+    masked_squared_error,
+    negative_binomial,
+    predict,
+    prepare,
+    reconstruction,
+    tokens,
+)

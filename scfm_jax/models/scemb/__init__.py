@@ -1,0 +1,25 @@
+"""scEMB (Hsieh et al., bioRxiv 2024): a transformer over the highest-ranked genes of one cell."""
+
+from scfm_jax.models.scemb.network import (
+    GENEFORMER,
+    MASK,
+    PAD,
+    POSITIONS,
+    SIZES,
+    SMALL,
+    SPECIAL,
+    TINY,
+    TUNING,
+    VARIANTS,
+    Model,
+    bin_edges,
+    bins,
+    flops,
+    gene_ids,
+    gene_logits,
+    hide,
+    loss,
+    perturb,
+    prepare,
+    tokens,
+)

@@ -1,0 +1,26 @@
+"""scLong (Bai et al., bioRxiv 2024.11.09.622759): two Performers over every gene of a cell, and the GO graph."""
+
+from scfm_jax.models.sclong.network import (
+    BATCH,
+    CHOICES,
+    EXPRESSION_DIM,
+    MASK,
+    SIZES,
+    SMALL,
+    TRANSFORMS,
+    TUNING,
+    VARIANTS,
+    GeneHead,
+    GeneVectors,
+    Model,
+    flops,
+    impute,
+    in_unit_ball,
+    loss,
+    prepare,
+    project,
+    split,
+    start,
+    to_counts,
+    tokens,
+)

@@ -1,0 +1,1 @@
+"""What lies on disk: checkpoints, weights, checksums, the names of leaves."""

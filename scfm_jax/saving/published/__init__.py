@@ -1,0 +1,1 @@
+"""Reading the files in which models are published, whatever the model."""

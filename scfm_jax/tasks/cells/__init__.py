@@ -1,0 +1,1 @@
+"""Tasks about cells: types, clusters, batches, metadata."""

@@ -1,0 +1,1 @@
+"""Tasks about genes: clusters and markers."""

@@ -1,0 +1,1 @@
+"""Tasks about counts: hidden, spoiled or never measured ones."""

@@ -1,0 +1,162 @@
+"""What the imputation tasks share: a problem that no hidden value is part of, scores, intervals.
+
+Three tasks of the sCT paper (InstaDeep, 2024/25) hide entries of a count matrix: `gene_imputation`,
+`cell_imputation`, `fixed_gene_imputation`. Each file has
+
+  RATES   what is hidden by default: one case of the paper each. check(rates) raises ValueError for others.
+  cases(counts, measured, bags, rates, rng) -> iterator of (hidden [n, V], {name: genes bool [V]})
+          masks, and the sets of genes that are scored apart under that mask.
+
+A prediction is an array over the hidden entries in row-major order: expected counts [h], or shares of bins
+[h, n_bins]. Either is turned into the other by the cell's ruler (`bins`), so all methods have all metrics. A method is
+given a `Problem`, where hidden counts are zero; the truth is met in `score` alone. The paper's ruler is that of the
+whole cell and thus knows its total, its least and its greatest value; ours is read off visible entries, unless asked.
+"""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+import numpy as np
+import scipy.stats
+
+from scfm_jax.tasks.imputation import bins
+
+TASKS = ("gene", "cell", "fixed_gene")
+METRICS = {
+    "mcc_expressed": "Matthews correlation of bins, expressed genes",
+    "mcc_all": "Matthews correlation of bins, all genes",
+    "mae_expressed": "mean absolute error of counts, expressed genes",
+    "mae_all": "mean absolute error of counts, all genes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Cells of which some entries are hidden. The first n of N cells are asked for, the others only help baselines.
+
+    Attributes:
+      counts: raw counts, zero wherever they are not known. [N, V]
+      known: entries that may be seen: measured, and not hidden. [N, V]
+      hidden: entries to predict; where they are `known` all the same (denoising), a model sees them too. [n, V]
+      measured: genes that the file of the n cells measured. [V]
+      bags: rows of cells that are seen together, a partition of the n cells.
+      samples: code of the tissue sample of each of the n cells. [n]
+      coords: their positions, or None. [n, 2]
+    """
+
+    counts: np.ndarray
+    known: np.ndarray
+    hidden: np.ndarray
+    measured: np.ndarray
+    bags: Sequence[np.ndarray]
+    samples: np.ndarray
+    coords: np.ndarray | None = None
+
+    @functools.cached_property
+    def entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the hidden entries, row by row. [h], [h]"""
+        return self.hidden.nonzero()
+
+    @functools.cached_property
+    def depth(self) -> np.ndarray:
+        """Total counts of each cell, estimated: visible counts over the share of genes that is visible. [N]
+
+        A cell of which nothing is visible gets the mean of the others.
+        """
+        n_genes = self.known.sum(1)
+        full = np.concatenate([np.full(len(self.hidden), self.measured.sum()), n_genes[len(self.hidden) :]])
+        depth = self.counts.sum(1, dtype=np.float64) * full / np.maximum(n_genes, 1)
+        seen = depth[: len(self.hidden)][n_genes[: len(self.hidden)] > 0]
+        return np.where(n_genes > 0, depth, seen.mean() if len(seen) else 0)
+
+
+def pose(
+    counts: np.ndarray,
+    measured: np.ndarray,
+    hidden: np.ndarray,
+    bags: Sequence[np.ndarray],
+    *,
+    samples: np.ndarray | None = None,
+    coords: np.ndarray | None = None,
+    reference: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Problem:
+    """Return the problem of imputing `hidden` [n, V] of `counts` [n, V]; what is hidden is not in it.
+
+    Args:
+      reference: counts [m, V] of other cells, of which everything is visible, and the genes measured there [V].
+    """
+    known = measured & ~hidden
+    seen = np.where(known, counts, 0).astype(np.float32)
+    if reference is not None:
+        others, there = reference
+        seen = np.concatenate([seen, np.where(there, others, 0).astype(np.float32)])
+        known = np.concatenate([known, np.broadcast_to(there, others.shape)])
+    samples = np.zeros(len(counts), int) if samples is None else samples
+    return Problem(seen, known, hidden & measured, measured, bags, samples, coords)
+
+
+def get(task: str) -> ModuleType:
+    """Return the module of a task; ValueError names the tasks there are."""
+    if task not in TASKS:
+        raise ValueError(f"task {task!r}: no such task; there are {', '.join(TASKS)}")
+    return importlib.import_module(f"scfm_jax.tasks.imputation.{task}_imputation")
+
+
+def score(
+    prediction: np.ndarray,
+    problem: Problem,
+    truth: np.ndarray,
+    ruler: bins.Ruler,
+    true_ruler: bins.Ruler,
+    parts: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, float]]:
+    """Return the METRICS of a prediction for each set of genes.
+
+    Args:
+      prediction: expected counts [h] or shares of bins [h, n_bins] of the hidden entries.
+      truth: raw counts. [n, V]
+      ruler: of the predictions, of the n cells at least. true_ruler: of the truth.
+      parts: {name: genes bool [V]}.
+
+    Raises:
+      ValueError: the prediction is not finite or not one of the hidden entries.
+    """
+    rows, columns = problem.entries
+    if len(prediction) != len(rows) or not np.isfinite(prediction).all():
+        raise ValueError(f"{len(prediction)} predictions of {len(rows)} hidden entries, some perhaps not finite")
+    if prediction.ndim == 2:
+        said, counts = prediction.argmax(1), ruler.counts(prediction, rows)
+    else:
+        said, counts = ruler.bins(prediction, rows), prediction
+    true = truth[rows, columns]
+    true_bins, error = true_ruler.bins(true, rows), np.abs(counts - true)
+    scores = {}
+    for name, genes in parts.items():
+        scores[name] = {}
+        for kind, counted in (("expressed", genes[columns] & (true > 0)), ("all", genes[columns])):
+            scores[name][f"mcc_{kind}"] = matthews(true_bins[counted], said[counted])
+            scores[name][f"mae_{kind}"] = float(error[counted].mean(dtype=np.float64)) if counted.any() else np.nan
+        scores[name] = {metric: scores[name][metric] for metric in METRICS}
+    return scores
+
+
+def matthews(true: np.ndarray, said: np.ndarray) -> float:
+    """Return the multiclass Matthews correlation (Gorodkin, 2004) of classes 0, 1, ...; 0 where one is constant."""
+    n_classes = max(int(true.max(initial=0)), int(said.max(initial=0))) + 1
+    pairs = np.bincount(true.astype(np.int64) * n_classes + said, minlength=n_classes**2).astype(np.float64)
+    table = pairs.reshape(n_classes, n_classes)
+    total, hits, t, p = table.sum(), table.trace(), table.sum(1), table.sum(0)
+    spread = np.sqrt((total**2 - t @ t) * (total**2 - p @ p))
+    return float((hits * total - t @ p) / spread) if spread > 0 else 0.0
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % interval (Student's t), NaN of a single value."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)

@@ -1,0 +1,104 @@
+"""A model that imputes: problems in, predictions of their hidden entries out, one compilation for any weights.
+
+What a model must offer is `impute` of its file (see `scfm_jax.models`); a model without it does not predict expression.
+"""
+
+import functools
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.sparse as sp
+from flax import linen as nn
+
+from scfm_jax.inference import infer
+from scfm_jax.tasks.imputation.bins import Ruler
+from scfm_jax.tasks.imputation.imputation import Problem
+from scfm_jax.types import Batch
+
+
+class Imputer:
+    """A model that imputes, compiled once for any weights.
+
+    Args:
+      module, model: its file and the network. config: of the run, a plain dict. constants: that came with the weights.
+
+    Raises:
+      ValueError: the model does not predict expression.
+    """
+
+    def __init__(self, module: ModuleType, model: nn.Module, config: Mapping[str, Any], constants: Mapping[str, Any]):
+        if not hasattr(module, "impute"):
+            name = module.__name__.rpartition(".")[2]
+            raise ValueError(f"model {name} does not predict expression (it has no `impute`): choose another model")
+        inputs, loss = dict(config.get("inputs", {})), dict(config.get("loss", {}))
+        self._module, self._constants, self._inputs = module, dict(constants), inputs
+        self._least = config.get("data", {}).get("bag") or 1  # what parameters of a position in the bag are for
+        self._call = jax.jit(functools.partial(module.impute, model, inputs=inputs, loss=loss))
+        self.binning = {key: inputs[key] for key in ("n_bins", "target_sum", "log") if key in inputs}
+        """Options of `bins.fit` that the model was trained with."""
+        rates = (inputs["zero_rate"], inputs["nonzero_rate"]) if inputs.get("mask") == "stratified" else (1, 1)
+        self.zeros = rates[0] / rates[1] if min(rates) else 1.0
+        """How many times as often as others zeros were hidden in training, which the shares of bins reflect."""
+
+    def __call__(self, variables: Mapping[str, Any], problem: Problem, ruler: Ruler) -> np.ndarray:
+        """Return the prediction of the hidden entries, float32. [h] or [h, n_bins]
+
+        An entry that is asked for and known (see `Problem`) is not masked: the model sees it as it is.
+        """
+        constants = self._all_constants(problem)
+        starts = np.concatenate([[0], np.cumsum(problem.hidden.sum(1))])
+        tokens, result = ruler.bins(problem.counts), None
+        for index in self._indices(problem):
+            here, rows = index >= 0, index[index >= 0]
+            asked = {
+                "hidden": problem.measured & ~problem.known[rows],
+                "tokens": tokens[rows].astype(np.int32),
+                "edges": ruler.edges[rows].astype(np.float32),
+                "scale": ruler.scale[rows],
+                "depth": problem.depth[rows].astype(np.float32),
+            }
+            asked = {name: _spread(values, here) for name, values in asked.items()}
+            batch = self._batch(problem, index)
+            found = np.asarray(self._call(variables, Batch(**batch), constants, asked), np.float32)[here]
+            if result is None:
+                result = np.zeros((starts[-1], *found.shape[2:]), np.float32)
+            for row, values in zip(rows, found, strict=True):
+                result[starts[row] : starts[row + 1]] = values[problem.hidden[row]]
+        return result
+
+    def _all_constants(self, problem: Problem) -> dict[str, Any]:
+        """Return the constants, those of the visible counts where a model must know some that the weights lack."""
+        slots = np.arange(problem.measured.size + 1, dtype=np.int32)
+        constants = {**self._constants, "slots": slots, "measured": problem.measured[None]}
+        if set(getattr(self._module, "FITTED", ())) <= constants.keys():
+            return constants
+        batches = [self._batch(problem, index) for index in self._indices(problem)]
+        return self._module.fit({"train": batches}, constants, self._inputs)[0]
+
+    def _batch(self, problem: Problem, index: np.ndarray) -> dict[str, Any]:
+        """Return the fields of a batch of the rows `index`. [B, C]"""
+        rows = index[index >= 0]
+        where = None if problem.coords is None else problem.coords[rows]
+        packed = infer.pack(sp.csr_matrix(problem.counts[rows]), index, where)
+        return {field: packed[field] for field in infer.FIELDS}
+
+    def _indices(self, problem: Problem) -> list[np.ndarray]:
+        """Return the rows of each batch, -1 in the padding: a bag, a whole sample, or cells apart. [B, C]"""
+        together = getattr(self._module, "SAMPLE", False)
+        bags = list(problem.bags)
+        if together is True:
+            bags = [np.flatnonzero(problem.samples == code) for code in np.unique(problem.samples)]
+        most = max(map(len, bags)) if together != "bag" else max(self._least, *map(len, bags))
+        sizes = [infer.size_up(len(bag), 64) if together is True else most for bag in bags]
+        padded = [np.pad(bag, (0, size - len(bag)), constant_values=-1) for bag, size in zip(bags, sizes, strict=True)]
+        return [bag[None] if together else bag[:, None] for bag in padded]
+
+
+def _spread(values: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """Return values of cells at their places in a batch, zeros in the padding. [cells, ...] -> [B, C, ...]"""
+    out = np.zeros((*here.shape, *values.shape[1:]), values.dtype)
+    out[here] = values
+    return out

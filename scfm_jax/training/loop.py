@@ -1,0 +1,232 @@
+"""The loop: one function trains every model and task, on every mesh, and can be stopped and resumed anywhere.
+
+A run is a function of (config, seed): N steps equal k steps, a restart in a new process and N - k steps, bit by bit,
+for the state and for metrics.jsonl. What makes it so is in `run.py`; what a step computes is in `step.py`.
+
+The devices are kept busy: step n is dispatched, then the metrics of n - 1 are read and the batch of n + 1 is fetched.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from scfm_jax import sharding
+from scfm_jax.saving import checkpoint
+from scfm_jax.training import hardware, optim, signals
+from scfm_jax.training.log import Log
+from scfm_jax.training.progress import Program, Progress, Run, add, means
+from scfm_jax.training.step import Objective, eval_step, init_state, train_step
+from scfm_jax.types import Batch, TrainState
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
+
+
+class Loader(Protocol):
+    """Where batches come from: dicts of numpy arrays with the fields of `Batch`, this process's share of the bags."""
+
+    def batch(self, step: int) -> Mapping[str, Any]:
+        """Return the batch of a step."""
+
+    def iter(self, start_state: Any = None) -> Iterator[Mapping[str, Any]]:
+        """Return an endless iterator from a position on; its `get_state()` is the position after the last batch,
+        JSON-able.
+        """
+
+    def epoch_batches(self) -> Iterable[Mapping[str, Any]]:
+        """Return one pass over all cells."""
+
+
+def fit(
+    objective: Objective,
+    loader: Loader,
+    constants: Mapping[str, np.ndarray],
+    metadata: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    *,
+    optimizer: Mapping[str, Any],
+    steps: int,
+    seed: int = 0,
+    mesh: Mapping[str, Any] | None = None,
+    microbatches: int = 1,
+    log_every: int = 10,
+    eval_every: int = 0,
+    checkpoint_every: int = 0,
+    keep: int = 2,
+    monitor: str = "loss",
+    patience: int = 0,
+    max_skipped: int = 10,
+    tensorboard: bool = True,
+    wandb: str | None = None,
+    validation: Loader | None = None,
+    initial: Callable[[TrainState], TrainState] | None = None,
+    desk: signals.Desk | None = None,
+) -> TrainState:
+    """Train to step `steps` and return the last state; go on from the newest valid checkpoint of `workdir` if there is
+    one.
+
+    Args:
+      constants: arrays that the model needs and that ride along in the state.
+      metadata: JSON that describes the run; it is in every checkpoint.
+      workdir: gets checkpoints/, metrics.jsonl, timing.jsonl and tensorboard/.
+      optimizer: keywords of `optim.build`.
+      mesh: keywords of `sharding.make_mesh` (data, fsdp, seq) and of `sharding.state_shardings` (rules, min_size).
+      microbatches: parts into which a batch is cut to save memory, see `step.train_step`.
+      log_every, eval_every, checkpoint_every: in steps, 0 for never; the last step is always saved.
+      keep: checkpoints to keep, beside the best one.
+      monitor: the validation metric of which the smallest value is best; "-name" for the largest.
+      patience: stop after this many validations without a new best, 0 for never.
+      max_skipped: give up after this many updates in a row that were not finite.
+      wandb: name of a Weights & Biases project.
+      validation: the cells to validate on.
+      initial: changes the first state of a new run (other weights to start from).
+      desk: where the state lies to be saved when a signal arrives, see `signals.supervise`.
+
+    Raises:
+      ValueError: sizes that do not fit the devices, a checkpoint of another model, a loss that stays not finite.
+    """
+    desk = desk or signals.Desk()
+    desk.shared = jax.process_count() > 1
+    mesh = dict(mesh or {})
+    shard = {name: mesh.pop(name) for name in ("rules", "min_size") if name in mesh}
+    devices, folder = sharding.make_mesh(**mesh), pathlib.Path(workdir) / "checkpoints"
+    build = functools.partial(optim.build, steps=steps, **optimizer)
+    hardware.peak_flops()  # measures a CPU, so not during a step
+    with jax.set_mesh(devices):
+        begin = functools.partial(init_state, objective, build, seed)
+        layout = functools.partial(sharding.state_shardings, mesh=devices, **shard)
+        state, progress = _begin(begin, loader, constants, folder, layout, initial)
+        log = None
+        if jax.process_index() == 0:
+            log = Log(workdir, progress.step, progress.length, steps, tensorboard, wandb, metadata)
+        saving = {"folder": folder, "metadata": metadata, "keep": keep}
+        run = Run(state, progress, log, log_every=log_every, max_skipped=max_skipped, **saving)
+        attend = _attendance(desk, devices)
+        validate = _validator(objective, validation, devices, attend) if validation else None
+        program = _compiler(objective, build(state.params), microbatches, devices)
+        desk.save = run.save
+        with desk.at_work(), contextlib.closing(loader.iter(progress.loader)) as batches:
+            while True:
+                best = None
+                if validate and _due(progress.step, eval_every) and progress.evaluated < progress.step:
+                    run.catch_up()
+                    with desk.away(), run.clock.pause():
+                        values = validate(run.state)
+                    best = run.validated(values, monitor)
+                finished = progress.step >= steps or 0 < patience <= progress.stale
+                if best or finished or _due(progress.step, checkpoint_every):
+                    with run.clock.pause():
+                        run.save(best)
+                if finished:
+                    break
+                attend()
+                with desk.away():
+                    with run.clock.data():
+                        batch, position = sharding.put_batch(_to_batch(next(batches)), devices), batches.get_state()
+                    with run.clock.pause():
+                        step = program(run.state, batch)
+                run.advance(step, batch, position)
+        if log:
+            log.close()
+    return run.state
+
+
+def _begin(
+    begin: Callable[[Batch, Any], TrainState],
+    loader: Loader,
+    constants: Mapping[str, np.ndarray],
+    folder: pathlib.Path,
+    layout: Callable[[TrainState], Any],
+    initial: Callable[[TrainState], TrainState] | None,
+) -> tuple[TrainState, Progress]:
+    """Return state and progress of the newest valid checkpoint, or those of step 0 where there is none."""
+    example = jax.tree.map(np.zeros_like, _to_batch(loader.batch(0)))
+    shapes = jax.eval_shape(begin, example, constants)
+    shardings = layout(shapes)
+    restored = checkpoint.restore(folder, sharding.abstract(shapes, shardings))
+    if restored is None:
+        state = jax.jit(begin, out_shardings=shardings)(example, constants)
+        return initial(state) if initial else state, Progress()
+    if jax.process_index() == 0:
+        for skipped in restored.skipped:
+            print(f"warning: damaged checkpoint passed over: {skipped}", file=sys.stderr)
+        print(f"going on from step {restored.step}", file=sys.stderr, flush=True)
+    return restored.state, Progress(**restored.meta["progress"])
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step > 0 and step % every == 0
+
+
+def _to_batch(arrays: Mapping[str, Any]) -> Batch:
+    return Batch(**{name: arrays[name] for name in _FIELDS})
+
+
+def _compiler(
+    objective: Objective, optimizer: optim.Optimizer, microbatches: int, devices: Mesh
+) -> Callable[[TrainState, Batch], Program]:
+    """Return a function that compiles the training step, once for each shape of batch; it reads no array."""
+    programs: dict[tuple, Program] = {}
+
+    def program(state: TrainState, batch: Batch) -> Program:
+        shape = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
+        if shape not in programs:
+            layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+            step = jax.jit(
+                functools.partial(train_step, objective, optimizer, microbatches),
+                donate_argnums=0,
+                out_shardings=(layout, NamedSharding(devices, PartitionSpec())),
+            )
+            flops = 3 * objective.flops(batch, state.constants)
+            programs[shape] = Program(step.lower(state, batch).compile(), flops)
+            hardware.give_back()
+        return programs[shape]
+
+    return program
+
+
+def _validator(
+    objective: Objective, loader: Loader, devices: Mesh, attend: Callable[[], None]
+) -> Callable[[TrainState], dict[str, float]]:
+    """Return a function from a state to its validation metrics, means over all cells of `loader`."""
+    everywhere = NamedSharding(devices, PartitionSpec())
+    evaluate = jax.jit(functools.partial(eval_step, objective), out_shardings=everywhere)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        sums, before = {}, {}
+        for index, arrays in enumerate(loader.epoch_batches()):
+            attend()
+            metrics = evaluate(state, sharding.put_batch(_to_batch(arrays), devices), np.uint32(index))
+            add(sums, before)
+            before = metrics
+        add(sums, before)
+        return means(sums)
+
+    return validate
+
+
+def _attendance(desk: signals.Desk, devices: Mesh) -> Callable[[], None]:
+    """Return a function to call between steps: it raises Stopped where a stop was asked for, in all processes at the
+    same call.
+
+    In a run of several processes each call casts a vote and reads the one before, so nobody waits for the slowest.
+    """
+    votes: list[jax.Array] = []
+
+    def attend() -> None:
+        if not desk.shared:
+            stop = desk.stopping
+        else:
+            stop = bool(votes) and int(votes.pop()) > 0
+            votes.append(sharding.any_process(desk.stopping, devices))
+        if stop:
+            raise signals.Stopped
+
+    return attend

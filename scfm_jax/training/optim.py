@@ -1,0 +1,317 @@
+"""The optimiser of a run: an optax chain, a schedule, and what is frozen, from the keys of `config.optim`."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scfm_jax.saving.leaves import path_name
+from scfm_jax.training import freezing
+from scfm_jax.types import Array
+
+NAMES = ("adamw", "adam", "sgd", "adafactor")
+SCHEDULES = ("constant", "warmup", "warmup_cosine", "warmup_linear", "cosine_restarts")
+
+
+class Optimizer(NamedTuple):
+    """How gradients change parameters: `params -= schedule(step) * direction`.
+
+    The learning rate is applied outside the optax chain, so that the rate of a step is a function of the step alone and
+    the one that is logged is the one that was used.
+
+    Attributes:
+      transform: gradients -> direction (clipping, moments, weight decay, a plateau's factor).
+      schedule: step -> learning rate.
+      trained: a bool per parameter, False where it is frozen, or one per layer where a stack is so in part; None where
+        nothing is.
+      ema: decay of the moving average of the parameters, None for no average.
+      rates: a schedule per parameter, where groups have their own; None where all have `schedule`.
+    """
+
+    transform: optax.GradientTransformation
+    schedule: optax.Schedule
+    trained: Any = None
+    ema: float | None = None
+    rates: Any = None
+
+
+def build(
+    params: Any,
+    *,
+    steps: int,
+    name: str = "adamw",
+    learning_rate: float = 1e-3,
+    schedule: str = "warmup_cosine",
+    warmup: float = 0,
+    warmup_from: float = 0.0,
+    decay_steps: int | None = None,
+    final_rate: float = 0.0,
+    cycle: int = 15,
+    cycle_growth: float = 2.0,
+    cycle_peak: float = 0.9,
+    schedule_every: int = 1,
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+    frozen_layers: int = 0,
+    layers: Mapping[str, Any] | None = None,
+    groups: Sequence[Mapping[str, Any]] = (),
+    plateau_patience: int = 0,
+    plateau_factor: float = 0.95,
+    clip_norm: float | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+    ema: float | None = None,
+) -> Optimizer:
+    """Return the optimiser that `config.optim` describes.
+
+    Args:
+      params: the parameters, or their shapes; only paths are looked at.
+      steps: length of the run, the default of `decay_steps`.
+      name: adamw, adam, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by the
+        learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
+      schedule: constant, warmup (linear, then constant), warmup_cosine, warmup_linear, cosine_restarts (`restarts`).
+      warmup: steps of the linear warm-up, or where it is below 1 the share of the schedule that they are.
+      warmup_from: the learning rate of step 0 where there is a warm-up, in units of the peak.
+      decay_steps: length of the schedule, the whole run by default.
+      final_rate: the last learning rate, in units of the peak; with restarts the least.
+      cycle, cycle_growth, cycle_peak: of `restarts`.
+      schedule_every: updates that the schedule counts as one step (`experiments.train` gives those of an epoch where
+        `schedule_unit` is "epoch").
+      no_decay: regular expressions of parameter paths that are not decayed.
+      frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
+      frozen_layers: so many of the first layers are not trained, nor what comes before them; see `freezing`.
+      layers: the TUNING of the model, which says what its layers are.
+      groups: {"match": regular expressions of parameter paths, "rate": factor of the learning rate, "schedule",
+        "weight_decay"} of parameters that have their own; what is left out is as for all, and the first match counts.
+      plateau_patience: updates without a new least training loss (by 1 part in 10,000) after which all rates are
+        multiplied by `plateau_factor`; 0 for never. As torch's ReduceLROnPlateau, which waits for one more.
+      clip_norm: largest global gradient norm.
+      momentum: of sgd; `b1`, `b2`, `eps` are Adam's.
+      ema: decay of a moving average of the parameters, which is then what is validated and embedded with.
+    """
+    trained = _trained(params, frozen, frozen_layers, layers)
+    number, groups = _grouped(params, groups, {"rate": 1.0, "schedule": schedule, "weight_decay": weight_decay})
+    undecayed = matches(params, no_decay, "optim.no_decay")
+    decay = []
+    for i, group in enumerate(groups):
+        mask = jax.tree.map(lambda n, un, i=i: n == i and not un, number, undecayed)
+        decay += [optax.add_decayed_weights(group["weight_decay"], mask=_like(mask))] if group["weight_decay"] else []
+    clip = [clipped(clip_norm)] if clip_norm else []
+    rules = {
+        "adamw": [optax.scale_by_adam(b1, b2, eps), *decay],
+        "adam": [*decay, optax.scale_by_adam(b1, b2, eps)],
+        "sgd": [*decay, optax.trace(momentum)],
+        "adafactor": [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decay],
+    }
+    plateau = [optax.contrib.reduce_on_plateau(plateau_factor, plateau_patience)] if plateau_patience else []
+    transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")], *plateau)
+    if trained is not None:
+        transform = optax.masked(transform, jax.tree.map(lambda t: bool(np.any(t)), trained))
+    if not isinstance(schedule_every, int) or schedule_every < 1:
+        raise ValueError(f"optim.schedule_every={schedule_every!r}: must be a positive number of updates")
+    decay_steps = decay_steps or max(1, steps // schedule_every)
+
+    def rate(kind: str, factor: float) -> optax.Schedule:
+        peak = factor * learning_rate
+        if kind == "cosine_restarts":
+            by = restarts(peak, final_rate, int(warmup), cycle, cycle_growth, cycle_peak, decay_steps)
+        else:
+            by = _schedule(kind, peak, (warmup_from, warmup), decay_steps, final_rate)
+        return lambda step: by(step // schedule_every)
+
+    rates = [rate(group["schedule"], group["rate"]) for group in groups]
+    own = jax.tree.map(lambda n: rates[n], number) if len(groups) > 1 else None
+    return Optimizer(transform, rate(schedule, 1.0), trained, ema, own)
+
+
+def clipped(most: float) -> optax.GradientTransformationExtraArgs:
+    """Return the clipping of the global norm to `most`, by one factor that the next loop over the gradients can take.
+
+    optax's own chooses and divides element by element, which a CPU does in a pass of its own. `norm`: of the gradients,
+    where it is known.
+    """
+
+    def update(
+        grads: Any, state: optax.EmptyState, params: Any = None, *, norm: Array | None = None, **_: Any
+    ) -> tuple[Any, optax.EmptyState]:
+        del params
+        norm = optax.tree.norm(grads) if norm is None else norm
+        factor = jnp.minimum(1, most / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+        return jax.tree.map(lambda x: (factor * x).astype(x.dtype), grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def matches(params: Any, patterns: Sequence[str], option: str) -> Any:
+    """Return a tree of bools: is any of `patterns` found in the leaf's path ("encoder/block_0/query/kernel")?
+
+    Raises:
+      ValueError: a pattern that is found nowhere, or is not a regular expression.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise ValueError(f"{option}: {pattern!r} is not a regular expression ({error})") from None
+        if not found:
+            raise ValueError(f"{option}: {pattern!r} matches no parameter; there are {', '.join(names[:4])}, ...")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.search(pattern, path_name(path)) for pattern in patterns), params
+    )
+
+
+def stop_frozen(optimizer: Optimizer, params: Any) -> Any:
+    """Return `params` with no gradient flowing into the frozen ones."""
+    if optimizer.trained is None:
+        return params
+    return jax.tree.map(lambda p, t: _where(t, p, jax.lax.stop_gradient(p)), params, optimizer.trained)
+
+
+def update(
+    optimizer: Optimizer,
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    step: Array,
+    loss: Array | float = 0.0,
+    norm: Array | None = None,
+) -> tuple[Any, Any]:
+    """Return (new parameters, new optimiser state) after the update of `step`.
+
+    Args:
+      loss: of this step, which a plateau is found by. norm: of the gradients, where it is known.
+    """
+    transform = optax.with_extra_args_support(optimizer.transform)
+    direction, opt_state = transform.update(grads, opt_state, params, value=loss, norm=norm)
+    rate = optimizer.schedule(step)
+    rates = (
+        jax.tree.map(lambda own: own(step), optimizer.rates)
+        if optimizer.rates
+        else jax.tree.map(lambda _: rate, params)
+    )
+    return jax.tree.map(lambda p, d, rate: (p - rate * d).astype(p.dtype), params, direction, rates), opt_state
+
+
+def keep_frozen(optimizer: Optimizer, new: Any, params: Any) -> Any:
+    """Return the `new` parameters, those that are not trained as they were, bit by bit."""
+    return new if optimizer.trained is None else jax.tree.map(_where, optimizer.trained, new, params)
+
+
+def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:
+    """Return the moving average one update later; None where there is none."""
+    if optimizer.ema is None:
+        return None
+    return jax.tree.map(lambda a, p: optimizer.ema * a + (1 - optimizer.ema) * p, ema, params)
+
+
+def restarts(
+    peak: float, least: float, warmup: int, cycle: int, growth: float, fade: float, steps: int
+) -> optax.Schedule:
+    """Return scLong's schedule: cycles of a linear warm-up and a cosine down, each longer and lower than the last.
+
+    Args:
+      least: where each cycle starts and ends, in units of the first `peak`.
+      warmup: steps of each cycle's warm-up. cycle: steps of the first cycle, warm-up included.
+      growth: of what is not warm-up, from cycle to cycle. fade: of the peak.
+      steps: how far the schedule is wanted; it stays where it ends.
+    """
+    if not 0 <= warmup < cycle or growth < 1:
+        raise ValueError(
+            f"optim.warmup={warmup}, cycle={cycle}, cycle_growth={growth}: the first cycle is longer than its warm-up, "
+            "and no cycle is shorter than the one before"
+        )
+    lengths = [cycle]
+    while sum(lengths) <= steps:
+        lengths.append(int((lengths[-1] - warmup) * growth) + warmup)
+    starts = np.cumsum([0, *lengths[:-1]])
+    low = least * peak
+
+    def schedule(step: Array) -> Array:
+        step = jnp.minimum(step, sum(lengths) - 1)
+        number = jnp.searchsorted(starts, step, side="right") - 1
+        place = (step - jnp.asarray(starts)[number]).astype(float)
+        rise = peak * jnp.power(fade, number.astype(float)) - low
+        fall = (place - warmup) / (jnp.asarray(lengths)[number] - warmup)
+        return low + rise * jnp.where(place < warmup, place / max(warmup, 1), (1 + jnp.cos(jnp.pi * fall)) / 2)
+
+    return schedule
+
+
+def _trained(params: Any, frozen: Sequence[str], n_layers: int, layers: Mapping[str, Any] | None) -> Any:
+    """Return `Optimizer.trained`."""
+    if not frozen and not n_layers:
+        return None
+    if n_layers and layers is None:
+        raise ValueError(
+            f"optim.frozen_layers={n_layers}: this model does not say what its layers are; use optim.frozen"
+        )
+    early = freezing.first_layers(params, n_layers, layers) if n_layers else jax.tree.map(lambda _: False, params)
+    hits = matches(params, frozen, "optim.frozen")
+    return jax.tree.map(
+        lambda hit, first: not hit and ~np.asarray(first) if np.ndim(first) else not (hit or first), hits, early
+    )
+
+
+def _grouped(
+    params: Any, groups: Sequence[Mapping[str, Any]], default: Mapping[str, Any]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Return (the number of each parameter's group, the options of the groups, those of all others last)."""
+    number = jax.tree.map(lambda _: len(groups), params)
+    for i in reversed(range(len(groups))):
+        if wrong := set(groups[i]) - {"match", *default}:
+            raise ValueError(
+                f"optim.groups: no such key {', '.join(sorted(wrong))}; there are match, {', '.join(default)}"
+            )
+        hits = matches(params, groups[i]["match"], "optim.groups")
+        number = jax.tree.map(lambda hit, n, i=i: i if hit else n, hits, number)
+    return number, [*({**default, **group} for group in groups), dict(default)]
+
+
+def _where(chosen: bool | np.ndarray, x: Array, other: Array) -> Array:
+    if isinstance(chosen, bool):
+        return x if chosen else other
+    return jnp.where(chosen, x, other)
+
+
+def _schedule(name: str, peak: float, start: tuple[float, float], decay: int, final: float) -> optax.Schedule:
+    first, warmup = start
+    _known(name, SCHEDULES, "optim.schedule")
+    if not 0 <= first <= 1:
+        raise ValueError(f"optim.warmup_from={first:g}: must be from 0 to 1, in units of the peak learning rate")
+    warmup = int(warmup * decay) if warmup < 1 else int(warmup)
+    if name == "constant":
+        return lambda step: jnp.asarray(peak, jnp.float32)
+    if name == "warmup":
+        return optax.warmup_constant_schedule(first * peak, peak, max(warmup, 1))
+    if name == "warmup_linear":
+        parts = [(first * peak, peak, max(warmup, 1)), (peak, final * peak, max(decay - warmup, 1))]
+        return optax.join_schedules([optax.linear_schedule(*part) for part in parts], [warmup])
+    if not warmup:
+        return optax.cosine_decay_schedule(peak, decay, final)
+    if warmup >= decay:
+        raise ValueError(f"optim.warmup={warmup} steps: must be fewer than the {decay} steps of the schedule")
+    return optax.warmup_cosine_decay_schedule(first * peak, peak, warmup, decay, final * peak)
+
+
+def _like(mask: Any) -> Callable[[Any], Any]:
+    """Return `mask` as a function: inside `optax.masked` the tree is larger where parameters are left out."""
+
+    def fit(tree: Any) -> Any:
+        masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+        return jax.tree.map(lambda leaf, hit: leaf if masked(leaf) else hit, tree, mask, is_leaf=masked)
+
+    return fit
+
+
+def _known(name: str, known: Sequence[str], option: str) -> str:
+    if name not in known:
+        raise ValueError(f"{option}={name!r}: must be one of {', '.join(known)}")
+    return name

@@ -1,0 +1,164 @@
+"""A run between two steps: everything that outlives a step, and the only thing that is saved.
+
+The arrays are the `TrainState`, the rest (half a window of metrics, the best validation, the position in the data, the
+length of metrics.jsonl) is the `Progress`. Both go into each checkpoint, which is why a resumed run repeats, bit by
+bit, the parameters and the log of one that was never interrupted.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from scfm_jax.saving import checkpoint
+from scfm_jax.training import hardware
+from scfm_jax.training.log import Clock, Log
+from scfm_jax.training.step import Metrics
+from scfm_jax.types import Batch, TrainState
+
+Sums = dict[str, list[float]]
+"""{name: [weighted sum, weight]} on the host, in double precision."""
+
+
+class Program(NamedTuple):
+    """A compiled training step for one shape of batch: `step(state, batch) -> (state, metrics)`, and its FLOPs."""
+
+    step: Any
+    flops: float
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run knows beside its arrays; JSON-able.
+
+    Attributes:
+      step: updates done.
+      loader: position in the data after them, as the loader states it.
+      window: sums of metrics since the last line of the log.
+      evaluated: step of the last validation. best: best value so far of what is monitored. stale: validations since
+        then.
+      skipped: updates in a row that were skipped because they were not finite.
+      length: of metrics.jsonl, in bytes.
+    """
+
+    step: int = 0
+    loader: Any = None
+    window: Sums = dataclasses.field(default_factory=dict)
+    evaluated: int = 0
+    best: float | None = None
+    stale: int = 0
+    skipped: int = 0
+    length: int = 0
+
+
+class Run:
+    """The state on the devices, the progress on the host, and the metrics of the newest step, still on their way.
+
+    Args:
+      log: where lines go; None in all processes but the first.
+      folder: of the checkpoints. metadata: JSON that is saved with each. keep: how many to keep beside the best.
+      log_every: steps of a line. max_skipped: skipped updates in a row to give up after.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        progress: Progress,
+        log: Log | None,
+        *,
+        folder: pathlib.Path,
+        metadata: Mapping[str, Any],
+        keep: int,
+        log_every: int,
+        max_skipped: int,
+    ):
+        self.state, self.progress, self.clock = state, progress, Clock()
+        self._log, self._folder, self._metadata, self._keep = log, folder, metadata, keep
+        self._log_every, self._max_skipped = log_every, max_skipped
+        self._newest: tuple[int, Metrics, float] | None = None
+        self._saved = progress.step if progress.step else None
+
+    def advance(self, program: Program, batch: Batch, position: Any) -> None:
+        """Dispatch one step, then read the metrics of the one before; `position` is the loader's after `batch`."""
+        self.state, metrics = program.step(self.state, batch)
+        self.progress.step += 1
+        self.progress.loader = position
+        before, self._newest = self._newest, (self.progress.step, metrics, program.flops)
+        self._read(before)
+
+    def catch_up(self) -> None:
+        """Read the metrics of the newest step, too."""
+        newest, self._newest = self._newest, None
+        self._read(newest)
+
+    def validated(self, values: Mapping[str, float], monitor: str) -> dict[str, Any] | None:
+        """Note the result of a validation; return the record of a new best, {"metric", "value"}, None if it is none.
+
+        Args:
+          monitor: the metric of which the smallest value is best; "-name" for the largest.
+        """
+        name, sign = monitor.removeprefix("-"), -1 if monitor.startswith("-") else 1
+        if name not in values:
+            raise ValueError(f"train.monitor={monitor!r}: validation reports {', '.join(sorted(values))}")
+        progress, value = self.progress, values[name]
+        self._write(progress.step, {f"val/{key}": value for key, value in values.items()})
+        progress.evaluated = progress.step
+        better = math.isfinite(value) and (progress.best is None or sign * value < sign * progress.best)
+        progress.stale = 0 if better else progress.stale + 1
+        if not better:
+            return None
+        progress.best = value
+        return {"metric": f"val/{name}", "value": value}
+
+    def save(self, best: Mapping[str, Any] | None = None) -> str:
+        """Save a checkpoint, unless this step has one already and is not a new `best`; return what to tell the user."""
+        self.catch_up()
+        progress = self.progress
+        if progress.step != self._saved or best:
+            progress.length = self._log.sync() if self._log else 0
+            meta = {**self._metadata, "step": progress.step, "loader": progress.loader}
+            meta["progress"] = dataclasses.asdict(progress)
+            checkpoint.save(self._folder, progress.step, self.state, meta, keep=self._keep, best=best)
+            self._saved = progress.step
+        return f"step {progress.step} is saved in {self._folder}"
+
+    def _read(self, newest: tuple[int, Metrics, float] | None) -> None:
+        if newest is None:
+            return
+        step, metrics, flops = newest
+        metrics = jax.device_get(metrics)
+        progress = self.progress
+        add(progress.window, metrics)
+        self.clock.count(float(metrics["cells"][0]), float(metrics["tokens"][0]), flops)
+        progress.skipped = progress.skipped + 1 if metrics["skipped"][0] else 0
+        if self._log_every and step % self._log_every == 0:
+            self._write(step, means(progress.window), self.clock.report(hardware.peak_flops(), hardware.memory_bytes()))
+            progress.window = {}
+        if self._log:
+            self._log.advance(step)
+        if progress.skipped >= self._max_skipped:
+            raise ValueError(
+                f"step {step}: loss or gradient was not finite {progress.skipped} times in a row (those updates were "
+                "skipped); the checkpoints are intact: lower optim.learning_rate or set optim.clip_norm"
+            )
+
+    def _write(self, step: int, values: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
+        if self._log:
+            self._log.write(step, values, timing)
+
+
+def add(sums: Sums, metrics: Mapping[str, tuple[Any, Any]]) -> None:
+    """Add the metrics of a batch to `sums`, in place."""
+    for name, pair in metrics.items():
+        total = sums.setdefault(name, [0.0, 0.0])
+        for i in range(2):
+            total[i] += float(pair[i])
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Divide sums by weights, the loss first; NaN where nothing was weighed."""
+    names = sorted(sums, key=lambda name: (name != "loss", name))
+    return {name: sums[name][0] / sums[name][1] if sums[name][1] else math.nan for name in names}

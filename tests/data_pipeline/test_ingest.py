@@ -1,0 +1,374 @@
+"""Many files become one store: the same whoever writes it and however often it is killed; what fails, fails alone."""
+
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from data_pipeline.files.whole import checksum, files
+from data_pipeline.store import manifest as ledger
+from data_pipeline.store.ingest import file_sources, ingest, read_vocabulary
+from data_pipeline.store.store import open_store, verify
+from data_pipeline.store.study import Settings
+from tests.conftest import SHARED, needs_shared
+from tests.harness import ROOT
+
+
+def command(*arguments, **options):
+    """Run `python -m experiments.ingest` and return the finished process."""
+    line = [sys.executable, "-m", "experiments.ingest", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def write_file(path, seed, n_cells=120, genes=range(60)):
+    rng = np.random.default_rng(seed)
+    counts = sp.csr_matrix(rng.poisson(0.5, (n_cells, len(genes))).astype(np.float32))
+    obs = pd.DataFrame({"batch": rng.choice(["x", "y"], n_cells)}, index=[f"c{i}" for i in range(n_cells)])
+    var = pd.DataFrame({"ensembl_id": [f"ENSG{i:011d}" for i in genes]}, index=[f"GENE{i}" for i in genes])
+    adata = ad.AnnData(counts, obs, var, obsm={"spatial": rng.random((n_cells, 2))} if seed % 2 else {})
+    adata.write_h5ad(path)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Four studies whose genes overlap, as files."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for i in range(4):
+        write_file(folder / f"study{i}.h5ad", i, n_cells=100 + 10 * i, genes=range(10 * i, 10 * i + 50))
+    return sorted(map(str, folder.iterdir()))
+
+
+def take(inputs, store, **options):
+    """Ingest in this process, silently."""
+    settings = Settings(**options.pop("settings", {"group_by": "batch"}))
+    options = {"workers": 0, "say": lambda _: None} | options
+    return ingest(file_sources(inputs), store, settings=settings, **options)
+
+
+def contents(path):
+    """Return every stored byte by file name, and what the manifest says besides dates and times."""
+    manifest = ledger.read(path)
+    for record in manifest["studies"].values():
+        record.pop("date"), record.pop("seconds")
+    manifest.pop("crc32c")
+    manifest["studies"] = dict(sorted(manifest["studies"].items()))
+    stored = {name: (path / "studies" / name).read_bytes() for name in files(path / "studies")}
+    return manifest, stored, (path / "genes.tsv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "store"
+    assert take(inputs, path) == {}
+    return path
+
+
+def test_the_union_of_all_genes_is_the_vocabulary(whole, inputs):
+    store = open_store(whole)
+    assert store.studies == ["study0", "study1", "study2", "study3"]
+    assert store.genes == [f"ENSG{i:011d}" for i in range(80)]
+    assert store.second_names == [f"GENE{i}" for i in range(80)]
+    for i, path in enumerate(inputs):
+        source, study = ad.read_h5ad(path), store.study(i)
+        np.testing.assert_array_equal(np.flatnonzero(study.measured), range(10 * i, 10 * i + 50))
+        stored = ad.read_zarr(study.path)[source.obs_names, source.var["ensembl_id"]]
+        assert (stored.X != source.X).nnz == 0
+        assert study.record["source"]["file"] == f"study{i}.h5ad"
+        assert study.record["source"]["crc32c"] == checksum(pathlib.Path(path))
+        assert (study.coords is not None) == bool(i % 2)
+
+
+@pytest.mark.slow
+def test_dask_writes_the_same_store(whole, inputs, tmp_path):
+    assert take(inputs, tmp_path / "store", workers=2) == {}
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+@pytest.mark.slow
+def test_a_given_scheduler_is_used(whole, inputs, tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert take(inputs, tmp_path / "store", scheduler=cluster.scheduler_address) == {}
+    assert contents(tmp_path / "store") == contents(whole)
+    with pytest.raises(OSError, match="is a Dask scheduler running there"):
+        take(inputs, tmp_path / "other", scheduler="nonsense")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_second_ingest_keeps_what_is_there(whole, inputs):
+    before, said = contents(whole), []
+    assert take(inputs, whole, say=said.append) == {}
+    assert [line for line in said if "already in the store" in line] == said and len(said) == 4
+    assert contents(whole) == before
+
+
+def test_other_settings_for_a_stored_study_are_refused(whole, inputs):
+    before = contents(whole)
+    with pytest.raises(ValueError, match=r"'study0' is in the store already.*min_genes 1 -> 5.*--names"):
+        take(inputs, whole, settings={"group_by": "batch", "min_genes": 5})
+    with pytest.raises(ValueError, match="another source"):
+        ingest(file_sources(inputs[1:2], ["study0"]), whole, settings=Settings(group_by="batch"), workers=0)
+    assert contents(whole) == before
+
+
+def test_studies_added_later_append_their_genes(whole, inputs, tmp_path):
+    for n in (1, 3, 4):
+        assert take(inputs[:n], tmp_path / "store") == {}
+        assert len(open_store(tmp_path / "store").genes) == 40 + 10 * n
+    late, at_once = open_store(tmp_path / "store"), open_store(whole)
+    assert late.genes == at_once.genes and late.studies == at_once.studies
+    for name in late.studies:
+        for mine, theirs in zip(
+            late.study(name).read(0, 90).result(), at_once.study(name).read(0, 90).result(), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+    assert late.study(0).measured.shape == (80,)
+    assert verify(tmp_path / "store") == []
+
+
+KILLED = """
+import os, signal, sys
+from data_pipeline.files import whole
+from data_pipeline.store import ingest, manifest, study
+from data_pipeline.store.ingest import file_sources
+from data_pipeline.store.study import Settings
+
+modules = {"manifest": manifest, "study": study, "whole": whole, "os": os}
+module, name, left = modules[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+original = getattr(module, name)
+
+def die_then(*args, **kwargs):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(module, name, die_then)
+ingest.ingest(file_sources(sys.argv[5:]), sys.argv[4], settings=Settings(group_by="batch"), workers=0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "calls"),
+    [
+        ("manifest", "write", 0),  # before the store is one
+        ("os", "replace", 0),  # its first manifest has another name yet
+        ("manifest", "write_file", 1),  # before the vocabulary is written
+        ("manifest", "write", 1),  # the vocabulary is written, the manifest does not know
+        ("study", "_write_counts", 1),  # between counting and writing the second study
+        ("study", "checksums", 2),  # the third study is written and not committed
+        ("whole", "sync_folder", 20),  # amid the flushing of a study
+        ("manifest", "write", 4),  # a study is moved in place, the manifest does not know
+    ],
+)
+def test_a_killed_ingest_resumes_to_the_same_store(whole, inputs, tmp_path, module, function, calls):
+    path = tmp_path / "store"
+    line = [sys.executable, "-c", KILLED, module, function, str(calls), str(path), *inputs]
+    assert subprocess.run(line, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    if (path / "manifest.json").exists():
+        open_store(path)
+        assert all("not in the manifest" in line for line in verify(path))
+    assert take(inputs, path) == {}
+    assert contents(path) == contents(whole)
+    assert verify(path) == [] and sorted(os.listdir(path)) == [".lock", "genes.tsv", "manifest.json", "studies"]
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_any_moment_resumes(whole, inputs, tmp_path):
+    """SIGKILL of the whole command, its Dask workers with it, at moments spread over its run; then the same command."""
+    arguments = [f"--input={','.join(inputs)}", "--group_by=batch", "--workers=2"]
+    for i, seconds in enumerate((2.5, 4, 5.5)):
+        path = tmp_path / str(i)
+        line = [sys.executable, "-m", "experiments.ingest", *arguments, f"--store={path}"]
+        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+        if (path / "manifest.json").exists():
+            open_store(path)
+    done = command(*arguments, f"--store={path}")
+    assert done.returncode == 0, done.stderr
+    assert contents(path) == contents(whole)
+    for i in range(2):
+        assert take(inputs, tmp_path / str(i)) == {}
+        assert contents(tmp_path / str(i)) == contents(whole)
+
+
+def test_a_study_that_fails_leaves_the_others_alone(inputs, tmp_path):
+    (tmp_path / "broken.h5ad").write_bytes(pathlib.Path(inputs[0]).read_bytes()[:5000])
+    log = ad.read_h5ad(inputs[1])
+    log.X = log.X.log1p()
+    log.write_h5ad(tmp_path / "log.h5ad")
+    ungrouped = ad.read_h5ad(inputs[1])
+    del ungrouped.obs["batch"]
+    ungrouped.write_h5ad(tmp_path / "ungrouped.h5ad")
+    bad = [str(tmp_path / name) for name in ("broken.h5ad", "log.h5ad", "ungrouped.h5ad")]
+    store = tmp_path / "store"
+    done = command(f"--input={','.join([*bad, *inputs[:2]])}", f"--store={store}", "--group_by=batch", "--workers=0")
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.split(":")[1].strip() for line in errors] == ["broken", "log", "ungrouped"]
+    assert "truncated" in errors[0] and "raw counts" in errors[1] and "no obs column 'batch'" in errors[2]
+    assert "Traceback" not in done.stderr
+    assert open_store(store).studies == ["study0", "study1"]
+    assert verify(store) == [] and not (store / ledger.PARTIAL).exists()
+    assert "study0" in done.stdout and "vocabulary genes found" in done.stdout
+
+
+def test_names_and_inputs_are_checked_before_anything_is_written(inputs, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no-such-file"):
+        file_sources([*inputs, "no-such-file.h5ad"])
+    with pytest.raises(ValueError, match=r"two inputs would be study 'a'.*--names"):
+        file_sources(inputs[:2], ["a", "a"])
+    with pytest.raises(ValueError, match="1 names for 2 inputs"):
+        file_sources(inputs[:2], ["a"])
+    with pytest.raises(ValueError, match="study name 'a b'"):
+        file_sources(inputs[:1], ["a b"])
+    assert [source.name for source in file_sources(inputs[:2], ["a", "b"])] == ["a", "b"]
+
+
+def test_a_vocabulary_is_a_list_or_a_table(inputs, tmp_path):
+    (tmp_path / "list.txt").write_text("GENE5\nGENE1\nOTHER\n")
+    (tmp_path / "table.tsv").write_text("ensembl_gene_id\tsymbol\nENSG00000000005\tGENE5\n\tGENE1\n")
+    assert read_vocabulary(str(tmp_path / "list.txt")) == ([("GENE5", ""), ("GENE1", ""), ("OTHER", "")], False)
+    assert read_vocabulary(str(tmp_path / "table.tsv")) == ([("ENSG00000000005", "GENE5"), ("GENE1", "")], True)
+    assert take(inputs[:1], tmp_path / "store", vocabulary=str(tmp_path / "list.txt")) == {}
+    store = open_store(tmp_path / "store")
+    assert store.genes == ["GENE5", "GENE1", "OTHER"]
+    assert store.study(0).measured.tolist() == [True, True, False]
+    loose = {"group_by": "batch", "min_mapped": None}
+    assert take(inputs[:2], tmp_path / "store", settings=loose).keys() == {"study1"}, "none of its genes is in the list"
+    assert open_store(tmp_path / "store").genes == ["GENE5", "GENE1", "OTHER"], "a given vocabulary does not grow"
+    (tmp_path / "longer.txt").write_text("GENE5\nGENE1\nOTHER\nGENE50\n")
+    assert take(inputs[:2], tmp_path / "store", settings=loose, vocabulary=str(tmp_path / "longer.txt")) == {}
+    assert open_store(tmp_path / "store").genes[-1] == "GENE50"
+
+
+def test_symbols_and_ids_meet_in_one_gene_and_nameless_ones_in_none(inputs, tmp_path):
+    symbols = ad.read_h5ad(inputs[0])
+    del symbols.var["ensembl_id"]
+    symbols.var_names = ["", *symbols.var_names[1:]]
+    symbols.write_h5ad(tmp_path / "symbols.h5ad")
+    for order in ((0, 1), (1, 0)):
+        files = [[inputs[0], str(tmp_path / "symbols.h5ad")][i] for i in order]
+        for file in files:
+            assert take([file], tmp_path / str(order)) == {}
+        store = open_store(tmp_path / str(order))
+        assert len(store.genes) == 50 and "" not in store.genes
+        counts = []
+        for name in ("study0", "symbols"):
+            study = ad.read_zarr(store.study(name).path)
+            gene = store.genes.index("ENSG00000000007" if "ENSG00000000007" in store.genes else "GENE7")
+            counts.append(np.sort(study.X[:, [gene]].toarray().ravel()))
+            assert store.study(name).measured[gene]
+        np.testing.assert_array_equal(*counts)
+        assert store.study("symbols").measured.sum() == 49
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_a_store(inputs, tmp_path):
+    many = inputs * 12  # enough to be in the middle of it when the first is done
+    names = ",".join(f"study{i}" for i in range(len(many)))
+    line = [sys.executable, "-m", "experiments.ingest", f"--input={','.join(many)}", f"--names={names}"]
+    line.append(f"--store={tmp_path / 'store'}")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([*line, "--workers=2"], cwd=ROOT, **options)
+    assert "study" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.startswith("interrupted: ") and errors.count("\n") == 1
+    assert verify(tmp_path / "store") == [] and open_store(tmp_path / "store").studies
+
+
+def test_only_one_ingest_writes_at_a_time(whole, inputs):
+    with ledger.writing(whole), pytest.raises(ValueError, match="another ingest is writing"):
+        take(inputs, whole)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_store_whole(whole, inputs, tmp_path):
+    """Files may not grow beyond 30 kB, as on a disk with a quota."""
+    big = write_file(tmp_path / "big.h5ad", 0, 3000)
+    assert big.X.nnz > 30_000
+    store = tmp_path / "store"
+    assert take(inputs[:1], store) == {}
+    before = contents(store)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    done = command(
+        f"--input={tmp_path / 'big.h5ad'}", f"--store={store}", "--group_by=batch", "--workers=0", preexec_fn=limit
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: big: ")
+    after = contents(store)
+    assert after[1:] == before[1:] and after[0]["studies"] == before[0]["studies"]
+    assert verify(store) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--store=s"], "--input and --store"),
+        (["--input={input}"], "--input and --store"),
+        (["--input=nowhere.h5ad", "--store={tmp}/s"], "nowhere.h5ad: no such file"),
+        (["--input={input}", "--store={input}"], "a file, not a folder"),
+        (["--input={input}", "--store=/proc/store"], "/proc/store"),
+        (["--input={input}", "--store={tmp}/s", "--vocab=nowhere.tsv"], "nowhere.tsv"),
+        (["--input={input}", "--store={tmp}/s", "--min_genes=-1"], "min_genes"),
+        (["--input={input}", "--store={tmp}/s", "--mingenes=1"], "mingenes"),
+        (["--verify={tmp}/nowhere"], "no such store"),
+        (["--verify={tmp}"], "not a store"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(inputs, tmp_path, arguments, message):
+    filled = [text.format(input=inputs[0], tmp=tmp_path) for text in arguments]
+    done = command(*filled)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_verifies(whole, inputs, tmp_path):
+    done = command(f"--verify={whole}")
+    assert done.returncode == 0 and "whole: 4 studies" in done.stdout
+    damaged = tmp_path / "store"
+    assert take(inputs[:1], damaged) == {}
+    place = damaged / "studies/study0.zarr/X/indices/c/0"
+    place.write_bytes(place.read_bytes()[:-1])
+    done = command(f"--verify={damaged}")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "damaged: studies/study0.zarr/X/indices/c/0: damaged (its checksum differs)"
+
+
+@needs_shared
+def test_real_studies_come_back(tmp_path):
+    files = [SHARED / "data" / name for name in ("cells/pbmc_10x_3chem.h5ad", "spatial/paired_breast_visium.h5ad")]
+    assert take(list(map(str, files)), tmp_path / "store") == {}
+    store = open_store(tmp_path / "store")
+    for i, path in enumerate(files):
+        source, study = ad.read_h5ad(path), store.study(i)
+        stored = ad.read_zarr(study.path)
+        assert set(source.obs) <= set(stored.obs)
+        order = pd.Index(source.obs_names).get_indexer(stored.obs_names)
+        totals = np.asarray(source.X.sum(axis=1)).ravel()
+        np.testing.assert_array_equal(np.asarray(stored.X.sum(axis=1)).ravel(), totals[order])
+        assert json.dumps(study.record["mapping"]) and study.record["mapping"]["unknown"] == 0
+    chemistry = ad.read_zarr(store.study(0).path)
+    measured = [column for column in chemistry.var if column.startswith("measured_")]
+    assert len(measured) == 3 and (chemistry.var[measured].any(axis=1) <= chemistry.var["measured"]).all()
+    assert os.path.getsize(tmp_path / "store/manifest.json") < 1 << 20

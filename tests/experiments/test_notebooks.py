@@ -1,0 +1,99 @@
+"""The notebooks: each runs top to bottom in a namespace of its own, keeps no outputs, and installs what is missing."""
+
+import ast
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+
+import pytest
+
+from tests.harness import commands
+
+NOTEBOOKS = sorted((commands.ROOT / "experiments" / "notebooks").glob("*.ipynb"))
+SMALL = {
+    "quickstart": {"STEPS": 6, "SEEDS": 1},
+    "published_weights": {},
+    "finetune_lora": {"PRETRAIN_STEPS": 4, "STEPS": 4},
+    "a_million_tokens": {"CELLS": 6, "SIZES": (2, 6)},
+    "read_a_sweep": {"STEPS": 2, "SEEDS": (0,)},
+}
+"""Parameters of a small run: {notebook: {name: value}}."""
+SAYS = {
+    "quickstart": ("700 cells x 765 genes", "765 of 765", "random twin", "report.html"),
+    "published_weights": ("a stand-in", "scemb", "finite", "weights.safetensors: True"),
+    "finetune_lora": ("195 to be named", "the small file gives the same: True", "cellplm, lora", "logistic regression"),
+    "a_million_tokens": ("79,204,163 parameters", "zeros are 67% of all", "with other cells behind it"),
+    "read_a_sweep": ("2 points, 0 finished before", "Flowformer", "random twin", "two seeds or more", "2 results"),
+}
+"""What a whole run prints."""
+
+
+def code(path: pathlib.Path) -> list[dict]:
+    """Return the code cells of a notebook."""
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def run(path: pathlib.Path, folder: pathlib.Path, timeout: float = 900) -> str:
+    """Run the code cells of a notebook in order in a process of its own and return what it prints.
+
+    Its parameters are set to those of SMALL after the cell that is tagged so, as papermill does.
+    """
+    script, said = folder / "notebook.py", folder / "said.txt"
+    parts = []
+    for cell in code(path):
+        parts.append("".join(cell["source"]))
+        if "parameters" in cell["metadata"].get("tags", ()):
+            parts += [f"{name} = {value!r}" for name, value in SMALL[path.stem].items()]
+    script.write_text("\n".join(parts))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(commands.HEAVY)
+    process = context.Process(target=_execute, args=(script, said))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    text = said.read_text()
+    assert process.exitcode == 0, text
+    return text
+
+
+def _execute(script: pathlib.Path, said: pathlib.Path) -> None:
+    """Run a script in its folder, both outputs into a file."""
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number in (1, 2):
+        os.dup2(file, number)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+    os.environ |= {"MPLBACKEND": "agg", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    os.chdir(script.parent)
+    sys.path.insert(0, str(commands.ROOT))
+    exec(compile(script.read_text(), script, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_top_to_bottom(path, tmp_path):
+    said = run(path, tmp_path)
+    assert not [part for part in SAYS[path.stem] if part not in said], said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stripped_and_installs_first(path):
+    notebook = json.loads(path.read_text())
+    assert notebook["nbformat"] == 4 and set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert notebook["cells"][0]["cell_type"] == "markdown"
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    for cell in code(path):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        assert not cell["metadata"].keys() - {"tags"}
+    first, second = code(path)[:2]
+    assert 'find_spec("scfm_jax") is None' in "".join(first["source"]) and '"install"' in "".join(first["source"])
+    assert second["metadata"]["tags"] == ["parameters"]
+    tagged = {target.id for node in ast.parse("".join(second["source"])).body for target in node.targets}
+    assert SMALL[path.stem].keys() <= tagged
+
+
+def test_every_notebook_is_run():
+    assert SMALL.keys() == SAYS.keys() == {path.stem for path in NOTEBOOKS}

@@ -1,0 +1,56 @@
+"""The quickstart: counts recovered exactly, and the whole walk in one command."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from data_pipeline.files.recovery import recover_counts
+from tests.harness import commands
+
+
+def lognormal(counts: np.ndarray, factor: np.ndarray, decimals: int = 3) -> sparse.csr_matrix:
+    return sparse.csr_matrix(np.round(np.log1p(counts * factor[:, None]), decimals).astype(np.float32))
+
+
+def test_counts_come_back_exactly():
+    rng = np.random.default_rng(0)
+    counts = rng.negative_binomial(0.6, 0.05, (50, 200))
+    counts[:, 0] = 1
+    factor = rng.uniform(1, 5, 50)
+    assert counts.max() > 60
+    np.testing.assert_array_equal(recover_counts(lognormal(counts, factor)).toarray(), counts)
+
+
+def test_what_is_no_count_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="not log1p of counts"):
+        recover_counts(sparse.csr_matrix(rng.uniform(0.5, 3, (20, 30)).astype(np.float32)))
+
+
+def test_scanpys_pbmcs_are_counts():
+    import scanpy
+
+    cells = scanpy.datasets.pbmc68k_reduced()
+    raw = sparse.csr_matrix(cells.raw.X)
+    counts = recover_counts(raw)
+    assert counts.shape == (700, 765) and counts.data.min() == 1 and counts.data.max() == 259
+    assert (counts.data == np.rint(counts.data)).all() and counts.nnz == raw.nnz and counts.sum() == 486_651
+    factor = np.expm1(raw.toarray(), dtype=np.float64).sum(1) / counts.toarray().sum(1)
+    total = cells.obs["n_counts"].to_numpy()  # of all genes, published beside the values: they were scaled to 10,000
+    np.testing.assert_allclose(factor * total, 1e4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_whole_walk(tmp_path):
+    done = commands.run("quickstart", f"--workdir={tmp_path}/w", folder=tmp_path, timeout=500)
+    assert done.code == 0, done.err
+    for part in ("1. ingest", "2. pre-train", "3. embed and score", "4. report", "PCA-50", "random twin", "expect"):
+        assert part in done.out, part
+    rows = json.loads((tmp_path / "w" / "scores.json").read_text())["rows"]
+    accuracy = {
+        name: np.mean([r["accuracy"] for r in rows if r["embedding"] == name]) for name in ("cellplm", "random twin")
+    }
+    assert accuracy["cellplm"] > accuracy["random twin"] + 0.1 and accuracy["cellplm"] > 0.7
+    assert (tmp_path / "w" / "report.html").stat().st_size > 100_000

@@ -1,0 +1,151 @@
+"""The report: one file that needs nothing else, shows what there is, says what is missing, and trusts no text."""
+
+import html.parser
+import json
+import re
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.analyses import embedding
+from experiments.pages import figures, run
+from scfm_jax.saving import checkpoint
+from tests.harness import commands
+
+EVIL = '<script>alert("x")</script>'
+SCORES = {
+    "input": "held_out.h5ad",
+    "weights": "w, step 20",
+    "label": "cell_type",
+    "batch": None,
+    "of": 60,
+    "cells": 58,
+    "types": 3,
+    "rows": [
+        {"embedding": name, "seed": seed, "accuracy": accuracy + seed / 100, "ari": 0.25}
+        for name, accuracy in (("cellplm", 0.81), ("PCA-50", 0.72), ("random twin", 0.33))
+        for seed in (0, 1, 2)
+    ],
+}
+
+
+class Page(html.parser.HTMLParser):
+    """The tags, images and text of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.images, self.references, self.text = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        attrs = dict(attrs)
+        if tag == "img":
+            self.images.append(attrs)
+        self.references += [attrs[name] for name in ("src", "href", "action", "data") if name in attrs]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A workdir with everything a report shows."""
+    path = tmp_path_factory.mktemp("run <1>")
+    meta = {"model": "cellplm", "config": {"model": {"enc_hid": 8}, "note": EVIL}, "genes": ["A", "B"], "step": 20}
+    meta |= {"code_version": "0.1.0", "mapping": {"n": 5, "mapped": 4, "unknown": 1, "examples": {"unknown": [EVIL]}}}
+    checkpoint.save(path / "checkpoints", 20, {"x": np.ones(2)}, meta, best={"metric": "val/loss", "value": 1.25})
+    lines = [{"step": s, "loss": 10 / s, "grad_norm": 1.0, "nb": s} for s in range(1, 21)] + [
+        {"step": 20, "val/loss": 0.6}
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "timing.jsonl").write_text(json.dumps({"step": 10, "time": 1.0, "cells/s": 1234.0, "mfu": None}) + "\n")
+    (path / "scores.json").write_text(json.dumps(SCORES))
+    rng = np.random.default_rng(0)
+    obs = {"cell_type": [EVIL, "B cell", None] * 20, "n_genes": rng.integers(100, 900, 60), "batch": ["one"] * 60}
+    cells = anndata.AnnData(np.ones((60, 2), np.float32), pd.DataFrame(obs, [f"c{i}" for i in range(60)]))
+    cells.obsm["X_cellplm"] = rng.normal(size=(60, 4)).astype(np.float32)
+    uns = {
+        "embedded_with": "0.1.0",
+        "date": "2026-01-01",
+        "input": "held_out.h5ad",
+        "sample": "the whole file is one sample",
+    }
+    cells.uns["X_cellplm"] = uns | {"genes": json.dumps({"n": 2, "mapped": 2, "unknown": 0}), "model": "cellplm"}
+    cells.write_h5ad(path / "embedding.h5ad")
+    return path
+
+
+@pytest.mark.slow
+def test_report_is_whole_and_self_contained(workdir):
+    path = run.write(workdir, columns=["cell_type", "n_genes"])
+    raw = path.read_text()
+    read = Page(raw)
+    assert not {"script", "link", "iframe"} & set(read.tags) and "url(" not in raw and "@import" not in raw
+    assert read.references and all(reference.startswith(("data:image/", "#")) for reference in read.references)
+    assert all(len(image["alt"]) > 30 for image in read.images) and len(read.images) == 6  # 2 maps, 4 curves
+    text = " ".join(read.text)
+    for part in ("0.820", "0.730", "0.340", "± 0.010", "58 of 60 cells", "held_out.h5ad", "1.25", "enc_hid", "B cell"):
+        assert part in text, part
+    assert "the whole file is one sample" in text and "no value" in text and EVIL in text and EVIL not in raw
+    assert "Not here" not in text
+    assert re.search(r"<td class=best>0\.820", raw) and not re.search(r"<td class=best>0\.730", raw)
+    assert not list(workdir.glob("*.partial"))
+
+
+def test_report_says_what_is_missing(tmp_path):
+    path = run.write(tmp_path)
+    text = " ".join(Page(path.read_text()).text)
+    for part in ("no checkpoint", "no embedding", "no scores", "no metrics", "python -m experiments.evaluate"):
+        assert part in text, part
+
+
+def test_mistakes_are_one_line(workdir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        run.write(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        run.write(workdir, tmp_path / "none.h5ad")
+    with pytest.raises(ValueError, match=r"--color=donor: .* has no such obs column; there are cell_type"):
+        run.write(workdir, columns=["donor"])
+    (tmp_path / "bad.h5ad").write_text("not HDF5")
+    with pytest.raises(ValueError, match=r"not a readable \.h5ad"):
+        run.write(workdir, tmp_path / "bad.h5ad")
+    anndata.AnnData(np.ones((3, 2), np.float32), obsm={"X_pca": np.ones((3, 2))}).write_h5ad(tmp_path / "other.h5ad")
+    with pytest.raises(ValueError, match="no embedding of ours"):
+        run.write(workdir, tmp_path / "other.h5ad")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_categories_beyond_the_palette_differ_in_shape_or_colour_and_none_is_lost():
+    rng = np.random.default_rng(0)
+    values = pd.Series([f"type {i}" for i in rng.integers(0, 40, 2000)] + [None] * 5)
+    picture, legend = figures.cells(rng.normal(size=(2005, 2)), values, "cell_type")
+    assert picture.startswith(b"\x89PNG") and sum(entry.cells for entry in legend) == 2005
+    looks = [(entry.mark, entry.colour) for entry in legend]
+    assert len(set(looks)) == len(looks) == figures.MOST_CATEGORIES + 1
+    assert len({colour for _, colour in looks[: len(figures.COLOURS)]}) == len(figures.COLOURS)
+
+
+def test_curves_draw_gaps_and_wide_values():
+    steps = np.arange(1, 50)
+    picture = figures.curves({"loss": (steps, 1e4 / steps**3), "validation loss": (steps[:1], np.array([3.0]))})
+    assert b"<svg" in picture and b"validation loss" in picture
+
+
+def test_summary_is_mean_and_half_range():
+    frame = embedding.summary(SCORES)
+    assert frame.loc["cellplm", "accuracy"] == pytest.approx(0.82) and frame.loc[
+        "cellplm", "accuracy ±"
+    ] == pytest.approx(0.01)
+    assert "0.820 ± 0.010" in embedding.table(SCORES) and "58 cells of 3 types" in embedding.table(SCORES)
+
+
+@pytest.mark.slow
+def test_command(tmp_path):
+    done = commands.run("report", f"--workdir={tmp_path}/none", folder=tmp_path)
+    assert done.code == 2 and done.err.startswith("error: --workdir=") and done.err.count("\n") == 1
+    (tmp_path / "run").mkdir()
+    done = commands.run("report", f"--workdir={tmp_path}/run", folder=tmp_path)
+    assert done.code == 0 and "report.html" in done.out and (tmp_path / "run" / "report.html").exists()

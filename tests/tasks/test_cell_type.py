@@ -1,0 +1,280 @@
+"""Annotation of cells: the objective, with CellPLM's own head inside it, scores, baselines, and the table."""
+
+import json
+import pathlib
+
+import anndata
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from configs import finetune_cell_type, finetune_cellplm_annotation, pretrain_cellplm
+from data_pipeline import synthetic
+from experiments import train
+from experiments.analyses import annotation, annotation_table
+from scfm_jax import api, models
+from scfm_jax.inference import infer
+from scfm_jax.saving import checkpoint
+from scfm_jax.tasks.cells import annotation_baselines, cell_type
+from scfm_jax.types import Batch
+
+LITTLE = {"data.bag": 32, "data.batch": 1, "data.buckets": (64,), "train.eval_every": 0, "train.checkpoint_every": 0}
+LITTLE |= {"train.tensorboard": False, "train.log_every": 0}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """Two studies with types of two namings, four donors in the first."""
+    folder = tmp_path_factory.mktemp("annotation")
+    paths = folder / "known.h5ad", folder / "new.h5ad"
+    cells = synthetic.make(200, 60, seed=0, depth=300.0)
+    cells[:140].copy().write_h5ad(paths[0])
+    new = cells[140:].copy()
+    new.obs["sorted"] = ["T0" if name == "type0" else name for name in new.obs["cell_type"]]
+    new.write_h5ad(paths[1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def table(files, tmp_path_factory):
+    """The folder of a table that is prepared, its plan, and a base run of CellPLM at step 0."""
+    out = tmp_path_factory.mktemp("table")
+    plan = annotation.Plan((str(files[0]),), str(files[1]), None, "cell_type", "sorted", {"T0": "type0"}, 0, 60, 0.5)
+    annotation.prepare(plan, out, say=lambda _: None)
+    config = pretrain_cellplm.get_config("tiny")
+    config.update_from_flattened_dict({"data.store": str(out / "data/store"), "train.steps": 0, **LITTLE})
+    train.pretrain(config, str(out / "cellplm"))
+    return plan, out, out / "cellplm"
+
+
+# ------------------------------------------------------------------------------------------------------- objective
+
+
+def little(head: str, **fields):
+    """Return CellPLM's module and a small model of it."""
+    module = models.get("cellplm")
+    options = models.options("cellplm", "tiny")["model"] | {
+        "n_genes": 12,
+        "latent_mod": "ae",
+        "dropout": 0.0,
+        "head": head,
+    }
+    return module, module.Model(**{**options, **fields})
+
+
+def test_cellplms_own_head_is_this_objective():
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
+    packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
+    packed["labels"]["cell_type"] = np.array([[0, 1, 2, -1, 1, 0]], np.int32)
+    batch = Batch(**{name: packed[name] for name in infer.FIELDS})
+    constants = infer.own_vocabulary(np.ones((1, 12), bool))
+    module, theirs = little("annotation", n_classes=3, dec_layers=1)
+    inputs = module.prepare(batch, constants, jax.random.key(0), step=0, train=False)
+    params = theirs.init(jax.random.key(1), inputs)["params"]
+    expected, _ = module.loss(theirs.apply({"params": params}, inputs), inputs, objective="annotation")
+    _, model = little("embedder")
+    task = params["head"]
+    own = {name: x for name, x in params.items() if name != "head"}
+    made = cell_type.objective(module, model, {}, [2, 2, 1], layers=1, standardise=False)
+    loss, (metrics, _) = made.loss({**own, "task": task}, {}, batch, constants, jax.random.key(2), 0, False)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert float(metrics["accuracy"][1]) == 5, "a cell without a label counts"
+
+
+def test_training_sees_what_evaluation_sees_unless_noise_is_asked_for():
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
+    packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
+    packed["labels"]["cell_type"] = np.array([[0, 1, 2, 2, 1, 0]], np.int32)
+    batch = Batch(**{name: packed[name] for name in infer.FIELDS})
+    constants = infer.own_vocabulary(np.ones((1, 12), bool))
+    module, model = little("decoder", latent_mod="gmvae", dropout=0.3)
+
+    def losses(**options) -> list[float]:
+        made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [2, 2, 2], **options)
+        variables = dict(made.init(jax.random.key(0), batch, constants))
+        params = variables.pop("params")
+        keys = [jax.random.key(i) for i in (1, 2)]
+        trained = [made.loss(params, variables, batch, constants, key, 0, True)[0] for key in keys]
+        return [float(x) for x in (*trained, made.loss(params, variables, batch, constants, keys[0], 0, False)[0])]
+
+    still, noisy = losses(), losses(noise=True)
+    assert still == [still[2]] * 3 and noisy[2] == still[2]
+    assert len(set(noisy)) == 3 and min(abs(x - still[2]) for x in noisy[:2]) > 1e-3
+
+
+def test_balanced_weighs_types_alike():
+    module, model = little("embedder")
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
+    packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
+    packed["labels"]["cell_type"] = np.array([[0, 0, 0, 0, 0, 1]], np.int32)
+    batch = Batch(**{name: packed[name] for name in infer.FIELDS})
+    constants = infer.own_vocabulary(np.ones((1, 12), bool))
+    made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [5, 1], balanced=True)
+    variables = dict(made.init(jax.random.key(0), batch, constants))
+    params = variables.pop("params")
+    params["task"]["linear_0"] = {"kernel": jnp.zeros((32, 2)), "bias": jnp.asarray([0.0, -1e9])}
+    _, (metrics, _) = made.loss(params, variables, batch, constants, jax.random.key(0), 0, False)
+    ratio = {name: float(metrics[name][0] / metrics[name][1]) for name in ("accuracy", "balanced_accuracy")}
+    assert ratio == pytest.approx({"accuracy": 5 / 6, "balanced_accuracy": 0.5})
+
+
+def test_a_head_alone_learns_the_types_and_leaves_the_model_as_it_was(table, compilation_cache):
+    plan, out, base = table
+    row = annotation.tune(plan, out, str(base), "frozen", 0)
+    assert row["accuracy"] > 0.6 and row["cells"] == 60 and row["types"] == 4
+    there = checkpoint.restore(base / "checkpoints").state["params"]
+    here = checkpoint.restore(out / "runs/cellplm_frozen_0/checkpoints").state["params"]
+    task = here.pop("task")
+    assert jax.tree.all(jax.tree.map(np.array_equal, there, here))
+    assert np.abs(task["mean"]).max() > 0 and (np.abs(task["map"]).max(0) > 0).all()
+    run = api.load(out / "runs/cellplm_frozen_0")
+    shares = run.annotate(out / "data/test.h5ad", say=lambda _: None)
+    assert list(shares.columns) == [f"type{i}" for i in range(4)]
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="no head for cell types"):
+        api.load(base).annotate(out / "data/test.h5ad")
+
+
+def test_factors_do_not_lose_what_a_head_alone_knows(table, compilation_cache):
+    plan, out, base = table
+    rows = {method: annotation.tune(plan, out, str(base), method, 0) for method in ("frozen", "lora")}
+    assert rows["lora"]["accuracy"] > rows["frozen"]["accuracy"] - 0.1, rows
+
+
+def test_the_embeddings_that_a_head_sees_are_standardised(table):
+    _, out, _ = table
+    run = api.load(out / "runs/cellplm_frozen_0")
+    x = run.embed(out / "data/train_0.h5ad", say=lambda _: None, sample_key=None)
+    seen = np.asarray(cell_type.features(run.task, x))
+    assert np.abs(seen.mean(0)).max() < 0.1 and 0.5 < (seen**2).sum(1).mean() < 2
+
+
+def test_a_head_sees_components_of_like_deviation_and_no_rounding_errors():
+    rng = np.random.default_rng(0)
+    inner = np.linalg.qr(rng.normal(size=(300, 3)))[0] * [100.0, 10.0, 5.0]
+    x = np.concatenate([inner @ rng.normal(size=(3, 8)), 7 + 1e-9 * rng.normal(size=(300, 2))], 1)
+    mean, made = cell_type.whitening(x, 5)
+    seen = np.asarray(cell_type.features({"mean": mean.astype(np.float32), "map": made.astype(np.float32)}, x))
+    variances = np.cov(seen.T, ddof=0)
+    even = np.diag(variances)
+    assert np.abs(variances - np.diag(even)).max() < 1e-4 * even[0], "components are correlated"
+    plain = np.linalg.svd((x - mean) / np.maximum(x.std(0), 1e-3 * np.sqrt((x**2).mean())))[1]
+    np.testing.assert_allclose((even[:3] / even[0]), (plain[:3] / plain[0]) ** 0.5, rtol=1e-3)
+    assert even[3:].max() < 1e-3 * even[0], "numbers without a difference are blown up"
+    assert 0.8 < even.sum() <= 1.001
+    few = cell_type.whitening(x[:4], 6)[1]
+    assert few.shape == (10, 6) and np.isfinite(few).all() and not few[:, 4:].any()
+    assert not np.isnan(cell_type.whitening(np.ones((5, 4)), 2)[1]).any()
+
+
+def test_cellplms_own_recipe_runs_and_leaves_its_norm_alone(table, tmp_path, compilation_cache):
+    _, out, base = table
+    config = finetune_cellplm_annotation.get_config("tiny")
+    changes = {"data.store": str(out / "data/store"), "init_from": str(base), "train.steps": 3, **LITTLE}
+    config.update_from_flattened_dict(changes)
+    train.pretrain(config, str(tmp_path / "run"))
+    there = checkpoint.restore(base / "checkpoints").state["params"]
+    here = checkpoint.restore(tmp_path / "run/checkpoints").state["params"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, there["pre_latent_norm"], here["pre_latent_norm"]))
+    moved = {name: np.abs(here[name]["kernel"] - there[name]["kernel"]).max() for name in ("embed_linear",)}
+    assert 0 < moved["embed_linear"] < 3 * 5e-4 * 1.01, "the embedder learns at a tenth of the rate"
+    assert set(here["latent"]) == {"linear"}
+    assert api.load(tmp_path / "run").model.head == "embedder"
+
+
+def test_a_task_or_method_that_there_is_not_is_refused(table, tmp_path):
+    _, out, base = table
+    for change, words in {
+        "task.name": "must be one of cell_type",
+        "tune.start": "must be one of base, random",
+        "init_from": "no checkpoint",
+        "model_name": "a run of cellplm, not x",
+    }.items():
+        config = finetune_cell_type.get_config("frozen")
+        given = {"data.store": str(out / "data/store"), "init_from": str(base), change: str(tmp_path / "x")}
+        given[change] = "x" if change != "init_from" else given[change]
+        config.update_from_flattened_dict(given)
+        with pytest.raises((ValueError, OSError), match=words):
+            train.pretrain(config, str(tmp_path / "run"))
+    config = finetune_cell_type.get_config("frozen")
+    with pytest.raises(ValueError, match="init_from is missing"):
+        train.pretrain(config, str(tmp_path / "run"))
+
+
+# ---------------------------------------------------------------------------------------------------------- scores
+
+
+def test_scores_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.ones(4), 300)
+    classes = ["a", "b", "c", "d"]
+    truth = [classes[i] for i in rng.integers(0, 3, 300)]  # nobody is a d, though some are taken for one
+    found = cell_type.score(truth, shares, classes)
+    predicted = [classes[i] for i in shares.argmax(1)]
+    assert found["f1"] == pytest.approx(f1_score(truth, predicted, labels=["a", "b", "c"], average="macro"))
+    with pytest.warns(UserWarning, match="y_pred"):
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    pairs = [
+        np.mean(shares[np.array(truth) == c, i][:, None] > shares[np.array(truth) != c, i]) for i, c in enumerate("abc")
+    ]
+    assert found["auroc"] == pytest.approx(np.mean(pairs))
+    assert found["types"] == 3
+    matrix = cell_type.confusion(truth, shares, classes)
+    assert matrix.sum() == 300 and matrix[3].sum() == 0 and np.trace(matrix) / 300 == pytest.approx(found["accuracy"])
+    with pytest.raises(ValueError, match="true types e"):
+        cell_type.score(["e"], shares[:1], classes)
+
+
+def test_calibration_is_the_gap_between_confidence_and_accuracy():
+    shares = np.array([[0.9, 0.1]] * 10)
+    assert cell_type.calibration_error(np.array([0] * 9 + [1]), shares) == pytest.approx(0, abs=1e-9)
+    assert cell_type.calibration_error(np.array([1] * 10), shares) == pytest.approx(0.9)
+    mixed = np.array([[0.9, 0.1]] * 5 + [[0.6, 0.4]] * 5)
+    assert cell_type.calibration_error(np.zeros(10, int), mixed) == pytest.approx(0.5 * 0.1 + 0.5 * 0.4)
+
+
+def test_baselines_know_types_that_differ_and_shares_add_up():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 2], 40)
+    means = np.where(np.arange(50) < 25, 4.0, 0.5)
+    counts = sp.csr_matrix(rng.poisson(np.where(y[:, None] == 0, means, means[::-1])).astype(np.float32))
+    for name, classify in annotation_baselines.BASELINES.items():
+        shares = classify(counts[::2], y[::2], counts[1::2], 3, 0)
+        np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+        assert (shares[:, 1] == 0).all(), "a type that nobody has"
+        assert (shares.argmax(1) == y[1::2]).mean() == (0.5 if name == "most common type" else 1.0)
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+def test_a_table_goes_on_where_it_stopped_and_another_plan_is_refused(table, tmp_path, monkeypatch):
+    plan, out, base = table[0], tmp_path, table[2]
+    classes = annotation.prepare(plan, out)
+    for name in annotation_baselines.BASELINES:
+        annotation.baseline(plan, out, name, 0, classes)
+    first = annotation.tune(plan, out, str(base), "frozen", 0)
+    monkeypatch.setattr(annotation.train, "pretrain", lambda *_: pytest.fail("trained again"))
+    assert annotation.tune(plan, out, str(base), "frozen", 0) == first
+    text = annotation_table.write(out)
+    assert "| cellplm, frozen | " in text and "| 5-NN on PCA-50 | " in text and "60 cells annotated" in text
+    written = json.loads((out / "annotation.json").read_text())
+    assert [row["model"] for row in written["rows"]] == ["cellplm", *annotation_baselines.BASELINES]
+    assert (out / "confusion_cellplm_frozen.png").read_bytes().startswith(b"\x89PNG")
+    assert len((out / "annotation.csv").read_text().splitlines()) == 5
+    with pytest.raises(ValueError, match="another steps"):
+        annotation.prepare(annotation.dataclasses.replace(plan, steps=7), out)
+
+
+def test_held_out_donors_are_annotated_and_not_trained_on(files, tmp_path):
+    donors = sorted(set(anndata.read_h5ad(files[0]).obs["donor"]))
+    plan = annotation.Plan(
+        (str(files[0]),), None, ("donor", (donors[0],)), "cell_type", "cell_type", {"type3": "-"}, 12, 5, 0.5
+    )
+    classes = annotation.prepare(plan, tmp_path, say=lambda _: None)
+    known, new = (anndata.read_h5ad(tmp_path / f"data/{name}.h5ad") for name in ("train_0", "test"))
+    assert set(new.obs["donor"]) == {donors[0]} and donors[0] not in set(known.obs["donor"])
+    assert classes == ["type0", "type1", "type2"] and new.n_obs <= 12 and "type3" not in set(known.obs["cell_type"])

@@ -1,0 +1,166 @@
+"""The training command: CellPLM on a store, stopped and resumed; keys that nothing takes; workdirs of other runs."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import pretrain_cellplm
+from data_pipeline import synthetic
+from data_pipeline.store.ingest import file_sources, ingest
+from data_pipeline.store.store import open_store
+from experiments import train
+from experiments.training import data, settings
+from scfm_jax import models
+from scfm_jax.saving import checkpoint
+from scfm_jax.training import signals
+from scfm_jax.types import TrainState
+from tests.harness import ROOT, tiny
+
+OPTIONS = {
+    "data.bag": 8,
+    "data.batch": 2,
+    "model.enc_hid": 16,
+    "model.enc_head": 2,
+    "model.enc_layers": 1,
+    "model.latent_dim": 8,
+    "model.dec_hid": 16,
+    "model.dropout": 0.2,
+    "train.steps": 10,
+    "train.log_every": 3,
+    "train.eval_every": 5,
+    "train.checkpoint_every": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> pathlib.Path:
+    """A store of two small studies: an epoch of training has 5 steps of two bags of 8."""
+    folder = tmp_path_factory.mktemp("store")
+    for i in range(2):
+        synthetic.make(50, 60, seed=i, depth=100.0).write_h5ad(folder / f"study{i}.h5ad")
+    files = [str(folder / f"study{i}.h5ad") for i in range(2)]
+    assert not ingest(file_sources(files), folder / "store", workers=0, say=lambda text: None)
+    return folder / "store"
+
+
+def config(store: pathlib.Path, **changes):
+    """Return a config of a very small CellPLM."""
+    made = pretrain_cellplm.get_config("tiny")
+    made.update_from_flattened_dict({**OPTIONS, "data.store": str(store), **changes})
+    return made
+
+
+def command(store: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
+    """Start `experiments.train` with the options above."""
+    values = {**OPTIONS, "data.store": store}
+    options = [f"--config.{key}={value}" for key, value in values.items()]
+    start = [sys.executable, "-m", "experiments.train", "--config=configs/pretrain_cellplm.py:tiny"]
+    root = ROOT
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*start, f"--workdir={workdir}", *options], cwd=root, env=environment, **piped)
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_equals_uninterrupted(store, tmp_path, compilation_cache):
+    tiny.finish(command(store, tmp_path / "whole"))
+    process = command(store, tmp_path / "parts")
+    while (line := process.stdout.readline()) and "step 3/" not in line:
+        pass
+    process.send_signal(signal.SIGTERM)
+    *_, saved, way_out = tiny.finish(process).splitlines()
+    assert "is saved" in saved and way_out == signals.RESUME
+    assert "going on from step" in tiny.finish(command(store, tmp_path / "parts"))
+    tiny.assert_same_run(tmp_path / "whole", tmp_path / "parts", 10)
+    meta = checkpoint.read_meta(tmp_path / "whole/checkpoints")
+    assert meta["genes"] == open_store(store).genes and meta["classes"]["study"] == ["study0", "study1"]
+    assert meta["config"]["model"]["n_genes"] == 60 and meta["loader"]["step"] == meta["step"] == 10
+
+
+TYPOS = {
+    "model.enc_hidd": (3, "config.model.enc_hidd: no such key; did you mean enc_hid?"),
+    "inputs.mask_rate": (0.1, "did you mean mask_node_rate?"),
+    "loss.objektive": ("nb", "did you mean objective?"),
+    "data.bags": (8, "did you mean bag?"),
+    "optim.lr": (1.0, "config.optim.lr: no such key; there are b1"),
+    "train.step": (5, "did you mean steps?"),
+    "train.mesh.fdsp": (2, "did you mean fsdp?"),
+    "optimizer": ({}, "config.optimizer: no such key; did you mean optim?"),
+}
+
+
+@pytest.mark.parametrize("key", TYPOS)
+def test_a_key_that_nothing_takes_is_refused_with_a_suggestion(key, store):
+    value, message = TYPOS[key]
+    made = config(store)
+    train.check(made, models.get("cellplm"))
+    with made.unlocked():
+        *sections, name = key.split(".")
+        place = made
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    with pytest.raises(ValueError) as error:
+        train.check(made, models.get("cellplm"))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_model_slots_follow_a_gene_list_and_the_measured_genes(store, tmp_path, capsys):
+    opened = open_store(store)
+    wanted = ["NOT_THERE", *opened.genes[10:40], opened.genes[3]]
+    (tmp_path / "genes.txt").write_text("\n".join(wanted))
+    genes, slots, report = data.gene_slots(opened, str(tmp_path / "genes.txt"))
+    assert genes == wanted and slots.shape == (61,) and report["covered"] == 31
+    assert slots[60] == slots[0] == 32 and slots[3] == 31 and list(slots[10:40]) == list(range(1, 31))
+    assert "31 of 32 vocabulary genes found" in capsys.readouterr().out
+    table = data.measured(opened, slots, len(genes))
+    assert table.shape == (2, 32) and not table[:, 0].any() and table[:, 1:].all()
+    assert np.array_equal(data.gene_slots(opened, "store")[1], np.arange(61))
+
+
+def test_a_run_of_another_config_is_not_resumed(tmp_path):
+    there = {"config": {"model": {"enc_hid": 16}, "train": {"steps": 5, "seed": 0}}, "store": "crc"}
+    checkpoint.save(tmp_path / "checkpoints", 1, {"x": np.zeros(1)}, there)
+    longer = {"config": {"model": {"enc_hid": 16}, "train": {"steps": 9, "seed": 0}}, "store": "crc"}
+    assert settings.prepare_workdir(tmp_path, longer) == tmp_path
+    other = {"config": {"model": {"enc_hid": 32}, "train": {"steps": 9, "seed": 1}}, "store": "crc"}
+    with pytest.raises(ValueError, match=r"model.enc_hid is 16 there and 32 here; train.seed is 0 there and 1 here"):
+        settings.prepare_workdir(tmp_path, other)
+    with pytest.raises(ValueError, match="on another store"):
+        settings.prepare_workdir(tmp_path, longer | {"store": "other"})
+    with pytest.raises(NotADirectoryError, match="it is a file"):
+        settings.prepare_workdir(tmp_path / "config.json", longer)
+
+
+def test_weights_of_another_run_are_a_start(tmp_path, capsys):
+    def state(width: int, value: float) -> TrainState:
+        params = {"genes": jnp.full((2, 3), value), "latent": {"kernel": jnp.full((3, width), value)}}
+        return TrainState(0, 0, params, (), {}, {}, ema=params)
+
+    checkpoint.save(tmp_path / "run/checkpoints", 1, state(4, 1.0), {"genes": ["A", "B"]})
+    begun = train.warm_start(str(tmp_path / "run"), ["A", "B"])(state(5, 0.0))
+    assert (begun.params["genes"] == 1).all() and (begun.ema["genes"] == 1).all()
+    assert (begun.params["latent"]["kernel"] == 0).all()
+    assert "1 parameters taken; new: latent/kernel" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="another gene list"):
+        train.warm_start(str(tmp_path / "run"), ["B", "A"])
+    with pytest.raises(FileNotFoundError, match="no checkpoint there"):
+        train.warm_start(str(tmp_path), ["A", "B"])
+
+
+def test_a_store_without_the_covariate_trains_without_it(tmp_path, capsys):
+    cells = synthetic.make(30, 40, seed=0, depth=100.0)
+    del cells.obs["batch"]
+    cells.write_h5ad(tmp_path / "plain.h5ad")
+    ingest(file_sources([str(tmp_path / "plain.h5ad")]), tmp_path / "store", workers=0, say=lambda text: None)
+    made = open_store(tmp_path / "store")
+    assert data.known_labels(made, ("batch", "cell_type"), models.get("cellplm")) == ["cell_type"]
+    assert "'batch'" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'bacth'"):
+        train.pretrain(config(tmp_path / "store", **{"data.labels": ("bacth",)}), str(tmp_path / "run"))
