@@ -8,7 +8,6 @@ and deep in the file by every run of cells that is read.
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -22,6 +21,7 @@ import pandas as pd
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
+from data_pipeline.files import whole
 from data_pipeline.files.matrix import open_rows
 from data_pipeline.files.sources import Source, open_source
 
@@ -231,30 +231,13 @@ def write_embedding(
 
 @contextmanager
 def _whole(output: Path) -> Iterator[Path]:
-    """Give a temporary file in the folder of `output` that takes its name when all went well, and else is removed."""
+    """As `whole.writing`, but what goes wrong is one line that names the file."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
-    except OSError as error:
-        raise type(error)(f"{output}: cannot be written: {error.strerror}") from error
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        partial.chmod(0o666 & ~_umask())
-        os.replace(partial, output)
+        with whole.writing(output) as partial:
+            yield partial
     except (OSError, RuntimeError) as error:  # HDF5 has a RuntimeError for a full disk too
         text = " ".join((getattr(error, "strerror", None) or str(error)).split())
         raise OSError(f"{output}: cannot be written: {text}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _stream(cells: Source, path: Path) -> None:

@@ -1,7 +1,11 @@
 """Files that are whole or not there, and their checksums: temporary name, fsync, rename; crc32c."""
 
+import contextlib
 import os
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 import google_crc32c
 
@@ -45,15 +49,43 @@ def sync_folder(path: str | os.PathLike) -> None:
         os.close(handle)
 
 
-def write_file(path: pathlib.Path, data: bytes) -> None:
-    """Put `data` in the file `path` in one step: temporary name, fsync, rename."""
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Give a temporary file beside `path` that takes its name when all went well, and is removed otherwise.
+
+    It is flushed to disk before it is renamed, and the folder after it.
+    """
+    path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Give a temporary folder beside `path` that takes its name when all went well, and is removed otherwise.
+
+    As for `writing`. OSError where `path` is there already and not empty.
+    """
+    path = pathlib.Path(path).absolute()
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        (temporary / "all").mkdir()
+        yield temporary / "all"
+        checksums(temporary / "all")  # flushes every file
+        (temporary / "all").rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def write_file(path: str | os.PathLike, data: bytes) -> None:
+    """Put `data` in the file `path` in one step."""
+    with writing(path) as temporary:
+        temporary.write_bytes(data)

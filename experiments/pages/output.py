@@ -1,30 +1,32 @@
-"""The folder that an analysis leaves behind: tables, JSON and pictures, all of them or none."""
+"""What commands leave behind: files and folders of tables, JSON and pictures, whole or not at all."""
 
 import json
 import os
-import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipeline.files import whole
+
 
 def write(folder: str | os.PathLike, files: Mapping[str, Any]) -> None:
-    """Write a new folder under a temporary name and rename it; bytes and text as they are, the rest as JSON."""
-    folder = pathlib.Path(folder).absolute()
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        whole = partial / "all"
-        whole.mkdir()
+    """Write a new folder of files, all of them or none; see `encoded` for what a file may be."""
+    with whole.writing_folder(folder) as partial:
         for name, content in files.items():
-            if not isinstance(content, bytes | str):
-                content = json.dumps(plain(content), indent=1) + "\n"
-            (whole / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        whole.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (partial / name).write_bytes(encoded(content))
+
+
+def write_file(path: str | os.PathLike, content: Any) -> None:
+    """Write or replace one file, whole or not at all; see `encoded` for what it may be."""
+    whole.write_file(path, encoded(content))
+
+
+def encoded(content: Any) -> bytes:
+    """Return bytes as they are, text as UTF-8, and anything else as JSON."""
+    if isinstance(content, bytes):
+        return content
+    return (content if isinstance(content, str) else json.dumps(plain(content), indent=1) + "\n").encode()
 
 
 def plain(value: Any) -> Any:
