@@ -21,12 +21,15 @@ FINE_TUNED = {"cellplm": {"inputs": {"mask_node_rate": 0.95, "score": "all"}, "l
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the tasks of the suite with their options, the cells of a seed, and the number of seeds."""
+    """Return the tasks of the suite with their options, their order, the cells of a seed, and the number of seeds.
+
+    A task is a file of `experiments.suite.tasks`.
+    """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}: there are {', '.join(map(repr, VARIANTS))} (tiny is for tests)")
     tiny = variant == "tiny"
     config = ConfigDict({"cells": 60 if tiny else 300, "seeds": 2 if tiny else 5})
-    config.tasks = {
+    tasks = {
         "gene_imputation": {"rates": (0.4,) if tiny else (0.15, 0.8)},
         "cell_imputation": {"rates": (10,)},
         "fixed_gene_imputation": {"reference_cells": 40 if tiny else 300},
@@ -42,4 +45,5 @@ def get_config(variant: str = "") -> ConfigDict:
         "integration": {},
         "metadata": {},
     }
+    config.tasks, config.order = tasks, tuple(tasks)
     return config

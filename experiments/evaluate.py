@@ -69,7 +69,7 @@ def run_suite() -> None:
     config = suite_config(FLAGS.suite)
     unknown = [task for task in FLAGS.tasks if task not in config.tasks]
     if unknown:
-        raise ValueError(f"--tasks={unknown[0]}: the suite {FLAGS.suite} has {', '.join(config.tasks)}")
+        raise ValueError(f"--tasks={unknown[0]}: the suite {FLAGS.suite} has {', '.join(config.order)}")
     options = {"label": FLAGS.label, "batch": FLAGS.batch, "tables": FLAGS.gene_table}
     studies = [suite_data.Study(path, **options) for path in FLAGS.data]
     reference = [suite_data.Study(path, **options) for path in FLAGS.reference]
@@ -77,7 +77,7 @@ def run_suite() -> None:
     if same:
         raise ValueError(f"--data: two files are called {same[0]}; the table would not tell them apart")
     entrants = [suite_data.enter(*pair) for pair in zip(FLAGS.runs, suite_data.names(FLAGS.runs), strict=True)]
-    tasks = {name: config.tasks[name].to_dict() for name in FLAGS.tasks or config.tasks}
+    tasks = {name: config.tasks[name].to_dict() for name in config.order if name in (FLAGS.tasks or config.order)}
     table = fill.Suite(
         FLAGS.suite,
         tasks,

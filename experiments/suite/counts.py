@@ -1,4 +1,4 @@
-"""Tasks of a suite that predict counts: imputation, denoising, and spatial imputation, also fine-tuned.
+"""What tasks of a suite that predict counts share: the cells, what is predicted of them, baselines and controls.
 
 All methods see the same cells, of which a seed draws whole bags, and the same genes: those that every run knows. What
 a run predicts is put into counts by its own ruler (`tasks.bins`), or stays shares of bins where its bins are the common
@@ -9,6 +9,7 @@ nothing of the cells), and the truth with one in fifty of its entries replaced b
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,22 @@ import numpy as np
 
 from data_pipeline.genes import vocab
 from experiments.analyses import cells as model_cells
-from experiments.suite import tuning as suite_tuning
+from experiments.analyses.imputation import trained_bag
+from experiments.suite import tasks
 from experiments.suite.entrants import Entrant, Study
+from scfm_jax import api
 from scfm_jax.tasks.cells import embedding
-from scfm_jax.tasks.imputation import baselines, bins, denoising, imputation, spatial_imputation
+from scfm_jax.tasks.imputation import baselines, bins, imputation
+from scfm_jax.tasks.imputation.imputer import Imputer
 
 BAG = 50
+ERRORS = {
+    "rmse": "root mean squared error of log1p",
+    "mae": "mean absolute error of log1p",
+    "corr": "Pearson correlation of log1p",
+    "cos": "cosine of log1p",
+}
+"""What the scores of predicted expression are."""
 SPOILED = 0.02
 """Share of entries that the positive control has from another cell."""
 
@@ -42,7 +53,7 @@ class Table:
 
 
 @dataclasses.dataclass
-class Said:
+class Prediction:
     """A prediction of the hidden entries: counts [h], or shares of bins [h, n_bins] by a ruler, and whose it is."""
 
     method: str
@@ -53,6 +64,10 @@ class Said:
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """Return it as counts of the cells `rows`. [h]"""
         return self.ruler.counts(self.values, rows) if self.values.ndim == 2 else self.values
+
+    def rows(self, case: str, scores: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+        """Yield a row for each metric."""
+        return tasks.rows(self.method, self.kind, case, scores)
 
 
 def draw(study: Study, columns: np.ndarray, seed: int, cells: int) -> Table:
@@ -66,105 +81,11 @@ def draw(study: Study, columns: np.ndarray, seed: int, cells: int) -> Table:
     return Table(columns, counts, np.split(np.arange(len(rows)), borders), samples[rows], coords)
 
 
-def impute(
-    name: str,
-    entrant: Entrant | None,
-    study: Study,
-    columns: np.ndarray,
-    seed: int,
-    *,
-    cells: int,
-    rates: Sequence[float] = (),
-    reference: Sequence[Study] = (),
-    reference_cells: int = 300,
-) -> Iterator[dict[str, Any]]:
-    """Yield the scores of an imputation task ("gene", "cell", "fixed_gene") of a seed.
-
-    Args:
-      reference: studies of which baselines see some cells whole, as models have seen others in training.
-    """
-    table, rng = draw(study, columns, seed, cells), np.random.default_rng(seed)
-    others = _reference(study, columns, reference, reference_cells, seed) if reference else None
-    measured = np.ones(len(columns), bool)
-    true_ruler = bins.fit(table.counts, table.counts.sum(1))
-    for hidden, parts in imputation.get(name).cases(table.counts, measured, table.bags, rates, rng):
-        where = {"samples": table.samples, "coords": table.coords}
-        problem = imputation.pose(table.counts, measured, hidden, table.bags, **where, reference=others)
-        ruler = bins.fit(problem.counts, problem.depth)
-        for said in predictions(entrant, study, table, problem, seed):
-            alike = said.ruler is not None and said.ruler.edges.shape == ruler.edges.shape
-            values = said.values if alike and np.allclose(said.ruler.edges, ruler.edges) else None
-            values = said.counts(problem.entries[0]) if values is None else values
-            found = imputation.score(values, problem, table.counts, ruler, true_ruler, parts)
-            for case, scores in found.items():
-                yield from rows(said, case, scores)
-
-
-def denoise(
-    entrant: Entrant | None, study: Study, columns: np.ndarray, seed: int, *, cells: int, keep: float, rate: float
-) -> Iterator[dict[str, Any]]:
-    """Yield the scores of denoising of a seed: after thinning, and after flips to zero."""
-    table, rng = draw(study, columns, seed, cells), np.random.default_rng(seed)
-    flipped, where = denoising.flip(table.counts, rate, rng)
-    thinned = denoising.thin(table.counts, keep, rng)
-    cases = {
-        f"thinned to {keep:.0%}": (thinned, None),
-        f"zero flips {rate:.0%}: flipped": (flipped, where),
-        f"zero flips {rate:.0%}: all": (flipped, None),
-    }
-    answers: dict[int, list[tuple[Said, np.ndarray]]] = {}
-    for case, (spoiled, entries) in cases.items():
-        if id(spoiled) not in answers:
-            everything = np.ones(spoiled.shape, bool)
-            problem = imputation.Problem(
-                spoiled, everything, everything, everything[0], table.bags, table.samples, table.coords
-            )
-            said = list(predictions(entrant, study, table, problem, seed))
-            if entrant is None:
-                said.append(Said("as it is", "baseline", spoiled.ravel()))
-            rows_of = problem.entries[0]
-            answers[id(spoiled)] = [(one, one.counts(rows_of).reshape(spoiled.shape)) for one in said]
-        alive = (spoiled.sum(1) > 0) & (table.counts.sum(1) > 0)
-        for one, counts in answers[id(spoiled)]:
-            found = denoising.score(counts[alive], table.counts[alive], None if entries is None else entries[alive])
-            yield from rows(one, case, found)
-
-
-def impute_in_space(
-    entrant: Entrant | None,
-    study: Study,
-    columns: np.ndarray,
-    seed: int,
-    *,
-    cells: int,
-    reference: Sequence[Study],
-    reference_cells: int,
-    tuning: Mapping[str, Any] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the scores of held-out genes of a seed, with the cells of the reference studies at hand.
-
-    Args:
-      tuning: options of `suite_tuning.fine_tune`, by which the run and its twin learn from all visible counts first;
-        None asks them as they are.
-    """
-    table, measured = draw(study, columns, seed, cells), np.ones(len(columns), bool)
-    held = spatial_imputation.hold_out(table.counts, seed)
-    others, there = _reference(study, columns, reference, reference_cells, seed)
-    genes = np.flatnonzero(held & there)
-    hidden = np.broadcast_to(np.isin(np.arange(len(columns)), genes), table.counts.shape)
-    problem = imputation.pose(
-        table.counts,
-        measured,
-        hidden,
-        table.bags,
-        samples=table.samples,
-        coords=table.coords,
-        reference=(others, there),
-    )
-    for said in predictions(entrant, study, table, problem, seed, together=tuning is None, tuning=tuning):
-        counts = np.zeros(table.counts.shape, np.float32)
-        counts[hidden] = said.counts(problem.entries[0])
-        yield from rows(said, "", spatial_imputation.score(counts, table.counts, genes))
+@functools.cache
+def imputer(entrant: Entrant) -> Imputer:
+    """Return the run as one that imputes, compiled once; ValueError where it cannot."""
+    run = entrant.run
+    return Imputer(run.module, run.model, run.meta["config"], run.constants)
 
 
 def predictions(
@@ -173,35 +94,35 @@ def predictions(
     table: Table,
     problem: imputation.Problem,
     seed: int,
-    together: bool = False,
-    tuning: Mapping[str, Any] | None = None,
-) -> Iterator[Said]:
+    together: Callable[[imputation.Problem], imputation.Problem] | None = None,
+    learn: Callable[[api.Run, imputation.Problem, int], api.Run] | None = None,
+) -> Iterator[Prediction]:
     """Yield what a run and its random twin say of the hidden entries; without a run, baselines and controls.
 
     Args:
-      together: give the reference cells to a model whose cells attend to each other.
-      tuning: fine-tune both by these options first.
+      together: puts the reference cells among the others, for a model whose cells attend to each other.
+      learn: fine-tunes both first, each on the problem in its own genes and by the seed.
     """
     if entrant is None:
         yield from _simple(table, problem, seed)
         return
-    imputer, slots = entrant.imputer, entrant.slots(study)[table.columns]
+    ask, slots = imputer(entrant), entrant.slots(study)[table.columns]
     if (slots < 0).any():
         raise ValueError(f"the run knows {(slots >= 0).sum()} of the {len(slots)} genes that the others share")
     posed = problem
     if together and getattr(entrant.run.module, "SAMPLE", False) is True:
-        posed = spatial_imputation.together(problem)
-    ruler = bins.fit(posed.counts, posed.depth, **imputer.binning)
-    asked, order = onto(posed, slots, len(entrant.run.genes), entrant.bag)
+        posed = together(problem)
+    ruler = bins.fit(posed.counts, posed.depth, **ask.binning)
+    asked, order = onto(posed, slots, len(entrant.run.genes), trained_bag(entrant.run))
     for kind, run in (("model", entrant.run), ("twin", entrant.run.twin(seed))):
         method = entrant.name if kind == "model" else f"{entrant.name}, random twin"
-        run = suite_tuning.fine_tune(run, asked, seed, **tuning) if tuning else run
-        said = imputer(run.variables, asked, ruler)
-        values = np.empty_like(said)
-        values[order] = said
-        yield Said(method, kind, values, ruler if values.ndim == 2 else None)
-        if kind == "model" and imputer.zeros != 1:
-            yield Said(f"{method}, even masks", kind, bins.even(values, imputer.zeros), ruler)
+        run = learn(run, asked, seed) if learn else run
+        answer = ask(run.variables, asked, ruler)
+        values = np.empty_like(answer)
+        values[order] = answer
+        yield Prediction(method, kind, values, ruler if values.ndim == 2 else None)
+        if kind == "model" and ask.zeros != 1:
+            yield Prediction(f"{method}, even masks", kind, bins.even(values, ask.zeros), ruler)
 
 
 def onto(
@@ -226,51 +147,35 @@ def onto(
     return dataclasses.replace(problem, **moved, measured=measured, bags=bags), order
 
 
-def rows(said: Said, case: str, scores: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """Yield a line for each metric."""
-    for metric, value in scores.items():
-        yield {"method": said.method, "kind": said.kind, "case": case, "metric": metric, "value": value}
-
-
-def _simple(table: Table, problem: imputation.Problem, seed: int) -> Iterator[Said]:
+def _simple(table: Table, problem: imputation.Problem, seed: int) -> Iterator[Prediction]:
     cells, genes = problem.entries
-    yield Said("gene mean", "baseline", baselines.gene_mean(problem))
+    yield Prediction("gene mean", "baseline", baselines.gene_mean(problem))
     apart = baselines.distances(problem)
-    yield Said(f"{baselines.NEIGHBOURS} neighbours", "baseline", baselines.nearest_neighbours(problem, apart))
-    yield Said("diffusion", "baseline", baselines.diffusion(problem, apart))
+    yield Prediction(f"{baselines.NEIGHBOURS} neighbours", "baseline", baselines.nearest_neighbours(problem, apart))
+    yield Prediction("diffusion", "baseline", baselines.diffusion(problem, apart))
     if len(apart) > len(problem.hidden):  # those that know what is hidden in all others
         apart[:, : len(problem.hidden)] = np.inf
         name = f"{baselines.NEIGHBOURS} neighbours in the reference"
-        yield Said(name, "baseline", baselines.nearest_neighbours(problem, apart))
+        yield Prediction(name, "baseline", baselines.nearest_neighbours(problem, apart))
     rng = np.random.default_rng(seed)
     exchanged = rng.permuted(table.counts, axis=0)[cells, genes]
     mixed = np.where(rng.random(len(cells)) < SPOILED, exchanged, table.counts[cells, genes])
-    yield Said("truth, exchanged among cells", "negative", exchanged)
-    yield Said("truth, one in fifty exchanged", "positive", mixed)
+    yield Prediction("truth, exchanged among cells", "negative", exchanged)
+    yield Prediction("truth, one in fifty exchanged", "positive", mixed)
 
 
-def _reference(
+def reference_counts(
     study: Study, columns: np.ndarray, reference: Sequence[Study], cells: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return counts [m, K] of `cells` random cells of the reference studies, and the genes that all measured. [K]"""
     names = study.counts.genes[columns].tolist()
-    found, there = [], np.ones(len(columns), bool)
+    counts, measured = [], np.ones(len(columns), bool)
     for other in reference:
         second = vocab.second_names(other.counts.var)
         mapping = vocab.map_genes(
             other.counts.genes, names, ensembl=second, table=other.table or study.table, min_mapped=None
         )
-        taken = other.draw(seed, -(-cells // len(reference)))
-        found.append(mapping.apply(other.counts.take(taken)).toarray().astype(np.float32))
-        there &= np.isin(np.arange(len(columns)), mapping.index)
-    return np.concatenate(found), there
-
-
-TASKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
-    "gene_imputation": lambda *args, **options: impute("gene", *args, **options),
-    "cell_imputation": lambda *args, **options: impute("cell", *args, **options),
-    "fixed_gene_imputation": lambda *args, **options: impute("fixed_gene", *args, **options),
-    "denoising": denoise,
-    "spatial_imputation": impute_in_space,
-    "tuned_spatial_imputation": impute_in_space,
-}
+        rows = other.draw(seed, -(-cells // len(reference)))
+        counts.append(mapping.apply(other.counts.take(rows)).toarray().astype(np.float32))
+        measured &= np.isin(np.arange(len(columns)), mapping.index)
+    return np.concatenate(counts), measured

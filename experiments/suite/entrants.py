@@ -14,12 +14,10 @@ import pandas as pd
 
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
-from experiments.analyses import imputation
 from experiments.suite import keys
 from scfm_jax import api, models
-from scfm_jax.models.exceiver.published import UNKNOWN
+from scfm_jax.saving.published.files import UNKNOWN
 from scfm_jax.tasks.cells import embedding
-from scfm_jax.tasks.imputation.imputer import Imputer
 
 
 class Inapplicable(ValueError):
@@ -30,7 +28,7 @@ class Study:
     """A file of raw counts that runs are compared on.
 
     Attributes:
-      name, path, sha256: of the file. n: its cells.
+      name, path, sha256: of the file. n: its cells. tables, tables_sha256: files that translate gene names.
       labels, batches: values of the obs columns, None where there are none or fewer than two. [n]
       coords: positions, or None. [n, 2]
     """
@@ -40,6 +38,7 @@ class Study:
         self.name, self.tables = self.path.name.split(".")[0], tuple(tables)
         self.counts = h5ad.read_counts(self.path)
         self.sha256, self.n = keys.file(self.path), self.counts.n_cells
+        self.tables_sha256 = [keys.file(pathlib.Path(table)) for table in self.tables]
         self.label, self.batch = label, batch
         self.labels, self.batches = self._column(label), self._column(batch)
         spatial = "spatial" in self.counts.obsm
@@ -105,11 +104,6 @@ class Entrant:
         """What stands for its weights."""
         return keys.weights(self.run)
 
-    @functools.cached_property
-    def imputer(self) -> Imputer:
-        """The run as one that imputes; ValueError where it cannot."""
-        return Imputer(self.run.module, self.run.model, self.run.meta["config"], self.run.constants)
-
     def check(self) -> None:
         """Raise Inapplicable where the weights came without the names of their genes: no study can be given to it."""
         if all(name.startswith(f"{UNKNOWN}:") for name in self.run.genes):
@@ -117,11 +111,6 @@ class Entrant:
                 "the weights came without the names of their genes, whose order was never published, so which count "
                 "goes where is unknown; whoever has the names gives them with the run, model:weights:genes.txt"
             )
-
-    @property
-    def bag(self) -> int:
-        """Cells of a bag."""
-        return imputation.trained_bag(self.run)
 
     @functools.cache  # noqa: B019  entrants live as long as the process
     def slots(self, study: Study) -> np.ndarray:

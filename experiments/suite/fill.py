@@ -4,22 +4,10 @@ A cell of the table is one (run, task, dataset, seed). `run` fills the cells tha
 those that fail; a killed suite loses at most the cell that it was in. What belongs to no run (baselines and controls)
 is a run of its own, without a name, and is computed once. Left in the folder:
 
-  results.jsonl   appended to, a JSON object per line. One line per metric, then one line that closes the cell; metrics
-                  without a closing line are those of a killed suite and do not count (`read`). Of cells with the same
-                  key the last counts. Metric lines:
-      key      content hash of all that the number depends on, of the cell: weights, data file, task with its options,
-               seed, and the code of task and model (see `suite_keys`)
-      run      name of the run, "" of baselines and controls;  model: such as "cellplm", "" of those
-      method   what is shown: the run's name, "<run>, random twin", or the baseline's name
-      kind     model | twin (same network, random weights) | baseline | positive | negative (controls)
-      task, case ("" or such as "15%"), dataset (the file's name without ending), seed
-      metric, value (a number, or null where it is not defined). A method that cannot be shown here has one line with
-               the metric "" and why
-  Closing lines have key, run, model, task, dataset, seed and
-      status   done | failed | inapplicable;  reason: one line, "" when done
-      cells    cells scored;  seconds, cpu_seconds: it took
+  results.jsonl   every number, see `suite.results`
   suite.json      written at the start and the end: suite (name), options, code_version, commit, keys (of the cells that
-                  were asked for, in order), metrics {task: {metric: {"text": ..., "higher": true | false | null}}},
+                  were asked for, in order), metrics {task: {metric: {"text": ..., "higher": true | false | null}}} (of
+                  the tasks that were asked for, in order),
                   runs [{name, model, source, workdir, weights, step, parameters, genes, cells_per_second (embedding),
                   contamination: {dataset: {"seen": true | false | null, "why": ...}}}],
                   datasets [{name, path, sha256, cells, genes, label, batch, spatial}], reference (the same)
@@ -36,9 +24,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
-import json
 import math
-import os
 import pathlib
 import subprocess
 import time
@@ -46,60 +32,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import pandas as pd
 
-from experiments.suite import contamination, embeddings, table
-from experiments.suite import counts as suite_counts
-from experiments.suite import keys as suite_keys
+from experiments.pages import output
+from experiments.suite import contamination, keys, pictures, results, table, tasks
 from experiments.suite.entrants import Entrant, Inapplicable, Study, shared_genes
 from scfm_jax import __version__
-from scfm_jax.tasks.cells import integration_baselines
-
-RESULTS = "results.jsonl"
-SPATIAL = ("spatial_imputation", "tuned_spatial_imputation")
-REFERRING = (*SPATIAL, "fixed_gene_imputation")
-"""Tasks that look at the cells of --reference."""
-TUNING = (
-    "experiments.suite.tuning",
-    "configs.finetune_pretraining",
-    "scfm_jax.training.step",
-    "scfm_jax.training.optim",
-)
-"""Code that fine-tuned numbers depend on, too."""
-
-
-def read(folder: pathlib.Path, keys: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the metric lines of closed cells, and the closing lines, of a suite's folder.
-
-    Args:
-      keys: of the cells that are wanted; by default those that suite.json asks for.
-    """
-    if keys is None:
-        keys = json.loads((folder / "suite.json").read_text())["keys"]
-    cells, metrics = closed(folder / RESULTS)
-    wanted = [key for key in dict.fromkeys(keys) if key in cells]
-    return pd.DataFrame([line for key in wanted for line in metrics[key]]), pd.DataFrame([cells[key] for key in wanted])
-
-
-def closed(path: pathlib.Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Return the closing line and the metric lines of each cell that was finished, by key; a torn line is passed over.
-
-    Lines that follow a closing line of the same key replace what there was.
-    """
-    cells: dict[str, dict[str, Any]] = {}
-    metrics: dict[str, list[dict[str, Any]]] = {}
-    waiting: dict[str, dict[tuple, dict[str, Any]]] = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # a suite was killed while it wrote
-            waiting.clear()
-            continue
-        if "status" in line:
-            cells[line["key"]], metrics[line["key"]] = line, [*waiting.pop(line["key"], {}).values()]
-        else:  # by what it is of, as a cell that was torn between two lines comes again
-            waiting.setdefault(line["key"], {})[line["method"], line["case"], line["metric"]] = line
-    return cells, metrics
 
 
 @dataclasses.dataclass
@@ -130,17 +67,18 @@ class Suite:
     """Tasks, runs and studies, and the folder where the numbers go.
 
     Args:
-      name: of the suite. tasks: {task: options}. entrants, studies: what is compared, on what. reference: studies with
+      name: of the suite. chosen: {task: options}. entrants, studies: what is compared, on what. reference: studies with
         the genes that are hidden everywhere. cells: of a seed. seeds: how many. folder: of the results, made here.
+      source: what gives the text of a module, which the keys depend on.
 
     Raises:
-      ValueError: there is no such task.
+      ValueError: there is no such task, or it has no such option.
     """
 
     def __init__(
         self,
         name: str,
-        tasks: Mapping[str, Mapping[str, Any]],
+        chosen: Mapping[str, Mapping[str, Any]],
         entrants: Sequence[Entrant],
         studies: Sequence[Study],
         folder: pathlib.Path,
@@ -149,21 +87,21 @@ class Suite:
         cells: int = 300,
         seeds: int = 5,
         say: Callable[[str], None] = print,
+        source: keys.Source = keys.source,
     ):
-        known = {**suite_counts.TASKS, **embeddings.TASKS}
-        for task in tasks:
-            if task not in known:
-                raise ValueError(f"task {task!r}: no such task of a suite; there are {', '.join(known)}")
-        self.name, self.tasks = name, {task: dict(options) for task, options in tasks.items()}
+        for task, options in chosen.items():
+            tasks.check_options(task, options)
+        self.name, self.tasks = name, {task: dict(options) for task, options in chosen.items()}
         self.entrants, self.studies, self.reference = list(entrants), list(studies), list(reference)
         self.folder, self.n_cells, self.n_seeds, self.say = folder, cells, seeds, say
         self.columns = {study.name: shared_genes(study, entrants) for study in studies}
+        self._code = functools.cache(lambda *modules: keys.code(modules, source))
         self.plan = [
             self._cell(entrant, task, study, seed)
             for seed in range(seeds)
             for study in studies
             for entrant in (None, *entrants)
-            for task in tasks
+            for task in self.tasks
         ]
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -172,33 +110,31 @@ class Suite:
 
         Failed cells are tried again.
         """
-        kept, counts = closed(self.folder / RESULTS)[0], collections.Counter()
+        kept, counts = results.closed(self.folder)[0], collections.Counter()
         self.describe()
         for i, cell in enumerate(self.plan):
             if i and cell.study is not self.plan[i - 1].study and counts.total() > counts["kept"]:
-                table.write(self.folder, *read(self.folder))  # of the cells so far
+                table.write(self.folder, *results.read(self.folder))  # of the cells so far
             if kept.get(cell.key, {}).get("status") in ("done", "inapplicable"):
                 counts["kept"] += 1
                 continue
             lines = self.fill(cell)
-            append(self.folder / RESULTS, lines)
+            results.append(self.folder, lines)
             status, reason = lines[-1]["status"], lines[-1]["reason"]
             counts[status] += 1
             if status == "failed":
                 self.say(f"failed: {cell.names}: {reason}")
-            if cell.seed == 0 and cell.task == "cell_typing" and status == "done":
+            if cell.seed == 0 and status == "done" and "labels" in tasks.get(cell.task).NEEDS:
                 self._picture(cell.entrant, cell.study)  # now, as what it shows is still in memory
         for entrant, study in itertools.product((None, *self.entrants), self.studies):
             self._picture(entrant, study)
         self.describe()
-        table.write(self.folder, *read(self.folder))
+        table.write(self.folder, *results.read(self.folder))
         return dict(counts)
 
     def _picture(self, entrant: Entrant | None, study: Study) -> None:
         try:
-            if entrant is not None:
-                entrant.check()
-            embeddings.picture(entrant, study, 0, self.n_cells, self.folder / "pictures")
+            pictures.write(entrant, study, 0, self.n_cells, self.folder / "pictures")
         except Inapplicable:
             pass
         except Exception as error:  # as in `fill`
@@ -209,8 +145,7 @@ class Suite:
         wall, cpu, rows, status, reason = time.perf_counter(), time.process_time(), [], "done", ""
         try:
             self.say(" ".join(("baselines" if cell.entrant is None else cell.entrant.name, cell.task, cell.study.name)))
-            found = list(self._compute(cell))
-            rows = [{**cell.names, **row, "value": _finite(row["value"])} for row in found]
+            rows = [{**cell.names, **row, "value": _finite(row["value"])} for row in list(self._score(cell))]
         except Inapplicable as error:
             status, reason = "inapplicable", _one_line(error)
         except Exception as error:  # whatever it is, the other cells of the table go on
@@ -218,43 +153,37 @@ class Suite:
         spent = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
         return [*rows, {**cell.names, "status": status, "reason": reason, "cells": self.n_cells, **spent}]
 
-    def _compute(self, cell: Cell) -> Iterator[dict[str, Any]]:
-        options = {"cells": self.n_cells, **self.tasks[cell.task]}
-        if cell.entrant is not None:
-            cell.entrant.check()
-        if cell.task in embeddings.TASKS:
-            return embeddings.TASKS[cell.task](cell.entrant, cell.study, cell.seed, **options)
-        if cell.entrant is not None and not hasattr(cell.entrant.run.module, "impute"):
-            raise Inapplicable(f"{cell.entrant.run.name} does not predict expression")
-        if cell.task in SPATIAL and (cell.study.coords is None or not self.reference):
-            raise Inapplicable("needs a study with positions, and --reference cells")
-        if cell.task in REFERRING:
-            options["reference"] = self.reference
+    def _score(self, cell: Cell) -> Iterator[dict[str, Any]]:
+        """Return the rows of a cell; Inapplicable where something that the task needs is missing."""
+        task = tasks.get(cell.task)
+        tasks.check_needs(task.NEEDS, cell.entrant, cell.study, self.reference)
         columns = self.columns[cell.study.name]
-        return suite_counts.TASKS[cell.task](cell.entrant, cell.study, columns, cell.seed, **options)
+        by_suite = {"cells": self.n_cells, "columns": columns, "reference": self.reference}
+        by_suite = {name: value for name, value in by_suite.items() if name in tasks.keywords(task)}
+        return task.score(cell.entrant, cell.study, cell.seed, **by_suite, **self.tasks[cell.task])
 
-    def _cell(self, entrant: Entrant | None, task: str, study: Study, seed: int) -> Cell:
+    def _cell(self, entrant: Entrant | None, name: str, study: Study, seed: int) -> Cell:
+        """Return a cell with its key, in which stands all that its numbers depend on."""
+        task = tasks.get(name)
         content = {
-            "task": task,
-            "options": self.tasks[task],
+            "task": name,
+            "options": self.tasks[name],
             "cells": self.n_cells,
             "seed": seed,
             "data": study.sha256,
             "columns": [study.label, study.batch],
+            "tables": study.tables_sha256,
             "weights": entrant.weights if entrant else None,
             "name": entrant.name if entrant else None,
         }
-        modules: list[Any] = [embeddings if task in embeddings.TASKS else suite_counts]
-        if task in suite_counts.TASKS:
-            content["genes"] = suite_keys.of({"columns": self.columns[study.name].tolist()})
-        if task in REFERRING:
+        if "columns" in tasks.keywords(task):
+            content["genes"] = keys.of({"columns": self.columns[study.name].tolist()})
+        if "reference" in tasks.keywords(task):
             content["reference"] = [other.sha256 for other in self.reference]
-        if task == "integration" and entrant is None:
-            content["harmony"] = integration_baselines.version()
-        if entrant:
-            modules.append(entrant.run.module)
-            modules += TUNING if "tuning" in self.tasks[task] else ()
-        return Cell(entrant, task, study, seed, suite_keys.of({**content, "code": suite_keys.code(modules)}))
+        if entrant is None and hasattr(task, "installed"):
+            content["installed"] = task.installed()
+        modules = [task.__name__, *([entrant.run.module.__name__] if entrant else [])]
+        return Cell(entrant, name, study, seed, keys.of({**content, "code": self._code(*modules)}))
 
     def describe(self) -> None:
         """Write suite.json."""
@@ -272,27 +201,15 @@ class Suite:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "commit": _commit(),
             "keys": [cell.key for cell in self.plan],
-            "metrics": table.METRICS,
+            "metrics": {name: tasks.get(name).METRICS for name in self.tasks},
             "runs": runs,
             "datasets": [study.describe() for study in self.studies],
         }
-        partial = self.folder / "suite.json.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(self.folder / "suite.json")
+        output.write_file(self.folder / "suite.json", content)
 
     @functools.cached_property
     def _seen(self) -> dict[str, dict[str, Any]]:
         return {}
-
-
-def append(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Append the lines of a cell in one go, after a torn line of a killed suite if there is one."""
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    text = ("\n" if torn else "") + "".join(json.dumps(line) + "\n" for line in lines)
-    with path.open("a") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _finite(value: float | None) -> float | None:

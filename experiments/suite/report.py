@@ -17,7 +17,7 @@ import pandas as pd
 from experiments.pages import document, figures
 from experiments.pages import run as page
 from experiments.pages.document import Html, Section
-from experiments.suite import fill, sources
+from experiments.suite import results, sources
 from experiments.suite import table as suite_table
 from scfm_jax.tasks.cells import embedding
 
@@ -36,7 +36,7 @@ def write(folder: str | os.PathLike) -> pathlib.Path:
     if not (folder / "suite.json").is_file():
         raise FileNotFoundError(f"--suite={folder}: no suite.json there; give the --output of evaluate --suite")
     content = json.loads((folder / "suite.json").read_text())
-    metrics, cells = fill.read(folder)
+    metrics, cells = results.read(folder)
     table = suite_table.build(metrics, cells, content)
     table = table.iloc[np.argsort(table["task"].map(list(content["metrics"]).index), kind="stable")]
     known = [metric in content["metrics"][task] for task, metric in zip(table["task"], table["metric"], strict=True)]

@@ -10,40 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from scfm_jax.tasks.cells import cell_type, embedding, integration
-from scfm_jax.tasks.imputation import denoising, imputation, spatial_imputation
+from experiments.pages import output
+from scfm_jax.tasks.imputation import imputation
 
-ERRORS = {
-    "rmse": "root mean squared error of log1p",
-    "mae": "mean absolute error of log1p",
-    "corr": "Pearson correlation of log1p",
-    "cos": "cosine of log1p",
-}
-SPATIAL = {
-    name: {"text": f"{ERRORS[name]}, mean over genes", "higher": more}
-    for name, more in spatial_imputation.SCORES.items()
-}
-IMPUTATION = {name: {"text": text, "higher": name.startswith("mcc")} for name, text in imputation.METRICS.items()}
-METRICS: dict[str, dict[str, dict[str, Any]]] = {
-    "gene_imputation": IMPUTATION,
-    "cell_imputation": IMPUTATION,
-    "fixed_gene_imputation": IMPUTATION,
-    "denoising": {name: {"text": ERRORS[name], "higher": more} for name, more in denoising.SCORES.items()},
-    "spatial_imputation": SPATIAL,
-    "tuned_spatial_imputation": {
-        name: about | {"text": f"{about['text']} (after fine-tuning)"} for name, about in SPATIAL.items()
-    },
-    "cell_typing": {name: {"text": embedding.METRICS[name], "higher": True} for name in ("accuracy", "f1")},
-    "annotation": {
-        name: {"text": f"{text} (linear head on frozen embeddings)", "higher": name != "ece"}
-        for name, text in cell_type.METRICS.items()
-    },
-    "clustering": {
-        name: {"text": embedding.METRICS[name], "higher": True} for name in ("nmi", "ari", "nmi_best", "ari_best")
-    },
-    "integration": {name: {"text": text, "higher": True} for name, text in integration.METRICS.items()},
-    "metadata": {"ami": {"text": "AMI of k-means clusters with a column (high is wanted of biology)", "higher": None}},
-}
 COLUMNS = (
     "task", "case", "dataset", "metric", "method", "run", "model", "kind", "mean", "half", "seeds", "contaminated",
     "status", "reason",
@@ -53,13 +22,11 @@ WORDS = {True: "yes", False: "no", None: "unknown"}
 
 
 def write(folder: pathlib.Path, metrics: pd.DataFrame, cells: pd.DataFrame) -> None:
-    """Write table.csv and table.md of what `suite.read` returns."""
+    """Write table.csv and table.md of what `results.read` returns."""
     content = json.loads((folder / "suite.json").read_text())
     table = build(metrics, cells, content)
-    for name, text in (("table.csv", table.to_csv(index=False)), ("table.md", markdown(table, content))):
-        partial = folder / f"{name}.partial"
-        partial.write_text(text)
-        partial.replace(folder / name)
+    output.write_file(folder / "table.csv", table.to_csv(index=False))
+    output.write_file(folder / "table.md", markdown(table, content))
 
 
 def build(metrics: pd.DataFrame, cells: pd.DataFrame, content: Mapping[str, Any]) -> pd.DataFrame:

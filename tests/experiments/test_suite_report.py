@@ -8,7 +8,7 @@ import pytest
 
 from experiments.pages import figures
 from experiments.suite import report as suite_report
-from experiments.suite import table
+from experiments.suite import tasks
 from tests.experiments.test_report import Page
 from tests.harness import browser, commands
 
@@ -67,7 +67,8 @@ def folder(tmp_path_factory):
         for name in RUNS
     ]
     content = {"suite": "zero_shot", "options": {"cells": 60, "seeds": 3, "tasks": {}}, "code_version": "0.1.0"}
-    content |= {"commit": "c0ffee", "keys": list(closing), "metrics": table.METRICS, "runs": runs}
+    content |= {"commit": "c0ffee", "keys": list(closing), "runs": runs}
+    content |= {"metrics": {name: tasks.get(name).METRICS for name in ("denoising", "cell_typing")}}
     (path / "suite.json").write_text(json.dumps(content | {"datasets": [study], "reference": []}))
     (path / "pictures").mkdir()
     rng = np.random.default_rng(0)

@@ -16,12 +16,12 @@ import numpy as np
 
 from scfm_jax.models.exceiver import HEADS, VARIANTS, Model
 from scfm_jax.saving.published import stacks, torch_state
+from scfm_jax.saving.published.files import UNKNOWN
 from scfm_jax.saving.published.torch_state import Entry, linear, norm
 
 TABLE = "gene_emb.weight"
 LAYERS = ("layer", "layers")  # one by one, stacked
 UNUSED = "process_self_attn.encoder_layer."
-UNKNOWN = "unknown"
 UNKNOWN_ORDER = (
     "the order of the published genes (and of the classes) was never released: which gene a row of these weights "
     "stands for is unknown. Golden cases, gradients, sizes and speeds can be reproduced, and the weights can start a "

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+UNKNOWN = "unknown"
+"""Genes of weights that came without their names are called unknown:0, unknown:1, and so on."""
+
 
 def json_object(path: str | pathlib.Path) -> dict[str, Any]:
     """Return the object in a JSON file; ValueError or OSError says in one line that it is none."""
