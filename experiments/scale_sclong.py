@@ -186,15 +186,15 @@ def _cell() -> tuple[dict, Batch]:
     from data_pipeline.files import h5ad
     from data_pipeline.genes import vocab
     from scfm_jax import api
-    from scfm_jax.inference import infer
+    from scfm_jax.inference import bags
 
     genes = vocab.read_genes(FLAGS.genes)
     with h5ad.read_counts(FLAGS.input) as counts:
         mapping = vocab.map_genes(counts.genes, genes, ensembl=vocab.second_names(counts.var), min_mapped=0.3)
         print(mapping.report)
-        packed = infer.pack(mapping.apply(counts.take(np.array([FLAGS.cell]))), np.zeros((1, 1), int))
+        packed = bags.pack(mapping.apply(counts.take(np.array([FLAGS.cell]))), np.zeros((1, 1), int))
     known = {"slots": np.arange(len(genes) + 1, dtype=np.int32), "measured": np.ones((1, len(genes)), bool)}
-    known |= api.gene_constants({"graph": FLAGS.graph}, genes)
+    known |= api.gene_constants({"graph": FLAGS.graph}, genes, say=print)
     fields = {name: packed[name] for name in Batch.__dataclass_fields__}
     return jax.tree.map(jnp.asarray, known), Batch(**fields)
 

@@ -39,11 +39,11 @@ flags.DEFINE_bool("distributed", None, "Be one of several processes; found out f
 def main(_) -> None:
     if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config and --workdir say what to train and where to (see --helpshort)")
-    signals.supervise(lambda desk: pretrain(FLAGS.config, FLAGS.workdir, desk, FLAGS.distributed))
+    signals.supervise(lambda lock: pretrain(FLAGS.config, FLAGS.workdir, lock, FLAGS.distributed))
 
 
 def pretrain(
-    config: ConfigDict, workdir: str, desk: signals.Desk | None = None, distributed: bool | None = None
+    config: ConfigDict, workdir: str, lock: signals.StateLock | None = None, distributed: bool | None = None
 ) -> TrainState:
     """Train the model of `config` in `workdir` and return its last state; see `configs/` for what a config is."""
     sharding.join_processes(distributed)
@@ -59,6 +59,8 @@ def pretrain(
     loaders = data.loaders()
     if hasattr(module, "fit") and base is None:
         options["inputs"] = data.fit(module, options.get("inputs", {}))
+    if base is not None:
+        data.complete(module, options["inputs"])
     metadata = describe(options, module, data, loaders["train"])
     model = module.Model(**metadata["config"]["model"])
     folder = settings.prepare_workdir(workdir, metadata)
@@ -81,7 +83,7 @@ def pretrain(
         **options["train"],
         validation=loaders.get("val"),
         initial=initial,
-        desk=desk,
+        lock=lock,
     )
     if base is not None:
         finetuning.write(folder / tuning.FILE, state, optimizer, base, options, metadata)
@@ -111,8 +113,8 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
         "data": [*training_data.OPTIONS, *settings.keywords(Loader, without=("part", "keep", "host", "n_hosts"))],
-        "optim": [*settings.keywords(optim.build, without=("steps", "layers")), "schedule_unit"],
-        "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "desk")),
+        "optim": [*optim.KEYS, "schedule_unit"],
+        "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "lock")),
     }
     accepted |= finetuning.accepted(config)
     settings.check(config, accepted)

@@ -40,11 +40,11 @@ def read_counts(
     """Open `source`, a file, a folder or an AnnData, for reading its raw counts: X, or the `layer`, or `raw`.
 
     With `check`, what is not counts (negative, not an integer, NaN, infinite) raises a ValueError that says where in
-    the file counts are and which flag chooses them; without, values come as they are. ValueError, FileNotFoundError or
-    PermissionError, in one line, where there is nothing to read.
+    the file counts are and what option chooses them; without, values come as they are. ValueError, FileNotFoundError
+    or PermissionError, in one line, where there is nothing to read.
     """
     if layer and raw:
-        raise ValueError(f"--layer={layer} and --raw exclude each other: counts come from one place")
+        raise ValueError(f"layer={layer} and raw=True exclude each other: counts come from one place")
     opened = open_source(source)
     try:
         return Counts(opened, f"layers/{layer}" if layer else "raw" if raw else "X", check)
@@ -126,7 +126,7 @@ class Counts:
     def _open(self, source: str) -> Any:
         if source not in self._opened.matrices:
             there = ", ".join(self._opened.matrices) or "no matrix at all"
-            raise ValueError(f"{self.path}: no {source} in it; there is {there} (--layer=NAME and --raw choose)")
+            raise ValueError(f"{self.path}: no {source} in it; there is {there} (layer=NAME and raw=True choose)")
         with self._reading(source):
             return open_rows(self._opened.matrices[source])
 
@@ -151,13 +151,13 @@ class Counts:
         return block
 
     def _way_out(self) -> str:
-        """Where else in the file counts are, and the flag that chooses them."""
+        """Where else in the file counts are, and the option that chooses them, in the notation of both doors."""
         others = [name for name in self._opened.matrices if name != self.source]
         good = [name for name in others if why_not_counts(self._open(name).sample()) is None]
         if good:
-            flags = [name.replace("layers/", "--layer=") if "/" in name else f"--{name}" for name in good]
-            flags = ["no --layer and no --raw" if flag == "--X" else flag for flag in flags]
-            return f"counts are in {' and '.join(good)}: choose with {' or '.join(flags)}"
+            ways = {"X": "no layer and no raw", "raw": "raw=True"}
+            options = [ways.get(name) or name.replace("layers/", "layer=") for name in good]
+            return f"counts are in {' and '.join(good)}: choose with {' or '.join(options)}"
         looked = f"{', '.join(others)} hold none either" if others else "it has no layers and no raw to look in"
         return f"{looked}: give the file of counts that this one was made from"
 
@@ -205,7 +205,7 @@ def write_embedding(
     """
     output, embedding = Path(output), np.asarray(embedding, np.float32)
     if output.exists():
-        raise FileExistsError(f"{output}: exists already and is not overwritten: give another --output or remove it")
+        raise FileExistsError(f"{output}: exists already and is not overwritten: choose another name or remove it")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output}: there is no folder {output.parent}: make it first")
     with closing(open_source(source)) as cells:
@@ -213,7 +213,7 @@ def write_embedding(
         if embedding.ndim != 2 or len(embedding) != n_cells:
             raise ValueError(f"{cells.path}: an embedding of shape {embedding.shape} does not fit its {n_cells} cells")
         if key in cells.obsm and not replace:
-            raise ValueError(f"{cells.path}: obsm[{key!r}] is there already: choose another key, or --replace it")
+            raise ValueError(f"{cells.path}: obsm[{key!r}] is there already: choose another key, or replace it")
         with _whole(output) as partial:
             if isinstance(source, anndata.AnnData):
                 source.write_h5ad(partial)
@@ -226,7 +226,7 @@ def write_embedding(
                     if group not in file:
                         write_elem(file, group, {})
                 write_elem(file["obsm"], key, embedding)
-                write_elem(file["uns"], key, {name: _plain(value) for name, value in provenance.items()})
+                write_elem(file["uns"], key, plain(provenance))
 
 
 @contextmanager
@@ -267,6 +267,7 @@ def _stream(cells: Source, path: Path) -> None:
             rows.close()
 
 
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    return value if isinstance(value, str | int | float | bool) else json.dumps(value)
+def plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was done in the form in which it lies in uns: text and numbers, everything else as JSON."""
+    values = {name: x.item() if isinstance(x, np.generic) else x for name, x in provenance.items()}
+    return {name: x if isinstance(x, str | int | float | bool) else json.dumps(x) for name, x in values.items()}

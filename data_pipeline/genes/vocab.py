@@ -323,7 +323,7 @@ def _report(names: list[str], vocab: Sequence[str], index: np.ndarray, steps: li
 def _too_few(report: MappingReport, least: float, vocab: Sequence[str], table: GeneTable | None) -> str:
     """Say in one line that too few genes are known, and what to do."""
     kind = "Ensembl ids" if is_id(vocab[0]) else "symbols"
-    way = "" if table else "give a gene table (--gene_table, HGNC or GENCODE) that knows both, lower --min_mapped, or "
+    way = "" if table else "give a gene table (gene_table, HGNC or GENCODE) that knows both, lower min_mapped, or "
     known = f"{report.mapped:,} of {report.n:,} gene names ({report.mapped / report.n:.1%}) are known"
     found = f"{report.covered:,} of {report.vocab:,} vocabulary genes ({report.covered / report.vocab:.1%}) found"
     return (

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import sparse
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from scfm_jax.api import Run
-from scfm_jax.inference import bags as tissue
+from scfm_jax.inference import bags
 from scfm_jax.tasks.cells.embedding import encode
 
 
@@ -36,10 +36,15 @@ class ModelCells:
     symbols: list[str]
     trained_on: bool
 
-    def constants(self, run: Run) -> dict[str, Any]:
-        """Return the model's constants for batches of these counts."""
-        slots = np.arange(len(self.measured) + 1, dtype=np.int32)
-        return {**run.constants, "slots": slots, "measured": self.measured[None]}
+    def batches(self, run: Run) -> Iterator[dict[str, Any]]:
+        """Yield batches of all cells, in their order, for a model of single cells, or one bag of all for others."""
+        labels = run.meta["config"].get("data", {}).get("labels", ())
+        for index in run.rules.batches([np.arange(self.counts.shape[0])]):
+            yield bags.pack(self.counts[index[index >= 0]], index, labels=list(labels))
+
+    def constants(self, run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
+        """Return the model's constants for batches of these counts, see `bags.complete_constants`."""
+        return run.complete_constants(self.batches(run), self.measured[None], say)
 
     def column(self, name: str, flag: str) -> np.ndarray:
         """Return an obs column as text, "" where there is no value; ValueError names the flag and the columns. [n]"""
@@ -95,8 +100,8 @@ class Cells:
         self.coords = np.asarray(counts.obsm["spatial"])[:, :2] if "spatial" in counts.obsm else None
 
     def separate(self, sample_key: str | None) -> str:
-        """Tell the samples apart by an obs column (see `tissue.samples`) and return in words how."""
-        parts, how = tissue.samples(self.counts.obs, sample_key, self.n, 0)
+        """Tell the samples apart by an obs column (see `bags.samples`) and return in words how."""
+        parts, how = bags.samples(self.counts.obs, sample_key, self.n, 0)
         for code, rows in enumerate(parts):
             self.samples[rows] = code
         return how

@@ -1,14 +1,13 @@
 """Score what a model's class token says of the cells of files, beside the most common class and random twins."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.analyses import cells as model_cells
 from experiments.pages import output
-from scfm_jax.api import BATCH, Run
-from scfm_jax.inference import infer
+from scfm_jax.api import Run
 from scfm_jax.tasks.cells import class_token as task
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -42,6 +41,7 @@ def evaluate(
         text = cells.column(label or trained, "label")
         truth = np.array([names.index(t) if t in names else -1 for t in text])
         files.append((cells, truth, sorted(set(text[truth < 0]) - {""})))
+    constants = [cells.constants(run, say) for cells, _, _ in files]
     found: dict[str, Any] = {"model": run.name, "weights": run.source, "label": label or trained, "classes": names}
     found["files"] = [
         {"input": cells.name, "cells": len(truth), "unknown": unknown, "trained_on": cells.trained_on}
@@ -51,7 +51,10 @@ def evaluate(
     methods = [(run.name, seed, run, True) for seed in range(seeds)] + [(f"{run.name}, nothing hidden", 0, run, False)]
     methods += [("random twin", seed, run.twin(seed), True) for seed in range(seeds)]
     for name, seed, model, hide in methods:
-        said = [_predict(model, cells, inputs, hide=hide, seed=seed) for cells, _, _ in files]
+        said = [
+            _predict(model, cells, known, inputs, hide=hide, seed=seed)
+            for (cells, _, _), known in zip(files, constants, strict=True)
+        ]
         parts = [(cells.name, p, truth) for (cells, truth, _), p in zip(files, said, strict=True) if (truth >= 0).any()]
         if not parts:
             there = ", ".join(sorted({t for *_, unknown in files for t in unknown})) or "none"
@@ -62,18 +65,12 @@ def evaluate(
     return {**found, "rows": rows}
 
 
-def _predict(run: Run, cells: model_cells.ModelCells, inputs: dict[str, Any], **how: Any) -> np.ndarray:
+def _predict(
+    run: Run, cells: model_cells.ModelCells, constants: Mapping[str, Any], inputs: Mapping[str, Any], **how: Any
+) -> np.ndarray:
     """Return the probabilities of the classes of every cell. [n, classes]"""
-    most, n = getattr(run.module, "BATCH", BATCH), cells.counts.shape[0]
-    labels = list(run.meta["config"].get("data", {}).get("labels", ()))
-
-    def batches():
-        for start in range(0, n, most):
-            index = np.arange(start, start + most)[:, None]
-            index = np.where(index < n, index, -1)
-            yield infer.pack(cells.counts[start : start + most], index, labels=labels)
-
-    return task.predict(run.module, run.model, run.variables, cells.constants(run), batches(), n, inputs=inputs, **how)
+    parts = (run.module, run.model, run.variables, constants)
+    return task.predict(*parts, cells.batches(run), cells.counts.shape[0], inputs=inputs, **how)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from data_pipeline.genes import edge_lists, gene_sets, vocab
 from experiments.analyses import cells as model_cells
 from experiments.pages import figures, output
 from scfm_jax.api import Run
+from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import gene_clusters as task
-from scfm_jax.tasks.genes import marker_genes
 
 LEVEL = 0.05
 TOP_SETS = 3
@@ -72,7 +72,8 @@ def evaluate(
             if vectors == "table":
                 spaces[name] = task.vectors(run.name, model.variables, len(run.genes))[chosen]
             else:
-                spaces[name] = _means(model, source, data, chosen, cells, seed, gene_table, options)
+                tell = say if seed == 0 and model is run else lambda _: None
+                spaces[name] = _means(model, source, data, chosen, cells, seed, gene_table, options, tell)
         if data:
             spaces["expression PCA"] = _loadings(data.counts[:, chosen], seed)
         for name, x in spaces.items():
@@ -111,7 +112,7 @@ def _expressed(data: model_cells.ModelCells, least: float) -> tuple[np.ndarray, 
         raise ValueError(
             f"{len(chosen)} genes are expressed in {least:.0%} of the cells: too few to cluster; lower --min_expressed"
         )
-    return chosen, np.asarray(marker_genes.expression(data.counts).mean(0)).ravel()[chosen]
+    return chosen, np.asarray(log_normalised(data.counts).mean(0)).ravel()[chosen]
 
 
 def _network(path, names, genes, table, chosen, say) -> dict[str, Any]:
@@ -148,12 +149,10 @@ def _namings(names: Sequence[str], genes: Sequence[str]) -> list[Sequence[str]]:
     return [n for n in (names, genes) if len(set(n)) == len(n)]
 
 
-def _means(run, source, data, chosen, cells, seed, tables, options) -> np.ndarray:
+def _means(run, source, data, chosen, cells, seed, tables, options, say) -> np.ndarray:
     """Return the mean representation of each chosen gene over some cells; zeros where the model was never given it."""
     rows = np.sort(np.random.default_rng(seed).permutation(data.counts.shape[0])[:cells])
-    genes = run.gene_representations(
-        source, rows=rows, gene_table=tables, seed=seed, say=lambda _: None, **options
-    )  # fmt: skip
+    genes = run.gene_representations(source, rows=rows, gene_table=tables, seed=seed, say=say, **options)
     values, _ = genes.mean_of(np.ones((len(rows), 1), bool))
     table = np.zeros((len(run.genes), genes.width), np.float32)
     table[genes.ids] = np.nan_to_num(values[0])
@@ -162,7 +161,7 @@ def _means(run, source, data, chosen, cells, seed, tables, options) -> np.ndarra
 
 def _loadings(counts: sparse.csr_matrix, seed: int) -> np.ndarray:
     """Return the genes' loadings on principal components of standardised log expression, scaled. [K, 50]"""
-    x = marker_genes.expression(counts).toarray().astype(np.float32)
+    x = log_normalised(counts).toarray().astype(np.float32)
     x -= x.mean(0)
     x /= np.maximum(x.std(0), 1e-6)
     _, values, right = randomized_svd(x, min(COMPONENTS, *(n - 1 for n in x.shape)), random_state=seed)

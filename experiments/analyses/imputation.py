@@ -11,6 +11,7 @@ from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from experiments.analyses.cells import Cells
 from scfm_jax import api
+from scfm_jax.inference import bags
 from scfm_jax.tasks.imputation import baselines, bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
 
@@ -43,7 +44,7 @@ def evaluate(
     same = [path for path in reference if pathlib.Path(path).resolve() == pathlib.Path(source).resolve()]
     if same:
         raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
-    imputer = Imputer(run.module, run.model, run.meta["config"], run.constants)
+    imputer = Imputer(run.module, run.model, run.meta["config"], run.constants, say)
     imputer.binning["bin_value"] = bin_value
     table = vocab.read_table(gene_table) if gene_table else None
     bag = bag or trained_bag(run)
@@ -76,8 +77,7 @@ def evaluate(
 
 def trained_bag(run: api.Run) -> int:
     """Return how many cells of a bag the model was trained with, where that matters to it, or the sCT paper's 50."""
-    bag = run.meta["config"].get("data", {}).get("bag")
-    return bag if bag and getattr(run.module, "SAMPLE", False) == "bag" else 50
+    return run.rules.fixed_bag or bags.BAG
 
 
 def _of_seed(

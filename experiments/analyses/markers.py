@@ -19,6 +19,7 @@ from experiments.pages import heat_map
 from scfm_jax import api
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.tasks.cells.embedding import UNLABELLED
+from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import marker_genes as task
 
 DRAWN = ("summed", "shift")
@@ -68,7 +69,7 @@ def evaluate(
                 names = symbols(genes, run.mapping, counts)
                 marked = {label: _marked(label, known[label], names, genes.genes, table) for label in known}
             twin = run.twin(seed).gene_representations(source, **given, say=lambda _: None)
-            values = task.expression(run.mapping.apply(counts.take(rows))[:, genes.ids])
+            values = log_normalised(run.mapping.apply(counts.take(rows))[:, genes.ids])
             member = np.stack([types[rows] == label for label in known], 1)
             models = {run.name: _halves(genes, member), "random twin": _halves(twin, member)}
             for i, (label, markers) in enumerate(marked.items()):

@@ -12,8 +12,8 @@ from data_pipeline.batches import obs as columns
 from experiments.analyses import cells as model_cells
 from experiments.pages import figures, output
 from scfm_jax.api import Run
+from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes.gene_clusters import false_discovery
-from scfm_jax.tasks.genes.marker_genes import expression
 from scfm_jax.tasks.perturbation import in_silico as task
 
 SCORES = ("direction", "downstream", "gain")
@@ -57,7 +57,7 @@ def evaluate(
     rng = np.random.default_rng(seed)
     rows = {value: _draw(condition, value, kept, cells, rng, column) for value in (control, *_values(targets))}
     counts, base = data.counts, data.counts[rows[control]]
-    level = np.asarray(expression(base).mean(0)).ravel()
+    level = np.asarray(log_normalised(base).mean(0)).ravel()
     asked = _targets(data, targets, condition[kept], control, run.genes)
     for value, _ in asked:
         rows.setdefault(value, _draw(condition, value, kept, cells, rng, column))
@@ -73,7 +73,7 @@ def evaluate(
     genes = sorted({g for _, g in asked} | {int(g) for found in nulls.values() for g in found})
     everything = np.unique(np.concatenate(list(rows.values())))
     found: list[dict[str, Any]] = []
-    for name, embed in _methods(run, data, counts[everything], seed):
+    for name, embed in _methods(run, data, counts[everything], seed, say):
         moved = task.shifts(embed, base, {g: places(g) for g in genes}, how)
         of_method = []
         for value, gene in asked:
@@ -163,10 +163,11 @@ def _places(base, level, measured, asked, how):
     return [int(g) for g in np.flatnonzero(enough) if g not in targets], places, dropped
 
 
-def _methods(run: Run, data: model_cells.ModelCells, counts, seed: int):
+def _methods(run: Run, data: model_cells.ModelCells, counts, seed: int, say: Callable[[str], None]):
     """Yield the name and the embedder of the model, its twin, and the components of all cells that are used."""
+    constants = data.constants(run, say)
     for name, model in ((run.name, run), ("random twin", run.twin(seed))):
-        parts = (run.name, run.module, run.model, model.variables, data.constants(run), run.meta["config"])
+        parts = (run.name, run.module, run.model, model.variables, constants, run.meta["config"])
         yield name, task.Embedder(*parts)
     yield "PCA-50", task.Components(counts, seed=seed)
 

@@ -7,19 +7,19 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 import scfm_jax
 from experiments.analyses import cells as model_cells
 from experiments.pages import figures, output
-from experiments.training import settings
+from experiments.training import finetuning, settings
+from scfm_jax import sharding
 from scfm_jax.api import Run
+from scfm_jax.inference import bags
 from scfm_jax.tasks.cells import transfer as task
-from scfm_jax.training import loop, step
-from scfm_jax.types import Batch, TrainState
+from scfm_jax.training import loop
+from scfm_jax.types import TrainState
 
 STARTS = ("pretrained", "random")
 NAMES = {
@@ -83,12 +83,10 @@ def _prepared(
     given["labels"] = list(trained.get("labels", ()))
     rows = task.split(cells.counts.shape[0], seed, validation)
     loaders = [task.CellsInMemory(cells.counts, part, **given) for part in rows]
-    constants, inputs = cells.constants(run), dict(run.meta["config"].get("inputs", {}))
-    if hasattr(run.module, "fit"):
-        constants = {name: value for name, value in constants.items() if name not in run.module.FITTED}
-        inputs |= {"n_mask": 0} if "n_mask" in inputs else {}  # of the new study's genes
-        parts = dict(zip(("train", "val"), (loader.epoch_batches() for loader in loaders), strict=True))
-        constants, inputs = run.module.fit(parts, constants, inputs)
+    constants, inputs = run.constants | bags.own_vocabulary(cells.measured[None]), run.meta["config"].get("inputs", {})
+    inputs = inputs | ({"n_mask": 0} if "n_mask" in inputs else {})  # of the new study's genes
+    parts = dict(zip(("train", "val"), (loader.epoch_batches() for loader in loaders), strict=True))
+    constants, inputs = bags.refitted(run.module, constants, parts, inputs)
     data = zlib.crc32(cells.counts.data, zlib.crc32(cells.counts.indices))
     return {
         "data": data,
@@ -126,14 +124,9 @@ def _curve(
 
     def begin(state: TrainState) -> TrainState:
         if start == "pretrained":
-            weights = dict(run.variables)
-            placed = jax.tree.map(
-                lambda new, old: jax.device_put(jax.numpy.asarray(new, old.dtype), old.sharding),
-                {"params": weights.pop("params"), "buffers": weights},
-                {"params": state.params, "buffers": state.buffers},
-            )
-            state = state.replace(**placed, ema=state.ema and jax.tree.map(jax.numpy.copy, placed["params"]))
-        before.write_text(json.dumps(validate(objective, prepared["validation"], state)) + "\n")
+            state = finetuning.begin_with(run.variables, run.source, say=lambda _: None)(state)
+        validate = loop.validator(objective, prepared["validation"], sharding.make_mesh())
+        before.write_text(json.dumps(validate(state)) + "\n")
         return state
 
     steps = epochs * every
@@ -148,18 +141,6 @@ def _curve(
         if values:
             found.append({"start": start, "seed": seed, "epoch": line["step"] // every, **values})
     return found
-
-
-def validate(objective: step.Objective, loader: task.CellsInMemory, state: TrainState) -> dict[str, float]:
-    """Return the validation metrics of a state, as `train.fit` has them."""
-    from scfm_jax.training.progress import add, means
-
-    evaluate = jax.jit(lambda state, batch, i: step.eval_step(objective, state, batch, i))
-    sums: dict[str, list[float]] = {}
-    fields = Batch.__dataclass_fields__
-    for i, arrays in enumerate(loader.epoch_batches()):
-        add(sums, evaluate(state, Batch(**{field: arrays[field] for field in fields}), np.uint32(i)))
-    return means(sums)
 
 
 def metrics(found: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from experiments.parity import Case
 from scfm_jax.layers import attention, graph
 from scfm_jax.models import sclong
 from scfm_jax.models.sclong import published as convert
-from scfm_jax.training import optim
+from scfm_jax.training import optim, schedules
 from scfm_jax.types import Batch
 
 Arrays = dict[str, np.ndarray]
@@ -214,7 +214,7 @@ def lr_schedule(case: Case) -> Arrays:
     c, n = case.meta["config"], len(case.group("out")["lr"])
     cycles = (c["first_cycle_steps"], c["cycle_mult"], c["gamma"])
     with jax.enable_x64(True):
-        schedule = optim.restarts(c["max_lr"], c["min_lr"] / c["max_lr"], c["warmup_steps"], *cycles, n)
+        schedule = schedules.restarts(c["max_lr"], c["min_lr"] / c["max_lr"], c["warmup_steps"], *cycles, n)
         return {"out/lr": np.asarray(jax.vmap(schedule)(jnp.arange(n)))}
 
 

@@ -110,7 +110,7 @@ def predictions(
     if (slots < 0).any():
         raise ValueError(f"the run knows {(slots >= 0).sum()} of the {len(slots)} genes that the others share")
     posed = problem
-    if together and getattr(entrant.run.module, "SAMPLE", False) is True:
+    if together and entrant.run.rules.together is True:
         posed = together(problem)
     ruler = bins.fit(posed.counts, posed.depth, **ask.binning)
     asked, order = onto(posed, slots, len(entrant.run.genes), trained_bag(entrant.run))

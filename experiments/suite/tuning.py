@@ -23,13 +23,13 @@ import scipy.sparse as sp
 from configs import finetune_pretraining
 from experiments.training import finetuning
 from scfm_jax import api
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags
 from scfm_jax.tasks.cells.transfer import Steps
 from scfm_jax.tasks.imputation.imputation import Problem
 from scfm_jax.training import loop, step
 
-BAG, BATCH = 50, 8
-"""Cells of a bag and bags of a batch of published models, which bring no data options."""
+BATCH = 8
+"""Bags of a batch of published models, which bring no data options."""
 
 
 class Bags:
@@ -48,7 +48,7 @@ class Bags:
         others = [np.arange(n, len(problem.counts))] if len(problem.counts) > n else []
         self._parts = [np.flatnonzero(problem.samples == code) for code in np.unique(problem.samples)] + others
         self._counts = sp.csr_matrix(problem.counts)
-        self._width = infer.size_up(int(np.diff(self._counts.indptr).max()), 256)
+        self._width = bags.size_up(int(np.diff(self._counts.indptr).max()), 256)
         self._coords = np.full((len(problem.counts), 2), np.nan, np.float32)
         if problem.coords is not None:
             self._coords[:n] = problem.coords
@@ -76,7 +76,7 @@ class Bags:
         """Return the fields of a batch; all have the same shape, so that there is one compilation."""
         index = np.full(self._shape, -1, np.int64)
         index.flat[: len(rows)] = rows
-        packed = infer.pack(self._counts[rows], index, self._coords[rows], self._labels)
+        packed = bags.pack(self._counts[rows], index, self._coords[rows], self._labels)
         wide = [(0, 0), (0, 0), (0, self._width - packed["genes"].shape[-1])]
         packed["genes"] = np.pad(packed["genes"], wide, constant_values=self._counts.shape[1])
         packed["counts"] = np.pad(packed["counts"], wide)
@@ -108,13 +108,9 @@ def fine_tune(
     inputs, loss = ({**config[part], **own.get(part, {})} for part in ("inputs", "loss"))
     inputs |= {"covariates": False} if "covariates" in inputs else {}  # batches and studies are others
     data = config.get("data", {})
-    bag = data.get("bag") or (BAG if getattr(run.module, "SAMPLE", False) else 1)
     labels = list(data.get("labels", ()))
-    loader = Bags(problem, bag=bag, batch=data.get("batch") or BATCH, labels=labels, seed=seed)
-    slots = np.arange(problem.measured.size + 1, dtype=np.int32)
-    constants = {**run.constants, "slots": slots, "measured": loader.measured}
-    if not set(getattr(run.module, "FITTED", ())) <= constants.keys():
-        constants, inputs = run.module.fit({"train": loader.epoch_batches()}, constants, inputs)
+    loader = Bags(problem, bag=run.rules.bag, batch=data.get("batch") or BATCH, labels=labels, seed=seed)
+    constants = run.complete_constants(loader.epoch_batches(), loader.measured, say=lambda _: None)
     optimizer = finetune_pretraining.get_config("full").optim.to_dict() | {"learning_rate": learning_rate}
     scratch = tempfile.TemporaryDirectory(prefix="suite_tuning", ignore_cleanup_errors=True)  # of a save cut short
     with scratch as folder, contextlib.redirect_stdout(io.StringIO()):

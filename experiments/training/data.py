@@ -12,6 +12,7 @@ from data_pipeline.batches.loader import Loader
 from data_pipeline.genes.vocab import map_genes, read_genes, read_table
 from data_pipeline.store.store import Store, open_store
 from scfm_jax import api
+from scfm_jax.inference import bags
 
 GENE_OPTIONS = ("graph", "graph_weighted", "gene_vectors")
 OPTIONS = ("store", "genes", "gene_table", "min_mapped", *GENE_OPTIONS)
@@ -52,6 +53,11 @@ class TrainingData:
         self.constants, inputs = module.fit(passes, self.constants, inputs)
         return inputs
 
+    def complete(self, module: ModuleType, inputs: dict[str, Any]) -> None:
+        """Fit what did not come with the weights that fine-tuning begins with to all training cells, and say so."""
+        batches = self.loaders(shared=False)["train"].epoch_batches()
+        self.constants = bags.complete_constants(module, self.constants, batches, inputs)
+
 
 def read(options: dict[str, Any], module: ModuleType, seed: int, base: api.Run | None = None) -> TrainingData:
     """Return the training data that a config's "data" describes; genes and what is known of them are those of `base`,
@@ -63,7 +69,7 @@ def read(options: dict[str, Any], module: ModuleType, seed: int, base: api.Run |
     source = options.pop("genes")
     genes, slots, mapping = gene_slots(store, base.genes if base else source, tables, least)
     known = {name: options.pop(name) for name in GENE_OPTIONS if name in options}
-    known = base.constants if base else api.gene_constants(known, genes, read_table(tables) if tables else None)
+    known = base.constants if base else api.gene_constants(known, genes, read_table(tables) if tables else None, print)
     options["labels"] = known_labels(store, options.get("labels", ()), module)
     options["keep"] = slots[:-1] < len(genes)
     constants = {**known, "slots": slots, "measured": measured(store, slots, len(genes))}

@@ -20,6 +20,7 @@ from data_pipeline.store.store import Store
 from experiments.training import settings
 from scfm_jax import models, tasks
 from scfm_jax.api import Run
+from scfm_jax.inference import bags
 from scfm_jax.saving.leaves import path_name
 from scfm_jax.training import optim, step, tuning
 from scfm_jax.types import TrainState
@@ -129,8 +130,10 @@ def beginning(
     return begin
 
 
-def begin_with(variables: Mapping[str, Any], source: str) -> Callable[[TrainState], TrainState]:
-    """Return a function that puts parameters and buffers into a state, where name and shape are the same.
+def begin_with(
+    variables: Mapping[str, Any], source: str, say: Callable[[str], None] = print
+) -> Callable[[TrainState], TrainState]:
+    """Return a function that puts parameters and buffers into a state, where name and shape are the same, and says so.
 
     The function raises ValueError where no parameter is.
     """
@@ -154,7 +157,7 @@ def begin_with(variables: Mapping[str, Any], source: str) -> Callable[[TrainStat
         params = picked(state.params, variables["params"])
         if not kept:
             raise ValueError(f"config.init_from={source}: no parameter has the name and shape of one of this model")
-        print(f"init_from: {len(kept)} parameters taken; new: {', '.join(new) or 'none'}", flush=True)
+        say(f"init_from: {len(kept)} parameters taken; new: {', '.join(new) or 'none'}")
         buffers = picked(state.buffers, {name: x for name, x in variables.items() if name != "params"})
         ema = state.ema and jax.tree.map(jax.numpy.copy, params)
         return state.replace(params=params, buffers=buffers, ema=ema)
@@ -175,7 +178,8 @@ def write(
         return
     trained = optim.build(state.params, steps=1, **optimizer).trained
     began = {"path": str(options["init_from"]), "digest": tuning.digest(base.variables["params"])}
-    tuning.save(path, state, trained, began, {**meta, "step": int(state.step)})
+    fitted = {name: state.constants[name] for name in bags.missing(base.module, base.constants)}
+    tuning.save(path, state, trained, began, {**meta, "step": int(state.step)}, fitted)
 
 
 def _task_keys(task: Mapping[str, Any]) -> list[str]:

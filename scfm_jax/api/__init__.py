@@ -13,20 +13,20 @@ import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.genes import edge_lists, gene_vectors, graph_file, vocab
 from scfm_jax import models
-from scfm_jax.api.run import BATCH, MAX_CELLS, Run
+from scfm_jax.api.run import MAX_CELLS, Run
 from scfm_jax.layers import graph
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving import weights as weights_file
 from scfm_jax.training import tuning
 
-__all__ = ["BATCH", "MAX_CELLS", "Run", "build", "from_published", "gene_constants", "load"]
+__all__ = ["MAX_CELLS", "Run", "build", "from_published", "gene_constants", "load"]
 
 PUBLISHED_EDGES = 21
 """Edges into each gene that are taken from scLong's csv, which lists more."""
@@ -65,7 +65,7 @@ def load(path: str | os.PathLike, which: int | str | None = None, base: str | os
     restored = checkpoint.restore(folder, step=which, only=entries)
     if restored is None:
         raise FileNotFoundError(
-            f"{path}: no checkpoint there; give the --workdir of a training run, its checkpoints/ or a weights file"
+            f"{path}: no checkpoint there; give the workdir of a training run, its checkpoints/ or a weights file"
         )
     for line in restored.skipped:
         print(f"warning: {folder}: passed over {line}", file=sys.stderr)
@@ -75,9 +75,14 @@ def load(path: str | os.PathLike, which: int | str | None = None, base: str | os
     return build(meta, variables, state.get("constants", {}), f"{folder}, step {restored.step}")
 
 
-def from_published(model: str, weights: str | os.PathLike, config: str | os.PathLike | None = None) -> Run:
+def from_published(
+    model: str,
+    weights: str | os.PathLike,
+    config: str | os.PathLike | None = None,
+    say: Callable[[str], None] = print,
+) -> Run:
     """Return the run of published weights and the file that was published with them: a config, or for Exceiver a list
-    of its genes, if you have one (its weights bring their config).
+    of its genes, if you have one (its weights bring their config). `say` gets the report of `gene_constants`.
 
     Raises:
       ValueError, OSError: no such model, or a file that is not what it should be; names, shapes and keys are listed.
@@ -88,12 +93,15 @@ def from_published(model: str, weights: str | os.PathLike, config: str | os.Path
         raise ValueError(f"{weights}: the weights of {model} need the config that was published with them")
     sections, variables, genes = read(weights, *([] if config is None else [config]))
     meta = {"model": model, "config": sections, "genes": genes, "code_version": "published weights"}
-    constants = gene_constants(sections.get("data", {}), genes)
+    constants = gene_constants(sections.get("data", {}), genes, say=say)
     return build(meta, variables, constants, pathlib.Path(weights).name)
 
 
 def gene_constants(
-    options: Mapping[str, Any], genes: Sequence[str], table: vocab.GeneTable | None = None
+    options: Mapping[str, Any],
+    genes: Sequence[str],
+    table: vocab.GeneTable | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, np.ndarray]:
     """Return what is known of the genes beforehand, as constants of a training state; empty where nothing is given.
 
@@ -102,6 +110,7 @@ def gene_constants(
         of which the 21 heaviest into each gene are taken. graph_weighted: use its weights, or none but with an edge
         from every gene to itself. gene_vectors: see `data_pipeline.genes.gene_vectors`.
       table: names that genes have in these files.
+      say: gets a line for each file: how many edges, and how its genes met the model's.
     """
     constants = {}
     if path := options.get("graph"):
@@ -113,11 +122,11 @@ def gene_constants(
             edges = edge_lists.directed(edges, PUBLISHED_EDGES)
         weighted = options.get("graph_weighted", True)
         built = graph.build(*edges, n_nodes=len(genes) + 1, weighted=weighted, self_loops=not weighted)
-        print(f"graph: {len(built.senders):,} edges; {mapping.report}", flush=True)
+        say(f"graph: {len(built.senders):,} edges; {mapping.report}")
         constants |= graph.constants(built)
     if path := options.get("gene_vectors"):
         constants["gene_vectors"], mapping = gene_vectors.onto(*gene_vectors.read(path), genes, table)
-        print(f"gene vectors: {mapping.report}", flush=True)
+        say(f"gene vectors: {mapping.report}")
     return constants
 
 
@@ -139,4 +148,5 @@ def _tuned(path: pathlib.Path, tree: dict[str, Any], content: dict[str, Any], ba
     params = tuning.complete(path, content, tree["params"], whole.variables["params"])
     meta = content["run"]
     variables = {"params": params, **tree.get("buffers", {})}
-    return build(meta, variables, whole.constants, f"{path.name}, step {meta['step']}, on {whole.source}")
+    constants = {**whole.constants, **tree.get("constants", {})}
+    return build(meta, variables, constants, f"{path.name}, step {meta['step']}, on {whole.source}")

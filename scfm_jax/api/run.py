@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 from flax import linen as nn
@@ -20,24 +21,19 @@ from scipy import sparse
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from scfm_jax import __version__
-from scfm_jax.inference import bags as tissue
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags, infer
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import weights as weights_file
 from scfm_jax.training import tuning
 from scfm_jax.types import Array
 
-BATCH = 256
-"""Cells that are embedded at a time by models that look at one cell at a time."""
 MAX_CELLS = 16384
 """Cells of a sample that are embedded at a time by models that look at the whole sample."""
 GENE_BYTES = 128 << 20
 """Memory for the gene representations of the cells that a model of single cells is given at a time."""
-BAG = 50
-"""Cells of a bag of a published model, which brings no data options."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Run:
     """A model with its weights, and all that it needs to read any file.
 
@@ -62,10 +58,29 @@ class Run:
     mapping: vocab.Mapping | None = None
     provenance: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        """Say in five lines which model, weights, genes, classes and how many parameters."""
+        leaves = jax.tree.leaves(self.variables.get("params", {}))
+        names = ", ".join(self.genes[:3]) + (", ..." if len(self.genes) > 3 else "")
+        classes = ", ".join(f"{name} ({len(values)})" for name, values in self.classes.items())
+        lines = [f"{self.name}{f' for {self.task_name}' if self.task_name else ''}", f"weights: {self.source}"]
+        lines += [f"genes: {len(self.genes):,}{f' ({names})' if names else ''}", f"classes: {classes or 'none'}"]
+        return "\n  ".join([*lines, f"parameters: {sum(int(np.size(leaf)) for leaf in leaves):,}"])
+
     @property
     def name(self) -> str:
         """Name of the model, such as "cellplm"."""
         return self.meta["model"]
+
+    @property
+    def task_name(self) -> str | None:
+        """Name of the task that the run was fine-tuned to, such as "cell_type"; None for none."""
+        return (self.meta["config"].get("task") or {}).get("name") if self.task is not None else None
+
+    @property
+    def rules(self) -> bags.Rules:
+        """Which cells the model sees together."""
+        return bags.rules(self.module, self.meta["config"])
 
     @property
     def config(self) -> ConfigDict:
@@ -94,6 +109,7 @@ class Run:
         max_cells: int = MAX_CELLS,
         seed: int = 0,
         mesh: Mesh | None = None,
+        key_added: str | None = None,
         say: Callable[[str], None] = print,
     ) -> np.ndarray:
         """Return the embedding of every cell of an AnnData or a file, in its order, float32. [n, D]
@@ -107,37 +123,50 @@ class Run:
           max_cells: larger samples are cut into random parts of equal size.
           seed: of those parts.
           mesh: devices to spread over, see `sharding.make_mesh`.
-          say: gets the report on the genes.
+          key_added: such as "X_cellplm": the embedding is also put into obsm of the AnnData under this name, and what
+            was done into uns; None leaves the AnnData as it is.
+          say: gets the report on the genes, and what was fitted to these cells, if anything.
 
         Raises:
           ValueError, OSError: the file has no counts, no known genes or no such column, in one line.
         """
+        if key_added and not hasattr(source, "obsm"):
+            raise ValueError(
+                f"key_added={key_added}: {source} is not an AnnData in memory; read it first (anndata.read_h5ad)"
+            )
+        rules = self.rules
         with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
             self.mapping = _map_genes(counts, self.genes, gene_table, min_mapped)
             say(str(self.mapping.report))
-            bags, how = self._bags(counts.obs, sample_key, max_cells, seed)
-            measured = np.zeros((1, len(self.genes)), bool)
-            measured[0, self.mapping.index[self.mapping.index >= 0]] = True
-            constants = {**self.constants, **infer.own_vocabulary(measured)}
-            if not set(getattr(self.module, "FITTED", ())) <= constants.keys():
-                say(f"{', '.join(self.module.FITTED)} did not come with the weights: those of this file are taken")
-                once = {"train": self._batches(counts, bags, self.mapping, self._cells)}
-                constants, _ = self.module.fit(once, constants, self.meta["config"].get("inputs", {}))
+            parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed)
+            measured = np.isin(np.arange(len(self.genes)), self.mapping.index)[None]
+            once = self._batches(counts, parts, self.mapping, rules.cells)
+            constants = self.complete_constants(once, measured, say)
             embedding = infer.embed(
                 self.module,
                 self.model,
                 self.variables,
                 constants,
-                self._batches(counts, bags, self.mapping, self._cells),
+                self._batches(counts, parts, self.mapping, rules.cells),
                 counts.n_cells,
                 inputs=self.meta["config"].get("inputs"),
                 mesh=mesh,
             )
             self.provenance = self._provenance(counts, how, embedding.shape[1])
+        if key_added:
+            source.obsm[key_added] = embedding
+            source.uns[key_added] = h5ad.plain(self.provenance)
         return embedding
 
+    def complete_constants(
+        self, batches: Iterable[Mapping[str, Any]], measured: np.ndarray, say: Callable[[str], None] = print
+    ) -> dict[str, Any]:
+        """Return the constants for batches in the model's vocabulary, see `bags.complete_constants`."""
+        inputs = self.meta["config"].get("inputs")
+        return bags.complete_constants(self.module, self.constants, batches, inputs, measured=measured, say=say)
+
     def annotate(self, source: Any, **options: Any) -> pd.DataFrame:
-        """Return the probability of each cell type for every cell, in its order. [n, classes]
+        """Return the probability of each cell type for every cell, in its order, under its name. [n, classes]
 
         Args:
           options: of `embed`.
@@ -145,14 +174,15 @@ class Run:
         Raises:
           ValueError: the run was not fine-tuned to annotate cells, or as for `embed`.
         """
-        task = self.meta["config"].get("task") or {}
-        if self.task is None or task.get("name") != "cell_type":
+        if self.task_name != "cell_type":
             raise ValueError(f"{self.source}: this run has no head for cell types; fine-tune one that has")
         from scfm_jax.tasks.cells import cell_type
 
-        settings = {**cell_type.OPTIONS, **task}
+        settings = {**cell_type.OPTIONS, **self.meta["config"]["task"]}
         shares = cell_type.probabilities(self.task, settings, self.embed(source, **options))
-        return pd.DataFrame(shares, columns=self.classes[settings["label"]])
+        chosen = {name: options[name] for name in ("layer", "raw") if name in options}
+        with h5ad.read_counts(source, **chosen) as counts:
+            return pd.DataFrame(shares, counts.obs.index, self.classes[settings["label"]])
 
     def gene_representations(
         self,
@@ -171,7 +201,8 @@ class Run:
     ) -> GeneRepresentations:
         """Return what the model makes of each gene in each cell: means over groups, a stream, or a file, when asked.
 
-        Arguments and errors are as for `embed`; samples and bags are made of the chosen cells alone.
+        Arguments and errors are as for `embed`; samples and bags are made of the chosen cells alone, and what did not
+        come with the weights is fitted to them.
 
         Args:
           rows: the cells; all, if left out.
@@ -179,6 +210,7 @@ class Run:
         Raises:
           ValueError: the model has no gene representations, or as for `embed`.
         """
+        rules = self.rules
         with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
             self.mapping = mapping = _map_genes(counts, self.genes, gene_table, min_mapped)
             say(str(mapping.report))
@@ -186,30 +218,31 @@ class Run:
             if not len(rows) or rows[0] < 0 or rows[-1] >= counts.n_cells:
                 raise ValueError(f"rows: {len(rows)} rows for {counts.n_cells} cells; one or more of them are needed")
             obs = counts.obs.iloc[rows]
-            bags, how = self._bags(obs, sample_key, max_cells, seed)
+            parts, how = bags.seen_together(rules, obs, sample_key, max_cells, seed)
             ids = np.unique(mapping.index[mapping.index >= 0])
             measured = np.isin(np.arange(len(self.genes)), ids)[None]
-            args = (self.module, self.model, self.variables, {**self.constants, **infer.own_vocabulary(measured)})
+            once = self._batches(counts, [rows[part] for part in parts], mapping, rules.cells)
+            args = (self.module, self.model, self.variables, self.complete_constants(once, measured, say))
             options = {"inputs": self.meta["config"].get("inputs")}
-            one = infer.pack(sparse.csr_matrix(measured.shape), np.zeros((1, 1), int), labels=self._labels())
+            one = bags.pack(sparse.csr_matrix(measured.shape), np.zeros((1, 1), int), labels=self._labels())
             width = infer.gene_width(*args, one, **options)
             provenance = self._provenance(counts, how, width)
-        most = max(1, min(self._cells, GENE_BYTES // (4 * len(ids) * width)))
-        if not getattr(self.module, "SAMPLE", False):
-            bags = np.split(np.arange(len(rows)), range(most, len(rows), most))
+        most = max(1, min(rules.cells, GENE_BYTES // (4 * len(ids) * width)))
+        if not rules.together:
+            parts, _ = bags.seen_together(rules, obs, sample_key, max_cells, seed, most)
 
         def batches() -> Iterator[tuple[np.ndarray, Array]]:
             with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
-                packed = self._batches(counts, [rows[bag] for bag in bags], mapping, most)
+                packed = self._batches(counts, [rows[part] for part in parts], mapping, most)
                 yield from infer.genes(*args, packed, ids, **options, mesh=mesh)
 
         return GeneRepresentations([self.genes[i] for i in ids], ids, width, rows, obs, batches, provenance)
 
     def twin(self, seed: int = 0) -> "Run":
         """Return the same model with fresh random weights: the baseline that shows what training has added."""
-        constants = {**self.constants, **infer.own_vocabulary(np.ones((1, len(self.genes)), bool))}
-        options = self.meta["config"].get("inputs", {})
-        variables = infer.initial(self.module, self.model, constants, seed, self._labels(), self._bag or 8, **options)
+        constants = {**self.constants, **bags.own_vocabulary(np.ones((1, len(self.genes)), bool))}
+        options, bag = self.meta["config"].get("inputs", {}), self.rules.fixed_bag or 8
+        variables = infer.initial(self.module, self.model, constants, seed, self._labels(), bag, **options)
         return dataclasses.replace(
             self, variables=variables, source=f"random weights of seed {seed}", task=None, mapping=None, provenance=None
         )
@@ -222,40 +255,14 @@ class Run:
     def _labels(self) -> list[str]:
         return list(self.meta["config"].get("data", {}).get("labels", ()))
 
-    def _bags(
-        self, obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int
-    ) -> tuple[list[np.ndarray], str]:
-        """Return the rows of each batch of the model, and in words what a cell is seen together with."""
-        if getattr(self.module, "SAMPLE", False):
-            return tissue.samples(obs, sample_key, min(max_cells, self._bag or max_cells), seed)
-        most = self._cells
-        return np.split(np.arange(len(obs)), range(most, len(obs), most)), "every cell is embedded by itself"
-
-    @property
-    def _cells(self) -> int:
-        """Cells at a time of a model of single cells."""
-        return getattr(self.module, "BATCH", BATCH)
-
-    @property
-    def _bag(self) -> int | None:
-        """Cells of a bag in training, for models that look at so many cells at a time; None for others."""
-        if getattr(self.module, "SAMPLE", False) != "bag":
-            return None
-        return self.meta["config"].get("data", {}).get("bag", BAG)
-
     def _batches(
-        self, counts: h5ad.Counts, bags: list[np.ndarray], mapping: vocab.Mapping, most: int
+        self, counts: h5ad.Counts, parts: list[np.ndarray], mapping: vocab.Mapping, cells: int
     ) -> Iterator[dict[str, Any]]:
-        """Yield the batches: one sample of padded size, or `most` bags of one cell."""
+        """Yield a batch for each part of the cells, see `bags.Rules.index`."""
         coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None
-        for rows in bags:
-            shape = (
-                (1, infer.size_up(len(rows), self._bag or 64)) if getattr(self.module, "SAMPLE", False) else (most, 1)
-            )
-            index = np.full(shape, -1, np.int64)
-            index.flat[: len(rows)] = rows
+        for rows in parts:
             where = None if coords is None else coords[rows]
-            yield infer.pack(mapping.apply(counts.take(rows)), index, where, self._labels())
+            yield bags.pack(mapping.apply(counts.take(rows)), self.rules.index(rows, cells), where, self._labels())
 
     def _provenance(self, counts: h5ad.Counts, how: str, width: int) -> dict[str, Any]:
         config = json.dumps(self.meta["config"], sort_keys=True)

@@ -1,28 +1,232 @@
-"""Which cells a model of whole tissue samples sees together, where a file names the sample of each cell."""
+"""Which cells a model sees together, how they are packed into batches, and which constants a model must have.
+
+The one place that reads what a model's folder says of it: SAMPLE (its cells attend to each other, in whole tissue
+samples or in bags of as many as in training), BATCH (cells at a time of a model of single cells) and FITTED (constants
+that come of a pass over cells, such as the mean of each gene). Shapes come in a few sizes (`size_up`), so that a file
+of any length costs a few compilations; padding never reaches a result.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+
+CELLS = 256
+"""Cells at a time of a model of single cells that does not say how many."""
+BAG = 50
+"""Cells of a bag of a published model, which brings no data options."""
+SAMPLE_SIZE, GENES_SIZE = 64, 256
+"""Least padded number of cells of a sample, and of expressed genes of a cell."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which cells a model sees together.
+
+    Attributes:
+      together: False where it looks at each cell by itself, True where at a whole tissue sample, "bag" where at as many
+        cells as a bag had in training.
+      cells: how many cells it is given at a time, if it looks at each by itself.
+      bag: cells of a bag in training.
+    """
+
+    together: bool | str = False
+    cells: int = CELLS
+    bag: int = 1
+
+    @property
+    def fixed_bag(self) -> int | None:
+        """Cells of a bag, for a model that looks at as many as in training; None for others."""
+        return self.bag if self.together == "bag" else None
+
+    def cut(self, groups: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """Return groups of rows, cut into parts of at most a bag where the model looks at so many cells."""
+        if self.fixed_bag is None:
+            return list(groups)
+        return [part for rows in groups for part in np.split(rows, range(self.bag, len(rows), self.bag))]
+
+    def index(self, rows: np.ndarray, cells: int | None = None) -> np.ndarray:
+        """Return the rows of one batch, -1 in the padding: one bag [1, C], or `cells` cells apart [cells, 1]."""
+        if self.together:
+            size = size_up(len(rows), self.fixed_bag or SAMPLE_SIZE)
+        else:
+            size = cells or self.cells
+        index = np.full(size, -1, np.int64)
+        index[: len(rows)] = rows
+        return index[None] if self.together else index[:, None]
+
+    def batches(self, groups: Iterable[np.ndarray], cells: int | None = None) -> list[np.ndarray]:
+        """Return the rows of every batch, see `index`: a group is a bag, unless the model looks at single cells."""
+        if self.together:
+            return [self.index(rows) for rows in groups]
+        rows, most = np.concatenate(list(groups)), cells or self.cells
+        return [self.index(part, most) for part in np.split(rows, range(most, len(rows), most))]
+
+
+def rules(module: ModuleType, config: Mapping[str, Any]) -> Rules:
+    """Return the rules of a model, with the bag of the run's config or, of published weights, BAG."""
+    together = getattr(module, "SAMPLE", False)
+    bag = (config.get("data") or {}).get("bag") or (BAG if together else 1)
+    return Rules(together, getattr(module, "BATCH", CELLS), bag)
+
+
+def by_code(codes: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of each code, ascending. [n]"""
+    return [np.flatnonzero(codes == code) for code in np.unique(codes)]
+
+
+def seen_together(
+    rules: Rules, obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int, cells: int | None = None
+) -> tuple[list[np.ndarray], str]:
+    """Return the rows of each batch, see `Rules.index`, and in words what a cell is seen together with.
+
+    Args:
+      sample_key, max_cells, seed: of `samples`; models of single cells do not use them.
+      cells: as of `Rules.index`.
+
+    Raises ValueError as `samples` does.
+    """
+    if rules.together:
+        return samples(obs, sample_key, min(max_cells, rules.fixed_bag or max_cells), seed)
+    most = cells or rules.cells
+    return np.split(np.arange(len(obs)), range(most, len(obs), most)), "every cell is embedded by itself"
 
 
 def samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int) -> tuple[list[np.ndarray], str]:
-    """Return the rows of each sample, large ones cut into random parts, and in words what was done."""
+    """Return the rows of each tissue sample, large ones cut into random parts, and in words what was done.
+
+    Args:
+      sample_key: column that names the sample of each cell; None: all cells are one sample; "auto": "batch" if there.
+
+    Raises ValueError for a column that is not there, or a max_cells below 1.
+    """
     if max_cells < 1:
         raise ValueError(f"max_cells={max_cells}: a sample has at least one cell")
     if sample_key == "auto":
         sample_key = "batch" if "batch" in obs else None
     if sample_key is None:
-        samples, how = [np.arange(len(obs))], "the whole file is one sample"
+        groups, how = [np.arange(len(obs))], "the whole file is one sample"
     elif sample_key not in obs:
         raise ValueError(f"sample_key={sample_key}: no such obs column; there are {', '.join(map(str, obs.columns))}")
     else:
         codes, names = pd.factorize(obs[sample_key], use_na_sentinel=False)
-        samples = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
         how = f'samples are obs["{sample_key}"]: {len(names)}'
-    rng, bags, cut = np.random.default_rng(seed), [], 0
-    for rows in samples:
-        parts = -(-len(rows) // max_cells)
-        cut += parts > 1
-        bags += [np.sort(part) for part in np.array_split(rng.permutation(rows), parts)]
+    rng, parts, cut = np.random.default_rng(seed), [], 0
+    for rows in groups:
+        number = -(-len(rows) // max_cells)
+        cut += number > 1
+        parts += [np.sort(part) for part in np.array_split(rng.permutation(rows), number)]
     if cut:
         how += f"; {cut} of more than {max_cells} cells cut into random parts of equal size (seed {seed})"
-    return bags, how
+    return parts, how
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def pack(
+    counts: sp.csr_matrix, index: np.ndarray, coords: np.ndarray | None = None, labels: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return a batch, the fields of `types.Batch` and "index", from raw counts in the model's own vocabulary.
+
+    It is of one study, and all labels are unknown.
+
+    Args:
+      counts: counts of the cells of `index` that are not padding, in its order. [cells, V]
+      index: the cell's row in the result, -1 in the padding. [B, C]
+      coords: their positions. [cells, 2]
+      labels: names of the labels that the model expects.
+    """
+    lengths = np.diff(counts.indptr)
+    width = size_up(int(lengths.max(initial=0)), GENES_SIZE)
+    here = index >= 0
+    row = np.repeat(np.flatnonzero(here), lengths)
+    column = np.arange(counts.nnz) - np.repeat(counts.indptr[:-1], lengths)
+    genes = np.full((index.size, width), counts.shape[1], np.int32)
+    values = np.zeros((index.size, width), np.float32)
+    genes[row, column], values[row, column] = counts.indices, counts.data
+    where = np.full((*index.shape, 2), np.nan, np.float32)
+    if coords is not None:
+        where[here] = coords
+    return {
+        "genes": genes.reshape(*index.shape, width),
+        "counts": values.reshape(*index.shape, width),
+        "cell_mask": here,
+        "study": np.zeros(index.shape, np.int32),
+        "coords": where,
+        "labels": {name: np.full(index.shape, -1, np.int32) for name in labels},
+        "index": index,
+    }
+
+
+def size_up(n: int, least: int) -> int:
+    """Return the smallest size of the series least, 1.5 least, 2 least, 3 least, 4 least, ... that holds n."""
+    while least < n:
+        if least * 3 // 2 >= n:
+            return least * 3 // 2
+        least *= 2
+    return least
+
+
+# ------------------------------------------------------------------------------------------------------------ constants
+
+
+def own_vocabulary(measured: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the constants of batches that are in the model's own vocabulary already. measured: bool [S, V]"""
+    return {"slots": np.arange(measured.shape[1] + 1, dtype=np.int32), "measured": measured}
+
+
+def fitted(module: ModuleType) -> tuple[str, ...]:
+    """Return the names of the constants that the model takes from a pass over cells."""
+    return tuple(getattr(module, "FITTED", ()))
+
+
+def missing(module: ModuleType, constants: Mapping[str, Any]) -> list[str]:
+    """Return the names of those that are not among the constants."""
+    return [name for name in fitted(module) if name not in constants]
+
+
+def complete_constants(
+    module: ModuleType,
+    constants: Mapping[str, Any],
+    batches: Iterable[Mapping[str, Any]],
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    measured: np.ndarray | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Return all constants that the model needs; what did not come with its weights is fitted to the cells, and said.
+
+    Args:
+      constants: that came with the weights, with the "slots" and "measured" of the batches if `measured` is None.
+      batches: the cells, numpy; nothing is read of them where nothing is missing.
+      inputs: keywords of the module's `prepare`; they are left as they are.
+      measured: genes that each study of batches in the model's own vocabulary measured, bool [S, V].
+      say: gets a line where something was fitted.
+    """
+    constants = {**constants, **({} if measured is None else own_vocabulary(measured))}
+    names = missing(module, constants)
+    if names:
+        say(f"{', '.join(names)} did not come with the weights: those of these cells are taken")
+        constants, _ = module.fit({"train": batches}, constants, dict(inputs or {}))
+    return constants
+
+
+def refitted(
+    module: ModuleType,
+    constants: Mapping[str, Any],
+    parts: Mapping[str, Iterable[Mapping[str, Any]]],
+    inputs: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (constants, inputs) with what a pass over these cells tells, whatever came with the weights.
+
+    Args:
+      parts: batches of "train" and "val", see `scfm_jax.models`.
+    """
+    kept = {name: value for name, value in constants.items() if name not in fitted(module)}
+    return module.fit(parts, kept, dict(inputs)) if hasattr(module, "fit") else (kept, dict(inputs))

@@ -1,8 +1,6 @@
 """Embeddings of cells: batches in, one row per cell out, jitted, on any mesh.
 
-Shapes come in a few sizes (`size_up`), so a file of any length costs a few compilations, and padding never reaches a
-result. What a bag is depends on the model: one cell, or, where its file says `SAMPLE = True`, all cells of one tissue
-sample, because there the cells attend to each other.
+Which cells a batch holds is decided in `bags`; padding never reaches a result.
 """
 
 import contextlib
@@ -19,6 +17,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scfm_jax import sharding
+from scfm_jax.inference import bags
 from scfm_jax.training import hardware
 from scfm_jax.types import Array, Batch
 
@@ -42,7 +41,7 @@ def embed(
     Args:
       module, model: the model's file and an instance of its `Model`.
       variables: Flax collections, "params" among them.
-      constants: `slots` [G + 1] and `measured` [S, V] of the batches.
+      constants: `slots` [G + 1] and `measured` [S, V] of the batches, and what else the model needs (see `bags`).
       batches: dicts with the fields of `Batch` and "index" [B, C]: the cell's row in the result, -1 in the padding.
       inputs: keywords of the module's `prepare`.
       seed: of what a model draws at random even in evaluation (by default none does).
@@ -92,8 +91,8 @@ def genes(
 ) -> Iterator[tuple[np.ndarray, Array]]:
     """Yield ("index" [B, C], representations of the genes `kept` in each cell, float32, on the devices [B, C, K, D]).
 
-    One batch at a time: at 200 numbers for each of 27,875 genes, a cell takes 22 MB. NaN where the model was not given
-    the gene of that cell, as one that reads only the highest ranked. Arguments are as for `embed`.
+    One batch at a time: at 200 numbers for each of 27,875 genes, a cell takes 22 MB. NaN for genes the model did not
+    read, e.g. outside the top-ranked genes. Arguments are as for `embed`.
 
     Args:
       kept: vocabulary ids of the genes that are wanted. [K]
@@ -136,63 +135,18 @@ def initial(
     bag: int = 8,
     **inputs: Any,
 ) -> dict[str, Any]:
-    """Return fresh random variables of a model; the other arguments are as for `embed` and `pack`.
+    """Return fresh random variables of a model; the other arguments are as for `embed` and `bags.pack`.
 
     Args:
+      constants: fitted ones (see `bags`) may be missing: no parameter depends on their values.
       bag: cells of a bag in training, which some parameters depend on (sCT's with norm "standard").
     """
     width = np.shape(constants["measured"])[1]
     counts = sp.csr_matrix((np.ones(bag), np.zeros(bag, int), np.arange(bag + 1)), (bag, width))
-    batch = pack(counts, np.arange(bag)[None], labels=labels)
+    batch = bags.pack(counts, np.arange(bag)[None], labels=labels)
+    constants = bags.complete_constants(module, constants, [batch], inputs, say=lambda _: None)
     arrays = Batch(**{field: batch[field] for field in FIELDS})
     return dict(_init(module, model, _hashable(inputs), constants, arrays, jax.random.key(seed)))
-
-
-def own_vocabulary(measured: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the constants of batches that are in the model's own vocabulary already. measured: bool [S, V]"""
-    return {"slots": np.arange(measured.shape[1] + 1, dtype=np.int32), "measured": measured}
-
-
-def pack(
-    counts: sp.csr_matrix, index: np.ndarray, coords: np.ndarray | None = None, labels: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return a batch for `embed` from raw counts in the model's own vocabulary; one study, no labels.
-
-    Args:
-      counts: counts of the cells of `index` that are not padding, in its order. [cells, V]
-      index: the cell's row in the result, -1 in the padding. [B, C]
-      coords: their positions. [cells, 2]
-      labels: names of the labels that the model expects; all are unknown here.
-    """
-    lengths = np.diff(counts.indptr)
-    width = size_up(int(lengths.max(initial=0)), 256)
-    here = index >= 0
-    row = np.repeat(np.flatnonzero(here), lengths)
-    column = np.arange(counts.nnz) - np.repeat(counts.indptr[:-1], lengths)
-    genes = np.full((index.size, width), counts.shape[1], np.int32)
-    values = np.zeros((index.size, width), np.float32)
-    genes[row, column], values[row, column] = counts.indices, counts.data
-    where = np.full((*index.shape, 2), np.nan, np.float32)
-    if coords is not None:
-        where[here] = coords
-    return {
-        "genes": genes.reshape(*index.shape, width),
-        "counts": values.reshape(*index.shape, width),
-        "cell_mask": here,
-        "study": np.zeros(index.shape, np.int32),
-        "coords": where,
-        "labels": {name: np.full(index.shape, -1, np.int32) for name in labels},
-        "index": index,
-    }
-
-
-def size_up(n: int, least: int) -> int:
-    """Return the smallest size of the series least, 1.5 least, 2 least, 3 least, 4 least, ... that holds n."""
-    while least < n:
-        if least * 3 // 2 >= n:
-            return least * 3 // 2
-        least *= 2
-    return least
 
 
 @functools.partial(jax.jit, static_argnames=("module", "model", "options"))
@@ -237,9 +191,9 @@ def _genes(
     ids = module.gene_ids(inputs)  # [B, C, L]
     place = jnp.full(n + 1, len(kept)).at[kept].set(jnp.arange(len(kept)))
     to = place[jnp.where((ids < 0) | (ids > n), n, ids)]
-    bags, cells = jnp.ogrid[: to.shape[0], : to.shape[1]]
+    rows, cells = jnp.ogrid[: to.shape[0], : to.shape[1]]
     empty = jnp.full((*to.shape[:2], len(kept) + 1, found.shape[3]), jnp.nan)
-    return empty.at[bags[..., None], cells[..., None], to].set(found)[:, :, :-1]
+    return empty.at[rows[..., None], cells[..., None], to].set(found)[:, :, :-1]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "model", "options"))
@@ -266,8 +220,8 @@ def _place(array: np.ndarray, mesh: Mesh | None) -> Array:
     if mesh is None:
         return jax.device_put(array)
     split = sharding.batch_sharding(mesh, array.ndim)
-    bags, cells = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["seq"]
-    divides = array.shape[0] % bags == 0 and array.shape[1] % cells == 0
+    rows, cells = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["seq"]
+    divides = array.shape[0] % rows == 0 and array.shape[1] % cells == 0
     return jax.device_put(array, split if divides else NamedSharding(mesh, PartitionSpec()))
 
 

@@ -21,7 +21,10 @@ def export(path: str | os.PathLike, variables: Any, meta: Mapping) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask has it; safetensors lets nobody else read its files
         save_file({n: np.array(a, order="C") for n, a in leaves.items()}, partial, {"scfm_jax": seal(content)})
+        partial.chmod(mode)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)

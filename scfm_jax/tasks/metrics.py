@@ -6,6 +6,8 @@ Where its code and its intention differ both are here: see `imputation_scores`.
 import numpy as np
 import pandas as pd
 
+from scfm_jax.tasks.expression import log_normalised
+
 ZERO_RATES = (0, 0.75, 0.9, 0.95, 1)  # the bins of `stratified_genes`
 
 
@@ -67,7 +69,7 @@ def denoising_scores(
       normalize: scale each cell to 10,000 and take log1p of both first.
     """
     if normalize:
-        predicted, true = (np.log1p(np.maximum(x / x.sum(1, keepdims=True) * 1e4, 0)) for x in (predicted, true))
+        predicted, true = (log_normalised(x) for x in (predicted, true))
     if mask is not None:
         return regression_scores(predicted[mask], true[mask])
     scores = regression_scores(predicted.ravel(), true.ravel())

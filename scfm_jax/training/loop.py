@@ -1,7 +1,7 @@
 """The loop: one function trains every model and task, on every mesh, and can be stopped and resumed anywhere.
 
 A run is a function of (config, seed): N steps equal k steps, a restart in a new process and N - k steps, bit by bit,
-for the state and for metrics.jsonl. What makes it so is in `run.py`; what a step computes is in `step.py`.
+for the state and for metrics.jsonl. What makes it so is in `progress.py`; what a step computes is in `step.py`.
 
 The devices are kept busy: step n is dispatched, then the metrics of n - 1 are read and the batch of n + 1 is fetched.
 """
@@ -22,7 +22,7 @@ from scfm_jax import sharding
 from scfm_jax.saving import checkpoint
 from scfm_jax.training import hardware, optim, signals
 from scfm_jax.training.log import Log
-from scfm_jax.training.progress import Program, Progress, Run, add, means
+from scfm_jax.training.progress import Program, Progress, Trainer, add, means
 from scfm_jax.training.step import Objective, eval_step, init_state, train_step
 from scfm_jax.types import Batch, TrainState
 
@@ -67,7 +67,7 @@ def fit(
     wandb: str | None = None,
     validation: Loader | None = None,
     initial: Callable[[TrainState], TrainState] | None = None,
-    desk: signals.Desk | None = None,
+    lock: signals.StateLock | None = None,
 ) -> TrainState:
     """Train to step `steps` and return the last state; go on from the newest valid checkpoint of `workdir` if there is
     one.
@@ -76,7 +76,7 @@ def fit(
       constants: arrays that the model needs and that ride along in the state.
       metadata: JSON that describes the run; it is in every checkpoint.
       workdir: gets checkpoints/, metrics.jsonl, timing.jsonl and tensorboard/.
-      optimizer: keywords of `optim.build`.
+      optimizer: keys of `config.optim`, see `optim.build`.
       mesh: keywords of `sharding.make_mesh` (data, fsdp, seq) and of `sharding.state_shardings` (rules, min_size).
       microbatches: parts into which a batch is cut to save memory, see `step.train_step`.
       log_every, eval_every, checkpoint_every: in steps, 0 for never; the last step is always saved.
@@ -87,13 +87,13 @@ def fit(
       wandb: name of a Weights & Biases project.
       validation: the cells to validate on.
       initial: changes the first state of a new run (other weights to start from).
-      desk: where the state lies to be saved when a signal arrives, see `signals.supervise`.
+      lock: of the state, which is saved when a signal arrives, see `signals.supervise`.
 
     Raises:
       ValueError: sizes that do not fit the devices, a checkpoint of another model, a loss that stays not finite.
     """
-    desk = desk or signals.Desk()
-    desk.shared = jax.process_count() > 1
+    lock = lock or signals.StateLock()
+    lock.shared = jax.process_count() > 1
     mesh = dict(mesh or {})
     shard = {name: mesh.pop(name) for name in ("rules", "min_size") if name in mesh}
     devices, folder = sharding.make_mesh(**mesh), pathlib.Path(workdir) / "checkpoints"
@@ -107,35 +107,35 @@ def fit(
         if jax.process_index() == 0:
             log = Log(workdir, progress.step, progress.length, steps, tensorboard, wandb, metadata)
         saving = {"folder": folder, "metadata": metadata, "keep": keep}
-        run = Run(state, progress, log, log_every=log_every, max_skipped=max_skipped, **saving)
-        attend = _attendance(desk, devices)
-        validate = _validator(objective, validation, devices, attend) if validation else None
+        trainer = Trainer(state, progress, log, log_every=log_every, max_skipped=max_skipped, **saving)
+        stop_if_asked = _stop_vote(lock, devices)
+        validate = validator(objective, validation, devices, stop_if_asked) if validation else None
         program = _compiler(objective, build(state.params), microbatches, devices)
-        desk.save = run.save
-        with desk.at_work(), contextlib.closing(loader.iter(progress.loader)) as batches:
+        lock.save = trainer.save
+        with lock.held(), contextlib.closing(loader.iter(progress.loader)) as batches:
             while True:
                 best = None
                 if validate and _due(progress.step, eval_every) and progress.evaluated < progress.step:
-                    run.catch_up()
-                    with desk.away(), run.clock.pause():
-                        values = validate(run.state)
-                    best = run.validated(values, monitor)
+                    trainer.catch_up()
+                    with lock.released(), trainer.clock.pause():
+                        values = validate(trainer.state)
+                    best = trainer.validated(values, monitor)
                 finished = progress.step >= steps or 0 < patience <= progress.stale
                 if best or finished or _due(progress.step, checkpoint_every):
-                    with run.clock.pause():
-                        run.save(best)
+                    with trainer.clock.pause():
+                        trainer.save(best)
                 if finished:
                     break
-                attend()
-                with desk.away():
-                    with run.clock.data():
+                stop_if_asked()
+                with lock.released():
+                    with trainer.clock.data():
                         batch, position = sharding.put_batch(_to_batch(next(batches)), devices), batches.get_state()
-                    with run.clock.pause():
-                        step = program(run.state, batch)
-                run.advance(step, batch, position)
+                    with trainer.clock.pause():
+                        step = program(trainer.state, batch)
+                trainer.advance(step, batch, position)
         if log:
             log.close()
-    return run.state
+    return trainer.state
 
 
 def _begin(
@@ -192,17 +192,21 @@ def _compiler(
     return program
 
 
-def _validator(
-    objective: Objective, loader: Loader, devices: Mesh, attend: Callable[[], None]
+def validator(
+    objective: Objective, loader: Loader, devices: Mesh, before_batch: Callable[[], None] = lambda: None
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Return a function from a state to its validation metrics, means over all cells of `loader`."""
+    """Return a function from a state to its validation metrics, means over all cells of `loader`.
+
+    Args:
+      before_batch: is called before each batch, and may raise `signals.Stopped`.
+    """
     everywhere = NamedSharding(devices, PartitionSpec())
     evaluate = jax.jit(functools.partial(eval_step, objective), out_shardings=everywhere)
 
     def validate(state: TrainState) -> dict[str, float]:
         sums, before = {}, {}
         for index, arrays in enumerate(loader.epoch_batches()):
-            attend()
+            before_batch()
             metrics = evaluate(state, sharding.put_batch(_to_batch(arrays), devices), np.uint32(index))
             add(sums, before)
             before = metrics
@@ -212,21 +216,21 @@ def _validator(
     return validate
 
 
-def _attendance(desk: signals.Desk, devices: Mesh) -> Callable[[], None]:
+def _stop_vote(lock: signals.StateLock, devices: Mesh) -> Callable[[], None]:
     """Return a function to call between steps: it raises Stopped where a stop was asked for, in all processes at the
     same call.
 
-    In a run of several processes each call casts a vote and reads the one before, so nobody waits for the slowest.
+    Each call starts an all-reduce of the stop flag and reads the previous result, so no process waits.
     """
     votes: list[jax.Array] = []
 
-    def attend() -> None:
-        if not desk.shared:
-            stop = desk.stopping
+    def stop_if_asked() -> None:
+        if not lock.shared:
+            stop = lock.stopping
         else:
             stop = bool(votes) and int(votes.pop()) > 0
-            votes.append(sharding.any_process(desk.stopping, devices))
+            votes.append(sharding.any_process(lock.stopping, devices))
         if stop:
             raise signals.Stopped
 
-    return attend
+    return stop_if_asked

@@ -1,5 +1,6 @@
 """The optimiser of a run: an optax chain, a schedule, and what is frozen, from the keys of `config.optim`."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,10 +12,10 @@ import optax
 
 from scfm_jax.saving.leaves import path_name
 from scfm_jax.training import freezing
+from scfm_jax.training.schedules import Schedule, one_of
 from scfm_jax.types import Array
 
 NAMES = ("adamw", "adam", "sgd", "adafactor")
-SCHEDULES = ("constant", "warmup", "warmup_cosine", "warmup_linear", "cosine_restarts")
 
 
 class Optimizer(NamedTuple):
@@ -39,96 +40,104 @@ class Optimizer(NamedTuple):
     rates: Any = None
 
 
-def build(
-    params: Any,
-    *,
-    steps: int,
-    name: str = "adamw",
-    learning_rate: float = 1e-3,
-    schedule: str = "warmup_cosine",
-    warmup: float = 0,
-    warmup_from: float = 0.0,
-    decay_steps: int | None = None,
-    final_rate: float = 0.0,
-    cycle: int = 15,
-    cycle_growth: float = 2.0,
-    cycle_peak: float = 0.9,
-    schedule_every: int = 1,
-    weight_decay: float = 0.0,
-    no_decay: Sequence[str] = (),
-    frozen: Sequence[str] = (),
-    frozen_layers: int = 0,
-    layers: Mapping[str, Any] | None = None,
-    groups: Sequence[Mapping[str, Any]] = (),
-    plateau_patience: int = 0,
-    plateau_factor: float = 0.95,
-    clip_norm: float | None = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    momentum: float = 0.9,
-    ema: float | None = None,
-) -> Optimizer:
-    """Return the optimiser that `config.optim` describes.
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a gradient becomes the direction of an update.
 
-    Args:
-      params: the parameters, or their shapes; only paths are looked at.
-      steps: length of the run, the default of `decay_steps`.
+    Attributes:
       name: adamw, adam, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by the
         learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
-      schedule: constant, warmup (linear, then constant), warmup_cosine, warmup_linear, cosine_restarts (`restarts`).
-      warmup: steps of the linear warm-up, or where it is below 1 the share of the schedule that they are.
-      warmup_from: the learning rate of step 0 where there is a warm-up, in units of the peak.
-      decay_steps: length of the schedule, the whole run by default.
-      final_rate: the last learning rate, in units of the peak; with restarts the least.
-      cycle, cycle_growth, cycle_peak: of `restarts`.
-      schedule_every: updates that the schedule counts as one step (`experiments.train` gives those of an epoch where
-        `schedule_unit` is "epoch").
-      no_decay: regular expressions of parameter paths that are not decayed.
-      frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
-      frozen_layers: so many of the first layers are not trained, nor what comes before them; see `freezing`.
-      layers: the TUNING of the model, which says what its layers are.
-      groups: {"match": regular expressions of parameter paths, "rate": factor of the learning rate, "schedule",
-        "weight_decay"} of parameters that have their own; what is left out is as for all, and the first match counts.
       plateau_patience: updates without a new least training loss (by 1 part in 10,000) after which all rates are
         multiplied by `plateau_factor`; 0 for never. As torch's ReduceLROnPlateau, which waits for one more.
       clip_norm: largest global gradient norm.
       momentum: of sgd; `b1`, `b2`, `eps` are Adam's.
       ema: decay of a moving average of the parameters, which is then what is validated and embedded with.
     """
-    trained = _trained(params, frozen, frozen_layers, layers)
-    number, groups = _grouped(params, groups, {"rate": 1.0, "schedule": schedule, "weight_decay": weight_decay})
-    undecayed = matches(params, no_decay, "optim.no_decay")
+
+    name: str = "adamw"
+    weight_decay: float = 0.0
+    plateau_patience: int = 0
+    plateau_factor: float = 0.95
+    clip_norm: float | None = None
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+    ema: float | None = None
+
+    def transform(self, decay: Sequence[optax.GradientTransformation]) -> optax.GradientTransformation:
+        """Return the chain from gradients to directions, with the weight decay `decay` in its place."""
+        clip = [clipped(self.clip_norm)] if self.clip_norm else []
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        rules = {
+            "adamw": [adam, *decay],
+            "adam": [*decay, adam],
+            "sgd": [*decay, optax.trace(self.momentum)],
+            "adafactor": [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decay],
+        }
+        patience = self.plateau_patience
+        plateau = [optax.contrib.reduce_on_plateau(self.plateau_factor, patience)] if patience else []
+        return optax.chain(*clip, *rules[one_of(self.name, NAMES, "optim.name")], *plateau)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """What holds of some parameters and not of others.
+
+    Attributes:
+      no_decay: regular expressions of parameter paths that are not decayed.
+      frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
+      frozen_layers: so many of the first layers are not trained, nor what comes before them; see `freezing`.
+      groups: {"match": regular expressions of parameter paths, "rate": factor of the learning rate, "schedule",
+        "weight_decay"} of parameters that have their own; what is left out is as for all, and the first match counts.
+    """
+
+    no_decay: Sequence[str] = ()
+    frozen: Sequence[str] = ()
+    frozen_layers: int = 0
+    groups: Sequence[Mapping[str, Any]] = ()
+
+
+SECTIONS = (Schedule, Rule, Layers)
+KEYS = tuple(field.name for section in SECTIONS for field in dataclasses.fields(section))
+"""The keys of `config.optim`, which are flat."""
+
+
+def build(params: Any, *, steps: int, layers: Mapping[str, Any] | None = None, **options: Any) -> Optimizer:
+    """Return the optimiser that `config.optim` describes.
+
+    Args:
+      params: the parameters, or their shapes; only paths are looked at.
+      steps: length of the run, the default of `decay_steps`.
+      layers: the TUNING of the model, which says what its layers are.
+      options: KEYS, the fields of `Schedule`, `Rule` and `Layers`.
+
+    Raises ValueError for a key or a value that there is not.
+    """
+    schedule, rule, some = sections(options)
+    trained = _trained(params, some.frozen, some.frozen_layers, layers)
+    default = {"rate": 1.0, "schedule": schedule.schedule, "weight_decay": rule.weight_decay}
+    number, groups = _grouped(params, some.groups, default)
+    undecayed = matches(params, some.no_decay, "optim.no_decay")
     decay = []
     for i, group in enumerate(groups):
         mask = jax.tree.map(lambda n, un, i=i: n == i and not un, number, undecayed)
         decay += [optax.add_decayed_weights(group["weight_decay"], mask=_like(mask))] if group["weight_decay"] else []
-    clip = [clipped(clip_norm)] if clip_norm else []
-    rules = {
-        "adamw": [optax.scale_by_adam(b1, b2, eps), *decay],
-        "adam": [*decay, optax.scale_by_adam(b1, b2, eps)],
-        "sgd": [*decay, optax.trace(momentum)],
-        "adafactor": [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decay],
-    }
-    plateau = [optax.contrib.reduce_on_plateau(plateau_factor, plateau_patience)] if plateau_patience else []
-    transform = optax.chain(*clip, *rules[_known(name, NAMES, "optim.name")], *plateau)
+    transform = rule.transform(decay)
     if trained is not None:
         transform = optax.masked(transform, jax.tree.map(lambda t: bool(np.any(t)), trained))
-    if not isinstance(schedule_every, int) or schedule_every < 1:
-        raise ValueError(f"optim.schedule_every={schedule_every!r}: must be a positive number of updates")
-    decay_steps = decay_steps or max(1, steps // schedule_every)
+    rates = [schedule.rate(group["schedule"], group["rate"], steps) for group in groups]
+    by_group = jax.tree.map(lambda n: rates[n], number) if len(groups) > 1 else None
+    return Optimizer(transform, schedule.rate(schedule.schedule, 1.0, steps), trained, rule.ema, by_group)
 
-    def rate(kind: str, factor: float) -> optax.Schedule:
-        peak = factor * learning_rate
-        if kind == "cosine_restarts":
-            by = restarts(peak, final_rate, int(warmup), cycle, cycle_growth, cycle_peak, decay_steps)
-        else:
-            by = _schedule(kind, peak, (warmup_from, warmup), decay_steps, final_rate)
-        return lambda step: by(step // schedule_every)
 
-    rates = [rate(group["schedule"], group["rate"]) for group in groups]
-    own = jax.tree.map(lambda n: rates[n], number) if len(groups) > 1 else None
-    return Optimizer(transform, rate(schedule, 1.0), trained, ema, own)
+def sections(options: Mapping[str, Any]) -> tuple[Schedule, Rule, Layers]:
+    """Return the flat keys of `config.optim` sorted into their sections; ValueError names a key that none has."""
+    if wrong := sorted(set(options) - set(KEYS)):
+        raise ValueError(f"optim: no such key {', '.join(wrong)}; there are {', '.join(KEYS)}")
+    named = [{field.name for field in dataclasses.fields(section)} for section in SECTIONS]
+    parts = [{key: value for key, value in options.items() if key in names} for names in named]
+    return Schedule(**parts[0]), Rule(**parts[1]), Layers(**parts[2])
 
 
 def clipped(most: float) -> optax.GradientTransformationExtraArgs:
@@ -212,39 +221,6 @@ def average(optimizer: Optimizer, ema: Any, params: Any) -> Any:
     return jax.tree.map(lambda a, p: optimizer.ema * a + (1 - optimizer.ema) * p, ema, params)
 
 
-def restarts(
-    peak: float, least: float, warmup: int, cycle: int, growth: float, fade: float, steps: int
-) -> optax.Schedule:
-    """Return scLong's schedule: cycles of a linear warm-up and a cosine down, each longer and lower than the last.
-
-    Args:
-      least: where each cycle starts and ends, in units of the first `peak`.
-      warmup: steps of each cycle's warm-up. cycle: steps of the first cycle, warm-up included.
-      growth: of what is not warm-up, from cycle to cycle. fade: of the peak.
-      steps: how far the schedule is wanted; it stays where it ends.
-    """
-    if not 0 <= warmup < cycle or growth < 1:
-        raise ValueError(
-            f"optim.warmup={warmup}, cycle={cycle}, cycle_growth={growth}: the first cycle is longer than its warm-up, "
-            "and no cycle is shorter than the one before"
-        )
-    lengths = [cycle]
-    while sum(lengths) <= steps:
-        lengths.append(int((lengths[-1] - warmup) * growth) + warmup)
-    starts = np.cumsum([0, *lengths[:-1]])
-    low = least * peak
-
-    def schedule(step: Array) -> Array:
-        step = jnp.minimum(step, sum(lengths) - 1)
-        number = jnp.searchsorted(starts, step, side="right") - 1
-        place = (step - jnp.asarray(starts)[number]).astype(float)
-        rise = peak * jnp.power(fade, number.astype(float)) - low
-        fall = (place - warmup) / (jnp.asarray(lengths)[number] - warmup)
-        return low + rise * jnp.where(place < warmup, place / max(warmup, 1), (1 + jnp.cos(jnp.pi * fall)) / 2)
-
-    return schedule
-
-
 def _trained(params: Any, frozen: Sequence[str], n_layers: int, layers: Mapping[str, Any] | None) -> Any:
     """Return `Optimizer.trained`."""
     if not frozen and not n_layers:
@@ -281,26 +257,6 @@ def _where(chosen: bool | np.ndarray, x: Array, other: Array) -> Array:
     return jnp.where(chosen, x, other)
 
 
-def _schedule(name: str, peak: float, start: tuple[float, float], decay: int, final: float) -> optax.Schedule:
-    first, warmup = start
-    _known(name, SCHEDULES, "optim.schedule")
-    if not 0 <= first <= 1:
-        raise ValueError(f"optim.warmup_from={first:g}: must be from 0 to 1, in units of the peak learning rate")
-    warmup = int(warmup * decay) if warmup < 1 else int(warmup)
-    if name == "constant":
-        return lambda step: jnp.asarray(peak, jnp.float32)
-    if name == "warmup":
-        return optax.warmup_constant_schedule(first * peak, peak, max(warmup, 1))
-    if name == "warmup_linear":
-        parts = [(first * peak, peak, max(warmup, 1)), (peak, final * peak, max(decay - warmup, 1))]
-        return optax.join_schedules([optax.linear_schedule(*part) for part in parts], [warmup])
-    if not warmup:
-        return optax.cosine_decay_schedule(peak, decay, final)
-    if warmup >= decay:
-        raise ValueError(f"optim.warmup={warmup} steps: must be fewer than the {decay} steps of the schedule")
-    return optax.warmup_cosine_decay_schedule(first * peak, peak, warmup, decay, final * peak)
-
-
 def _like(mask: Any) -> Callable[[Any], Any]:
     """Return `mask` as a function: inside `optax.masked` the tree is larger where parameters are left out."""
 
@@ -309,9 +265,3 @@ def _like(mask: Any) -> Callable[[Any], Any]:
         return jax.tree.map(lambda leaf, hit: leaf if masked(leaf) else hit, tree, mask, is_leaf=masked)
 
     return fit
-
-
-def _known(name: str, known: Sequence[str], option: str) -> str:
-    if name not in known:
-        raise ValueError(f"{option}={name!r}: must be one of {', '.join(known)}")
-    return name

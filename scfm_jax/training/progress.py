@@ -54,7 +54,7 @@ class Progress:
     length: int = 0
 
 
-class Run:
+class Trainer:
     """The state on the devices, the progress on the host, and the metrics of the newest step, still on their way.
 
     Args:

@@ -2,12 +2,12 @@
 
 Python runs a signal handler in the main thread only, and only between two bytecodes: a compilation or a read that hangs
 would keep it waiting for minutes. So the work runs in a second thread, and the main thread does nothing but wait for
-the end of the work or for a signal. Between the two lies a `Desk`. The work sits at it while it changes its state (a
-step donates the old state to the new one) and steps away whenever it merely waits: for data, for the compiler, for a
-validation. While it is away the supervisor may take the desk for good and save what lies there.
+the end of the work or for a signal. The worker holds a `StateLock` while it updates the training state (a step donates
+the old state to the new one) and lets it go whenever it merely waits: for data, for the compiler, for a validation.
+While the lock is free the supervisor may take it for good and save the state.
 
-Several processes must save the same step, so there nobody leaves alone: the work of each votes (`sharding.any_process`)
-and all of them raise `Stopped` at the same step; then the supervisors save together.
+Several processes must save the same step, so there none stops by itself: they vote (`sharding.any_process`), and all
+raise `Stopped` at the same step; then the supervisors save together.
 """
 
 import contextlib
@@ -27,12 +27,11 @@ class Stopped(Exception):
     """The work was asked to stop and has reached a point where it can."""
 
 
-class Desk:
-    """Where the work leaves its state in a condition to be saved.
+class StateLock:
+    """The lock of the training state: held by the worker while it updates the state, else free for saving it.
 
     Attributes:
-      save: saves the state that lies on the desk and returns what to tell the user; None while there is nothing to
-        save.
+      save: saves the state and returns what to tell the user; None while there is nothing to save.
       stopping: True once a stop was asked for.
       shared: True in a run of several processes, which stop together, by vote only.
     """
@@ -42,48 +41,48 @@ class Desk:
         self.stopping = False
         self.shared = False
         self._lock = threading.Lock()
-        self._occupied = False
+        self._held = False
         self._taken = False
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Sit at the desk: inside, the state changes, except while `away`."""
-        self._sit()
+    def held(self) -> Iterator[None]:
+        """Hold the lock inside, where the state changes, except while it is `released`."""
+        self._acquire()
         try:
             yield
         finally:
-            self._rise()
+            self._release()
 
     @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        """Leave the desk while waiting; the state is not touched meanwhile. Raises Stopped if the desk was taken."""
+    def released(self) -> Iterator[None]:
+        """Let the lock go while waiting, when the state is not touched; Stopped if it was taken meanwhile."""
         if self.shared:
             yield
             return
-        self._rise()
+        self._release()
         try:
             yield
         except Exception as error:
             if self.stopping:  # a reader's process that got the signal, too, may have failed
                 raise Stopped from error
             raise
-        self._sit()
+        self._acquire()
 
     def take(self) -> None:
-        """Take the desk for good, as soon as nobody sits at it."""
+        """Take the lock for good, as soon as the worker does not hold it: the state changes no more."""
         with self._lock:
             self._taken = True
 
-    def _sit(self) -> None:
+    def _acquire(self) -> None:
         self._lock.acquire()
         if self._taken or (self.stopping and not self.shared):
             self._lock.release()
             raise Stopped
-        self._occupied = True
+        self._held = True
 
-    def _rise(self) -> None:
-        if self._occupied:
-            self._occupied = False
+    def _release(self) -> None:
+        if self._held:
+            self._held = False
             self._lock.release()
 
 
@@ -93,43 +92,43 @@ def exit_at_once() -> None:
         signal.signal(number, lambda *_: _end(f"nothing to save\n{RESUME}\n"))
 
 
-def supervise(work: Callable[[Desk], None]) -> None:
-    """Run `work(desk)` in a thread and wait for it; on SIGTERM or SIGINT save what lies on the desk.
+def supervise(work: Callable[[StateLock], None]) -> None:
+    """Run `work(lock)` in a thread and wait for it; on SIGTERM or SIGINT save the state that the lock is of.
 
     Call it from the main thread. What the work raises is raised here. After a signal the function returns if the work
     ends within PATIENCE_S, else it ends the process with status 0: nothing can interrupt a thread that is inside XLA.
     """
-    desk, ending = Desk(), []
+    lock, ending = StateLock(), []
 
     def run() -> None:
         try:
-            work(desk)
+            work(lock)
         except BaseException as error:
             ending.append(error)
 
     def on_signal(number: int, _frame: object) -> None:
-        if not desk.stopping:
+        if not lock.stopping:
             _say(f"\n{signal.Signals(number).name}: stopping\n")
-        desk.stopping = True
+        lock.stopping = True
 
     previous = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:
         thread = threading.Thread(target=run, name="work", daemon=True)
         thread.start()
-        while thread.is_alive() and (desk.shared or not desk.stopping):
+        while thread.is_alive() and (lock.shared or not lock.stopping):
             thread.join(0.1)  # not for ever: handlers run between two waits
         if ending and not isinstance(ending[0], Stopped):
             raise ending[0]
         if ending or thread.is_alive():
-            _close(desk, thread)
+            _close(lock, thread)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _close(desk: Desk, thread: threading.Thread) -> None:
-    desk.take()
-    _say(f"{desk.save() if desk.save else 'nothing to save'}\n{RESUME}\n")
+def _close(lock: StateLock, thread: threading.Thread) -> None:
+    lock.take()
+    _say(f"{lock.save() if lock.save else 'nothing to save'}\n{RESUME}\n")
     thread.join(PATIENCE_S)
     if thread.is_alive():
         _end()

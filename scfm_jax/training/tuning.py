@@ -165,19 +165,24 @@ def _added(tune: Mapping[str, Any]) -> Callable[[Array, Any], dict[str, Any]] | 
 
 
 def save(
-    path: str | os.PathLike, state: TrainState, trained: Any, base: Mapping[str, Any], meta: Mapping[str, Any]
+    path: str | os.PathLike,
+    state: TrainState,
+    trained: Any,
+    base: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    constants: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what was trained, and what it was trained on, to a safetensors file.
 
     Args:
       state: of the run. trained: of its optimiser, which parameters it changed; None for all.
       base: "path" and "digest" of the run that it began with.
-      meta: of the run.
+      meta: of the run. constants: those that were fitted to its cells because the run that it began with lacked them.
     """
     hits = jax.tree.leaves(jax.tree.map(lambda _: True, state.params) if trained is None else trained)
     flat = flatten(state.params)
     kept = {name: x for (name, x), hit in zip(flat.items(), hits, strict=True) if np.any(hit) or name.startswith(WHOLE)}
-    tree = {"params": nest(kept), "buffers": state.buffers}
+    tree = {"params": nest(kept), "buffers": state.buffers, "constants": dict(constants or {})}
     weights.export(path, tree, {"format": FORMAT, "base": dict(base), "run": dict(meta)})
 
 

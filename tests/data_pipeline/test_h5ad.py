@@ -125,7 +125,7 @@ def test_what_is_not_counts_is_refused_with_where_counts_are(tmp_path, fault, ki
     adata.layers["scaled"], adata.layers["spliced"] = adata.X * 0.5, counts
     adata.raw = cells()
     adata.write_h5ad(tmp_path / "some.h5ad")
-    with pytest.raises(ValueError, match=r"in layers/spliced and raw: choose with --layer=spliced or --raw\Z"):
+    with pytest.raises(ValueError, match=r"in layers/spliced and raw: choose with layer=spliced or raw=True\Z"):
         read_counts(tmp_path / "some.h5ad")
     with pytest.raises(ValueError, match="layers/scaled does not hold raw counts"):
         read_counts(tmp_path / "some.h5ad", layer="scaled")

@@ -99,13 +99,18 @@ CASES = {
     "ingest: negative": ("ingest", "--input={d}/negative.h5ad --store={d}/new", "-2", "new/studies/*"),
     "ingest: NaN": ("ingest", "--input={d}/nan.h5ad --store={d}/new", "nan", "new/studies/*"),
     "ingest: fraction": ("ingest", "--input={d}/fraction.h5ad --store={d}/new", "0.5", "new/studies/*"),
-    "ingest: logged": ("ingest", "--input={d}/logged.h5ad --store={d}/new", "--layer=counts", "new/studies/*"),
+    "ingest: logged": (
+        "ingest",
+        "--input={d}/logged.h5ad --store={d}/new",
+        "choose with layer=counts",
+        "new/studies/*",
+    ),
     "ingest: unknown layer": ("ingest", "--input={d}/good.h5ad --store={d}/new --layer=x", "x", "new/studies/*"),
     "ingest: no raw": ("ingest", "--input={d}/good.h5ad --store={d}/new --raw", "raw", "new/studies/*"),
     "ingest: no mapped gene": (
         "ingest",
         "--input={d}/good.h5ad --store={d}/new --vocab={d}/other_genes.txt",
-        "--gene_table",
+        "gene table (gene_table,",
         "new/studies/*",
     ),
     "ingest: vocabulary missing": (

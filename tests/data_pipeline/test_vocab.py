@@ -110,7 +110,9 @@ def test_report_goes_through_json(table):
 
 
 def test_too_few_known_names_stop_with_the_way_out_in_one_line():
-    with pytest.raises(ValueError, match=r"only 0 of 3 .*--gene_table.*species") as caught:
+    with pytest.raises(
+        ValueError, match=r"only 0 of 3 .*gene table \(gene_table, .*lower min_mapped.*species"
+    ) as caught:
         vocab.map_genes(["Cd8a-x", "Xist2", "Gm1"], IDS)
     assert "\n" not in str(caught.value)
     vocab.map_genes(["CD3E"], SYMBOLS)  # a panel: all its names known, little of the vocabulary found

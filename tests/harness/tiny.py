@@ -64,10 +64,10 @@ class Model(nn.Module):
     def __call__(self, inputs: dict[str, Array], train: bool = False) -> Outputs:
         """Return the width-`width` code of each cell, and predicted log counts as logits."""
         mean = self.variable("buffers", "mean", jnp.zeros, (self.n_genes,))
-        if loop and not self.is_initializing():
+        if train and not self.is_initializing():
             mean.value = 0.9 * mean.value + 0.1 * inputs["x"].mean((0, 1))
         x = nn.Dense(self.width, name="encoder")(inputs["seen"])
-        x = sharding.constrain(nn.Dropout(self.dropout, deterministic=not loop)(nn.gelu(x)))
+        x = sharding.constrain(nn.Dropout(self.dropout, deterministic=not train)(nn.gelu(x)))
         return Outputs(cells=x, logits=nn.Dense(self.n_genes, name="decoder")(x))
 
 
@@ -164,7 +164,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def fit(workdir: str | pathlib.Path, desk: signals.Desk | None = None, **options: Any) -> Any:
+def fit(workdir: str | pathlib.Path, lock: signals.StateLock | None = None, **options: Any) -> Any:
     """Train the tiny model; see the module's docstring for the options."""
     stall, stall_at, slow, bad, dropout = (
         options.pop(*pair) for pair in (("stall", None), ("stall_at", 0), ("slow", 0), ("bad", ()), ("dropout", 0.1))
@@ -183,7 +183,7 @@ def fit(workdir: str | pathlib.Path, desk: signals.Desk | None = None, **options
     } | options
     validation = Loader("val", **host, stall_at=stall_at if stall == "validation" else None)
     loader = Loader("train", **host, bad=bad, stall_at=stall_at if stall == "train" else None)
-    return loop.fit(task, loader, CONSTANTS, {"model": "tiny"}, workdir, validation=validation, desk=desk, **options)
+    return loop.fit(task, loader, CONSTANTS, {"model": "tiny"}, workdir, validation=validation, lock=lock, **options)
 
 
 def _stalling(task: step.Objective, where: str, stall_at: int) -> dict[str, Any]:
@@ -239,10 +239,10 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path, number: int) -> None:
 def main(workdir: str, options: str) -> None:
     """Train under supervision, as the command does."""
 
-    def work(desk: signals.Desk) -> None:
+    def work(lock: signals.StateLock) -> None:
         sharding.join_processes()
         say("building")
-        fit(workdir, desk, **json.loads(options))
+        fit(workdir, lock, **json.loads(options))
 
     signals.supervise(work)
 

@@ -18,8 +18,7 @@ from flax import linen as nn
 from scipy import sparse
 
 from scfm_jax import api, models
-from scfm_jax.inference import bags as tissue
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.published import torch_state
 from scfm_jax.tasks.cells import embedding as task
@@ -121,16 +120,16 @@ def test_large_samples_are_cut_at_random_and_say_so(run, adata):
     embedding = run.embed(adata, sample_key=None, max_cells=40, **QUIET)
     assert np.isfinite(embedding).all()
     assert "1 of more than 40 cells cut into random parts of equal size (seed 0)" in run.provenance["sample"]
-    bags, _ = tissue.samples(adata.obs, None, 40, 0)
-    assert sorted(map(len, bags)) == [30, 30, 30] and sorted(np.concatenate(bags)) == list(range(90))
-    part = run.embed(adata[bags[1]], sample_key=None, **QUIET)
-    np.testing.assert_allclose(part, embedding[bags[1]], rtol=1e-4, atol=1e-5)
+    parts, _ = bags.samples(adata.obs, None, 40, 0)
+    assert sorted(map(len, parts)) == [30, 30, 30] and sorted(np.concatenate(parts)) == list(range(90))
+    part = run.embed(adata[parts[1]], sample_key=None, **QUIET)
+    np.testing.assert_allclose(part, embedding[parts[1]], rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_of_single_cells_does_not_depend_on_chunks(adata, monkeypatch):
     run = alone()
     embedding = run.embed(adata, **QUIET)
-    monkeypatch.setattr("scfm_jax.api.run.BATCH", 7)
+    monkeypatch.setattr(run.module, "BATCH", 7, raising=False)
     np.testing.assert_allclose(run.embed(adata, **QUIET), embedding, rtol=1e-5, atol=1e-6)
     one = run.embed(adata[5:6], **QUIET)
     np.testing.assert_allclose(one, embedding[5:6], rtol=1e-5, atol=1e-6)
@@ -146,7 +145,7 @@ def test_packing_drops_nothing():
     counts = cells(20).X
     index = np.full((2, 16), -1)
     index[0, :12], index[1, :8] = np.arange(12), np.arange(12, 20)
-    batch = infer.pack(sparse.csr_matrix(counts), index, labels=["batch"])
+    batch = bags.pack(sparse.csr_matrix(counts), index, labels=["batch"])
     dense = np.zeros((2, 16, 61))
     np.add.at(dense, (*np.indices(batch["genes"].shape)[:2], batch["genes"]), batch["counts"])
     assert (dense[..., :60][index >= 0] == counts.toarray()).all() and not dense[..., 60].any()
@@ -154,9 +153,9 @@ def test_packing_drops_nothing():
 
 
 def test_sizes_grow_by_a_half_at_most():
-    sizes = sorted({infer.size_up(n, 64) for n in range(1, 5000)})
+    sizes = sorted({bags.size_up(n, 64) for n in range(1, 5000)})
     assert sizes[0] == 64 and all(b / a <= 1.5 for a, b in itertools.pairwise(sizes))
-    assert all(infer.size_up(n, 64) >= n for n in range(1, 5000))
+    assert all(bags.size_up(n, 64) >= n for n in range(1, 5000))
 
 
 def test_saved_weights_embed_the_same(run, adata, tmp_path):

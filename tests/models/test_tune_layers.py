@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from scfm_jax import models
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags, infer
 from scfm_jax.layers import attention
 from scfm_jax.saving.leaves import flatten, nest
 from scfm_jax.training import freezing, optim, tuning
@@ -24,7 +24,7 @@ def shapes(name: str, **fields):
     """Return the shapes of the parameters of a tiny model."""
     module, options = models.get(name), models.options(name, "tiny")
     model = module.Model(**{**options["model"], "n_genes": 24, **fields})
-    constants = infer.own_vocabulary(np.ones((1, 24), bool))
+    constants = bags.own_vocabulary(np.ones((1, 24), bool))
     inputs = options["inputs"]
     return jax.eval_shape(functools.partial(infer.initial, module, model, constants, 0, (), 8, **inputs))["params"]
 
@@ -75,17 +75,16 @@ def test_a_stack_and_its_layers_are_frozen_alike(name):
 def test_prefixes_are_parameters_of_every_layer_and_are_attended_to(name):
     module, options = models.get(name), models.options(name, "tiny")
     model = module.Model(**{**options["model"], "n_genes": 24, "prefix": 3})
-    constants = infer.own_vocabulary(np.ones((1, 24), bool))
+    constants = bags.own_vocabulary(np.ones((1, 24), bool))
     inputs = {**options["inputs"], **module.TUNING["visible"]}
     variables = infer.initial(module, model, constants, 0, (), 8, **inputs)
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(0.6, (8, 24)).astype(np.float32))
+    constants = bags.complete_constants(module, constants, [bags.pack(counts, np.arange(8)[None])], inputs)
 
     def embedded(add: float) -> np.ndarray:
         leaves = {n: x + add * ("prefix_value" in n) for n, x in flatten(variables["params"]).items()}
         changed = {**variables, "params": nest(leaves)}
-        return infer.embed(
-            module, model, changed, constants, [infer.pack(counts, np.arange(8)[None])], 8, inputs=inputs
-        )
+        return infer.embed(module, model, changed, constants, [bags.pack(counts, np.arange(8)[None])], 8, inputs=inputs)
 
     assert any("prefix_key" in leaf for leaf in flatten(variables["params"]))
     assert np.abs(embedded(1.0) - embedded(0.0)).max(1).min() > 1e-4, "a cell does not see the prefixes"

@@ -16,7 +16,7 @@ from data_pipeline import synthetic
 from experiments import train
 from experiments.analyses import annotation, annotation_table
 from scfm_jax import api, models
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags, infer
 from scfm_jax.saving import checkpoint
 from scfm_jax.tasks.cells import annotation_baselines, cell_type
 from scfm_jax.types import Batch
@@ -67,10 +67,10 @@ def little(head: str, **fields):
 
 def test_cellplms_own_head_is_this_objective():
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
-    packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
+    packed = bags.pack(counts, np.arange(6)[None], labels=["cell_type"])
     packed["labels"]["cell_type"] = np.array([[0, 1, 2, -1, 1, 0]], np.int32)
     batch = Batch(**{name: packed[name] for name in infer.FIELDS})
-    constants = infer.own_vocabulary(np.ones((1, 12), bool))
+    constants = bags.own_vocabulary(np.ones((1, 12), bool))
     module, theirs = little("annotation", n_classes=3, dec_layers=1)
     inputs = module.prepare(batch, constants, jax.random.key(0), step=0, train=False)
     params = theirs.init(jax.random.key(1), inputs)["params"]
@@ -86,10 +86,10 @@ def test_cellplms_own_head_is_this_objective():
 
 def test_training_sees_what_evaluation_sees_unless_noise_is_asked_for():
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
-    packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
+    packed = bags.pack(counts, np.arange(6)[None], labels=["cell_type"])
     packed["labels"]["cell_type"] = np.array([[0, 1, 2, 2, 1, 0]], np.int32)
     batch = Batch(**{name: packed[name] for name in infer.FIELDS})
-    constants = infer.own_vocabulary(np.ones((1, 12), bool))
+    constants = bags.own_vocabulary(np.ones((1, 12), bool))
     module, model = little("decoder", latent_mod="gmvae", dropout=0.3)
 
     def losses(**options) -> list[float]:
@@ -108,10 +108,10 @@ def test_training_sees_what_evaluation_sees_unless_noise_is_asked_for():
 def test_balanced_weighs_types_alike():
     module, model = little("embedder")
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
-    packed = infer.pack(counts, np.arange(6)[None], labels=["cell_type"])
+    packed = bags.pack(counts, np.arange(6)[None], labels=["cell_type"])
     packed["labels"]["cell_type"] = np.array([[0, 0, 0, 0, 0, 1]], np.int32)
     batch = Batch(**{name: packed[name] for name in infer.FIELDS})
-    constants = infer.own_vocabulary(np.ones((1, 12), bool))
+    constants = bags.own_vocabulary(np.ones((1, 12), bool))
     made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [5, 1], balanced=True)
     variables = dict(made.init(jax.random.key(0), batch, constants))
     params = variables.pop("params")

@@ -13,7 +13,7 @@ from sklearn.metrics import matthews_corrcoef
 from experiments.analyses import cells as model_cells
 from experiments.analyses import imputation as imputation_analysis
 from scfm_jax import api, models
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags, infer
 from scfm_jax.tasks.imputation import baselines, bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
 from scfm_jax.types import Batch
@@ -115,7 +115,7 @@ def test_bins_are_those_of_the_model(options):
     counts = two_types()
     counts[3] = np.where(np.arange(V) < 5, 2, 0)  # all values equal
     counts[4] = 0
-    batch = infer.pack(sp.csr_matrix(counts), np.arange(N)[None])
+    batch = bags.pack(sp.csr_matrix(counts), np.arange(N)[None])
     batch = Batch(**{field: batch[field] for field in infer.FIELDS})
     constants = {"slots": np.arange(V + 1, dtype=np.int32), "measured": np.ones((1, V), bool)}
     key = jax.random.key(0)

@@ -14,6 +14,7 @@ from flax import linen as nn
 from scipy import sparse, stats
 
 from scfm_jax import api, models
+from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import marker_genes as task
 from scfm_jax.types import Outputs
 
@@ -240,7 +241,7 @@ def test_the_remainder_is_the_mean_of_the_other_cells(adata):
 
 def test_expression_and_fold_change_are_of_the_group():
     counts = sparse.csr_matrix(np.array([[1.0, 3], [2, 2], [0, 4]]))
-    values, member = task.expression(counts, target_sum=4), np.array([True, True, False])
+    values, member = log_normalised(counts, target_sum=4), np.array([True, True, False])
     own, rest = task.mean(values, member), task.mean(values, ~member)
     np.testing.assert_allclose([own, rest], [[np.log([2, 3]).mean(), np.log([4, 3]).mean()], [0, np.log(5)]])
     np.testing.assert_allclose(task.baselines(own, rest)["fold change"], own - rest)

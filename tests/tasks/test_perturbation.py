@@ -11,6 +11,7 @@ from scipy import sparse
 from data_pipeline import synthetic
 from experiments.analyses import perturbation
 from scfm_jax import api, models
+from scfm_jax.inference import bags
 from scfm_jax.tasks.perturbation import in_silico as task
 from tests.harness import commands
 
@@ -29,7 +30,8 @@ def run_of(name: str, genes: list[str]) -> api.Run:
 def embedder(name: str, n_genes: int) -> task.Embedder:
     """Return the embedder of a tiny model."""
     run = run_of(name, [f"G{i}" for i in range(n_genes)])
-    constants = {"slots": np.arange(n_genes + 1, dtype=np.int32), "measured": np.ones((1, n_genes), bool)}
+    batch = bags.pack(counts(genes=n_genes), np.arange(12)[:, None])
+    constants = run.complete_constants([batch], np.ones((1, n_genes), bool), **QUIET)
     return task.Embedder(name, run.module, run.model, run.variables, constants, run.meta["config"])
 
 

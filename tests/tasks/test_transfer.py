@@ -10,7 +10,7 @@ from data_pipeline import synthetic
 from experiments.analyses import class_token as class_token_analysis
 from experiments.analyses import transfer as transfer_analysis
 from scfm_jax import api, models
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags
 from scfm_jax.tasks.cells import class_token, transfer
 from tests.harness import commands
 
@@ -90,11 +90,12 @@ def test_the_class_token_sees_every_cell_by_itself():
     assert row["cells"] == (truth != "type3").sum() and found["files"][0]["unknown"] == ["type3"]
     assert row["majority"] == max((truth == f"type{i}").sum() for i in range(3)) / row["cells"]
     counts = sparse.csr_matrix(adata.X)
-    slots = {"slots": np.arange(121, dtype=np.int32), "measured": np.ones((1, 120), bool)}
+    whole = bags.pack(counts, np.arange(100)[:, None])
+    slots = run.complete_constants([whole], np.ones((1, 120), bool), **QUIET)
 
     def say(size: int) -> np.ndarray:
         batches = (
-            infer.pack(counts[i : i + size], np.arange(i, min(i + size, 100))[:, None]) for i in range(0, 100, size)
+            bags.pack(counts[i : i + size], np.arange(i, min(i + size, 100))[:, None]) for i in range(0, 100, size)
         )
         return class_token.predict(run.module, run.model, run.variables, slots, batches, 100, hide=False)
 

@@ -64,7 +64,8 @@ def test_a_signal_saves_and_the_same_command_resumes(moment, whole, tmp_path):
 
 
 def test_a_signal_before_there_is_work_ends_with_status_0():
-    code = "from scfm_jax import signals; signals.exit_at_once(); print('x', flush=True); import time; time.sleep(60)"
+    code = "import time; from scfm_jax.training import signals; signals.exit_at_once(); print('x', flush=True)"
+    code += "; time.sleep(60)"
     for number in signals.SIGNALS:
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -79,13 +80,13 @@ def test_more_signals_do_not_disturb_the_saving():
 import time
 from scfm_jax.training import signals
 
-def work(desk):
+def work(lock):
     def save():
         print("saving", flush=True)
         time.sleep(1)
         return "saved"
-    desk.save = save
-    with desk.at_work(), desk.away():
+    lock.save = save
+    with lock.held(), lock.released():
         print("away", flush=True)
         time.sleep(60)
 
@@ -102,15 +103,15 @@ signals.supervise(work)
     assert tiny.finish(process).splitlines() == ["saved", signals.RESUME]
 
 
-def test_the_desk_is_taken_only_while_the_work_is_away():
-    desk, order = signals.Desk(), []
+def test_the_lock_is_taken_only_while_the_work_has_released_it():
+    lock, order = signals.StateLock(), []
 
     def work():
-        with desk.at_work():
+        with lock.held():
             seated.set()
             time.sleep(0.2)
             order.append("worked")
-            with pytest.raises(signals.Stopped), desk.away():
+            with pytest.raises(signals.Stopped), lock.released():
                 taken.wait(5)
         order.append("left")
 
@@ -118,7 +119,7 @@ def test_the_desk_is_taken_only_while_the_work_is_away():
     thread = threading.Thread(target=work)
     thread.start()
     seated.wait(5)
-    desk.take()
+    lock.take()
     order.append("taken")
     taken.set()
     thread.join(5)
@@ -128,10 +129,10 @@ def test_the_desk_is_taken_only_while_the_work_is_away():
 def test_errors_of_the_work_are_raised_by_the_supervisor_and_handlers_are_put_back():
     before = [signal.getsignal(number) for number in signals.SIGNALS]
 
-    def work(desk):
+    def work(lock):
         raise ValueError("no such store")
 
     with pytest.raises(ValueError, match="no such store"):
         signals.supervise(work)
-    signals.supervise(lambda desk: None)
+    signals.supervise(lambda lock: None)
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before

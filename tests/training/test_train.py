@@ -224,3 +224,11 @@ def test_a_run_survives_bad_batches_and_gives_up_after_many(tmp_path):
         tiny.fit(tmp_path / "b", steps=20, bad=range(4, 20), max_skipped=3, checkpoint_every=2)
     assert "\n" not in str(error.value)
     assert checkpoint.latest_valid(tmp_path / "b/checkpoints") == 6
+
+
+def test_the_flat_keys_of_the_optimiser_are_the_fields_of_its_sections():
+    schedule, rule, layers = optim.sections({"warmup": 3, "clip_norm": 1.0, "frozen": ("x",)})
+    assert (schedule.warmup, rule.clip_norm, layers.frozen) == (3, 1.0, ("x",))
+    assert len(optim.KEYS) == len(set(optim.KEYS)) == 24 and {"learning_rate", "name", "groups"} <= set(optim.KEYS)
+    with pytest.raises(ValueError, match="optim: no such key learning_rat; there are learning_rate, schedule"):
+        optim.build({}, steps=1, learning_rat=1e-3)

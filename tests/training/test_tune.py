@@ -15,7 +15,7 @@ from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.study import Settings
 from experiments import train
 from scfm_jax import api, models
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags, infer
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.leaves import flatten
 from scfm_jax.training import freezing, lora, tuning
@@ -84,8 +84,8 @@ def same(there: dict, here: dict) -> bool:
 def outputs(run: api.Run, params) -> np.ndarray:
     """Return the embeddings of eight cells."""
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(0.6, (8, 60)).astype(np.float32))
-    batch = infer.pack(counts, np.arange(8)[None], labels=["cell_type", "batch"])
-    constants = {**run.constants, **infer.own_vocabulary(np.ones((1, 60), bool))}
+    batch = bags.pack(counts, np.arange(8)[None], labels=["cell_type", "batch"])
+    constants = {**run.constants, **bags.own_vocabulary(np.ones((1, 60), bool))}
     inputs = run.meta["config"]["inputs"]
     return infer.embed(run.module, run.model, {**run.variables, "params": params}, constants, [batch], 8, inputs=inputs)
 

@@ -78,7 +78,7 @@ def prepare(
 
     Args:
       constants: "slots" [G + 1] and "measured" [S, V] (see the contract), and what `fit` adds: "mean" and "scale" [V]
-        of log1p of normalised counts ("val_mean", "val_scale"); without them values are not z-scored.
+        of log1p of normalised counts ("val_mean", "val_scale").
       target_sum: counts of a cell, over the model's genes, are scaled to this sum.
       n_mask: genes hidden in every cell that expresses twice as many, other cells are not scored; `fit` sets it. 0 or
         below: `mask_rate` of each cell's expressed genes.
@@ -157,9 +157,9 @@ def fit(
 def _scaler(constants: dict[str, Array], prefix: str, kind: str) -> tuple[Array, Array]:
     if kind not in ("train", "per_split"):
         raise ValueError(f"scaler {kind!r}: there are train, per_split")
-    n_genes = constants["measured"].shape[1]
-    found = [constants.get(f"{prefix}{name}", constants.get(name)) for name in ("mean", "scale")]
-    return tuple(f(n_genes) if x is None else x for x, f in zip(found, (jnp.zeros, jnp.ones), strict=True))
+    if lacking := [name for name in FITTED if name not in constants]:
+        raise ValueError(f"constants: no {', '.join(lacking)} of the genes; `fit` takes them from the cells at hand")
+    return tuple(constants.get(f"{prefix}{name}", constants[name]) for name in FITTED)
 
 
 def _marked(places: Array, chosen: Array, width: int) -> Array:

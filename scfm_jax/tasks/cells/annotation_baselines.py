@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from scfm_jax.tasks.cells.embedding import variable_genes
+from scfm_jax.tasks.expression import log_normalised
 
 GENES = 2000
 
@@ -47,18 +48,12 @@ BASELINES: dict[str, Callable[..., np.ndarray]] = {
 
 def variable(known: sp.csr_matrix, new: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Return log1p counts per 10,000 of the variable genes of labelled [n, g] and new cells [m, g]."""
-    x, z = (normalised(counts) for counts in (known, new))
+    x, z = (log_normalised(counts, dtype=np.float32) for counts in (known, new))
     both = np.flatnonzero((np.asarray(x.sum(0)).ravel() > 0) & (np.asarray(z.sum(0)).ravel() > 0))
     if not len(both):
         raise ValueError("labelled and new cells have no expressed gene in common")
     chosen = both[variable_genes(x[:, both], min(GENES, len(both)))]
     return x[:, chosen].toarray(), z[:, chosen].toarray()
-
-
-def normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """Return log1p of counts per 10,000."""
-    total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
-    return sp.csr_matrix(sp.diags(1e4 / total) @ counts, dtype=np.float32).log1p()
 
 
 def _shares(fitted, x: np.ndarray, n_classes: int) -> np.ndarray:

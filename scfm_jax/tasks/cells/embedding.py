@@ -19,6 +19,8 @@ from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_inf
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from scfm_jax.tasks.expression import log_normalised
+
 RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 15))
 UNLABELLED = {"", "nan", "na", "none", "unknown", "unassigned"}
 METRICS = {
@@ -113,8 +115,7 @@ def leiden(x: np.ndarray, *, resolution: float = 1.0, seed: int = 0, k: int = 15
 
 def pca(counts: sp.csr_matrix, *, components: int = 50, genes: int = 2000, seed: int = 0) -> np.ndarray:
     """Return the first principal components [n, components] of the log-normalised variable genes of raw counts."""
-    total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
-    normal = sp.csr_matrix(sp.diags(1e4 / total) @ counts, dtype=np.float32).log1p()
+    normal = log_normalised(counts, dtype=np.float32)
     x = normal[:, variable_genes(normal, genes)].toarray()
     components = min(components, *(n - 1 for n in x.shape))
     return PCA(components, random_state=seed, svd_solver="randomized").fit_transform(x).astype(np.float32)

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from flax import linen as nn
 
 from scfm_jax import models
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags
 from scfm_jax.training import step
 
 VALIDATION = 0.3
@@ -76,7 +76,7 @@ class CellsInMemory:
     def _pack(self, rows: np.ndarray) -> dict[str, Any]:
         index = np.full(self._shape, -1, np.int64)
         index.flat[: len(rows)] = rows
-        return infer.pack(self._counts[rows], index, labels=self._labels)
+        return bags.pack(self._counts[rows], index, labels=self._labels)
 
 
 class Steps:

@@ -79,19 +79,13 @@ def remainder(own: np.ndarray, seen: np.ndarray, whole: np.ndarray, of: np.ndarr
     return np.where(left > 0, total / np.maximum(left, 1), np.nan)
 
 
-def expression(counts: sparse.csr_matrix, target_sum: float = 1e4) -> sparse.csr_matrix:
-    """Return log1p of counts per `target_sum` in each cell. [n, V]"""
-    total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
-    return sparse.csr_matrix(sparse.diags(target_sum / total) @ counts).log1p()
-
-
 def mean(x: sparse.csr_matrix, member: np.ndarray) -> np.ndarray:
     """Return the mean over the cells of a group. [n, V], bool [n] -> [V]"""
     return np.asarray(member.astype(float) @ x).ravel() / max(member.sum(), 1)
 
 
 def baselines(own: np.ndarray, rest: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the BASELINES from the mean `expression` in the type and in other cells. [K], [K] -> {name: [K]}"""
+    """Return the BASELINES from mean log-normalised counts of the type and of other cells. [K], [K] -> {name: [K]}"""
     return {"expression": own, "fold change": own - rest}
 
 

@@ -7,6 +7,7 @@ depth, summed over those entries that are known, so what is hidden counts neithe
 
 import numpy as np
 
+from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.imputation import bins
 from scfm_jax.tasks.imputation.imputation import Problem
 
@@ -76,7 +77,7 @@ def distances(problem: Problem) -> np.ndarray:
     sample in space, if there are positions.
     """
     known = problem.known.astype(np.float32)
-    values = np.log1p(problem.counts * (1e4 / np.maximum(problem.depth, 1e-9)).astype(np.float32)[:, None])
+    values = log_normalised(problem.counts, np.maximum(problem.depth, 1e-9), dtype=np.float32)
     squares = values**2 @ known.T
     shared = known @ known.T
     apart = _divide(np.maximum(squares + squares.T - 2 * values @ values.T, 0), shared, np.inf)

@@ -4,7 +4,7 @@ What a model must offer is `impute` of its file (see `scfm_jax.models`); a model
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from flax import linen as nn
 
-from scfm_jax.inference import infer
+from scfm_jax.inference import bags, infer
 from scfm_jax.tasks.imputation.bins import Ruler
 from scfm_jax.tasks.imputation.imputation import Problem
 from scfm_jax.types import Batch
@@ -23,19 +23,27 @@ class Imputer:
     """A model that imputes, compiled once for any weights.
 
     Args:
-      module, model: its file and the network. config: of the run, a plain dict. constants: that came with the weights.
+      module, model: its file and the network. config: of the run, a plain dict. constants: that came with the weights;
+        of what they lack, that of the visible counts of each problem is taken. say: is told so, once.
 
     Raises:
       ValueError: the model does not predict expression.
     """
 
-    def __init__(self, module: ModuleType, model: nn.Module, config: Mapping[str, Any], constants: Mapping[str, Any]):
+    def __init__(
+        self,
+        module: ModuleType,
+        model: nn.Module,
+        config: Mapping[str, Any],
+        constants: Mapping[str, Any],
+        say: Callable[[str], None] = print,
+    ):
         if not hasattr(module, "impute"):
             name = module.__name__.rpartition(".")[2]
             raise ValueError(f"model {name} does not predict expression (it has no `impute`): choose another model")
         inputs, loss = dict(config.get("inputs", {})), dict(config.get("loss", {}))
-        self._module, self._constants, self._inputs = module, dict(constants), inputs
-        self._least = config.get("data", {}).get("bag") or 1  # what parameters of a position in the bag are for
+        self._module, self._constants, self._inputs, self._say = module, dict(constants), inputs, say
+        self._rules = bags.rules(module, config)
         self._call = jax.jit(functools.partial(module.impute, model, inputs=inputs, loss=loss))
         self.binning = {key: inputs[key] for key in ("n_bins", "target_sum", "log") if key in inputs}
         """Options of `bins.fit` that the model was trained with."""
@@ -70,31 +78,25 @@ class Imputer:
         return result
 
     def _all_constants(self, problem: Problem) -> dict[str, Any]:
-        """Return the constants, those of the visible counts where a model must know some that the weights lack."""
-        slots = np.arange(problem.measured.size + 1, dtype=np.int32)
-        constants = {**self._constants, "slots": slots, "measured": problem.measured[None]}
-        if set(getattr(self._module, "FITTED", ())) <= constants.keys():
-            return constants
-        batches = [self._batch(problem, index) for index in self._indices(problem)]
-        return self._module.fit({"train": batches}, constants, self._inputs)[0]
+        """Return all constants, see `bags.complete_constants`."""
+        batches, measured = (self._batch(problem, index) for index in self._indices(problem)), problem.measured[None]
+        options = {"measured": measured, "say": self._say}
+        constants = bags.complete_constants(self._module, self._constants, batches, self._inputs, **options)
+        if bags.missing(self._module, self._constants):
+            self._say = lambda _: None
+        return constants
 
     def _batch(self, problem: Problem, index: np.ndarray) -> dict[str, Any]:
         """Return the fields of a batch of the rows `index`. [B, C]"""
         rows = index[index >= 0]
         where = None if problem.coords is None else problem.coords[rows]
-        packed = infer.pack(sp.csr_matrix(problem.counts[rows]), index, where)
+        packed = bags.pack(sp.csr_matrix(problem.counts[rows]), index, where)
         return {field: packed[field] for field in infer.FIELDS}
 
     def _indices(self, problem: Problem) -> list[np.ndarray]:
         """Return the rows of each batch, -1 in the padding: a bag, a whole sample, or cells apart. [B, C]"""
-        together = getattr(self._module, "SAMPLE", False)
-        bags = list(problem.bags)
-        if together is True:
-            bags = [np.flatnonzero(problem.samples == code) for code in np.unique(problem.samples)]
-        most = max(map(len, bags)) if together != "bag" else max(self._least, *map(len, bags))
-        sizes = [infer.size_up(len(bag), 64) if together is True else most for bag in bags]
-        padded = [np.pad(bag, (0, size - len(bag)), constant_values=-1) for bag, size in zip(bags, sizes, strict=True)]
-        return [bag[None] if together else bag[:, None] for bag in padded]
+        groups = bags.by_code(problem.samples) if self._rules.together is True else problem.bags
+        return self._rules.batches(groups, min(self._rules.cells, max(map(len, groups))))
 
 
 def _spread(values: np.ndarray, here: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ import numpy as np
 import scipy.sparse as sp
 from flax import linen as nn
 
-from scfm_jax.inference import infer
-from scfm_jax.tasks.genes.marker_genes import expression
+from scfm_jax.inference import bags, infer
+from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.types import Array, Batch
 
 HOW = ("mask", "delete", "overexpress")
@@ -90,8 +90,8 @@ class Embedder:
     """A model that embeds cells, with a gene masked in each where asked; compiled once for any cells.
 
     Args:
-      name: of the model. module, model, variables: its file, network and weights. constants: with "slots" and
-        "measured" of the counts' vocabulary. config: of the run.
+      name: of the model. module, model, variables: its file, network and weights. constants: all that it needs for
+        counts in its vocabulary, see `bags.complete_constants`. config: of the run.
     """
 
     def __init__(
@@ -102,14 +102,10 @@ class Embedder:
         variables: Mapping[str, Any],
         constants: Mapping[str, Any],
         config: Mapping[str, Any],
-        batch: int = 256,
     ):
-        inputs, data = dict(config.get("inputs", {})), config.get("data", {})
-        self._state, self._labels = (dict(variables), dict(constants)), list(data.get("labels", ()))
-        self._together = getattr(module, "SAMPLE", False)
-        self.alone = not self._together
-        self._most = data.get("bag") or 50 if self._together == "bag" else getattr(module, "BATCH", batch)
-        self._name = name
+        inputs, self._labels = dict(config.get("inputs", {})), list(config.get("data", {}).get("labels", ()))
+        self._state, self._rules, self._name = (dict(variables), dict(constants)), bags.rules(module, config), name
+        self.alone = not self._rules.together
         self._plain = jax.jit(functools.partial(_cells, module, model, inputs))
         self._masked = MASKED.get(name) and jax.jit(functools.partial(MASKED[name], module, model, inputs))
 
@@ -118,9 +114,9 @@ class Embedder:
         if masked is not None and not self._masked:
             raise ValueError(f"model {self._name} has no mask for a gene that is asked for: delete or overexpress it")
         result = None
-        for index in self._indices(group):
+        for index in self._rules.batches(self._rules.cut(bags.by_code(group))):
             here, rows = index >= 0, index[index >= 0]
-            packed = infer.pack(counts[rows], index, labels=self._labels)
+            packed = bags.pack(counts[rows], index, labels=self._labels)
             batch = Batch(**{field: packed[field] for field in infer.FIELDS})
             if masked is None:
                 found = self._plain(*self._state, batch)
@@ -132,17 +128,6 @@ class Embedder:
             result = np.zeros((counts.shape[0], found.shape[-1]), np.float32) if result is None else result
             result[rows] = found[here]
         return result
-
-    def _indices(self, group: np.ndarray) -> list[np.ndarray]:
-        """Return the rows of each batch, -1 in the padding: cells apart, or bags of cells of one group. [B, C]"""
-        if not self._together:
-            bags = np.split(np.arange(len(group)), range(self._most, len(group), self._most))
-            return [np.pad(bag, (0, self._most - len(bag)), constant_values=-1)[:, None] for bag in bags]
-        bags = [np.flatnonzero(group == g) for g in np.unique(group)]
-        if self._together == "bag":
-            bags = [part for bag in bags for part in np.split(bag, range(self._most, len(bag), self._most))]
-        sizes = [infer.size_up(len(bag), self._most if self._together == "bag" else 64) for bag in bags]
-        return [np.pad(b, (0, size - len(b)), constant_values=-1)[None] for b, size in zip(bags, sizes, strict=True)]
 
 
 class Components:
@@ -156,14 +141,14 @@ class Components:
     def __init__(self, counts: sp.csr_matrix, components: int = 50, seed: int = 0):
         from sklearn.decomposition import PCA
 
-        x = expression(counts).toarray()
+        x = log_normalised(counts).toarray()
         components = min(components, *(n - 1 for n in x.shape))
         self._fitted = PCA(components, random_state=seed, svd_solver="randomized").fit(x)
 
     def __call__(self, counts: sp.csr_matrix, masked: np.ndarray | None, group: np.ndarray) -> np.ndarray:
         """Return the components of cells; see `Embed`."""
         del group
-        x = expression(counts).toarray()
+        x = log_normalised(counts).toarray()
         if masked is not None:
             x[np.arange(len(x)), masked] = self._fitted.mean_[masked]
         return self._fitted.transform(x).astype(np.float32)

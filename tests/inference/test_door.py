@@ -1,0 +1,93 @@
+"""The door for notebooks: what `import scfm_jax` gives, what a run says of itself, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pytest
+
+import scfm_jax
+from data_pipeline.files import h5ad
+from scfm_jax import api
+from scfm_jax.saving import weights
+from scfm_jax.tasks.cells import cell_type
+from tests.harness import ROOT
+from tests.inference.test_infer import QUIET, cells, make_run
+
+
+def test_the_door_is_there_once_the_package_is_and_is_imported_when_asked_for():
+    code = "import sys, scfm_jax; print('jax' in sys.modules, scfm_jax.api.load.__name__, 'api' in dir(scfm_jax))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert out.split() == ["False", "load", "True"]
+    with pytest.raises(AttributeError, match="module 'scfm_jax' has no attribute 'apy'"):
+        _ = scfm_jax.apy
+
+
+def test_a_run_says_in_five_lines_what_it_is():
+    run = make_run()
+    lines = repr(run).splitlines()
+    assert len(lines) == 5 and len(repr(run)) < 400
+    assert lines[0] == "cellplm" and lines[1] == "  weights: random weights of seed 0"
+    assert lines[2] == "  genes: 60 (GENE0, GENE1, GENE2, ...)" and lines[3] == "  classes: batch (2)"
+    assert lines[4].startswith("  parameters: ") and int(lines[4].split()[1].replace(",", "")) > 1000
+
+
+def test_an_embedding_is_added_to_the_anndata_if_asked_and_only_then(tmp_path):
+    run, adata = make_run(), cells()
+    embedding = run.embed(adata, **QUIET)
+    assert not adata.obsm and not adata.uns
+    run.embed(adata, key_added="X_cellplm", **QUIET)
+    np.testing.assert_array_equal(adata.obsm["X_cellplm"], embedding)
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    h5ad.write_embedding(cells(), tmp_path / "y.h5ad", "X_cellplm", embedding, run.provenance)
+    one, two = (anndata.read_h5ad(tmp_path / name).uns["X_cellplm"] for name in ("x.h5ad", "y.h5ad"))
+    assert one == two and one["model"] == "cellplm" and json.loads(one["genes"])["mapped"] == 60
+    with pytest.raises(ValueError, match=r"key_added=X: .*x.h5ad is not an AnnData in memory; read it first"):
+        run.embed(tmp_path / "x.h5ad", key_added="X", **QUIET)
+
+
+def test_annotations_have_the_names_of_the_cells():
+    run, adata = make_run(), cells()
+    run.task = {"linear_0": {"kernel": np.eye(8, 3, dtype=np.float32), "bias": np.zeros(3, np.float32)}}
+    run.meta = run.meta | {"classes": {"cell_type": ["a", "b", "c"]}}
+    run.meta["config"] = run.meta["config"] | {"task": {"name": "cell_type", "label": "cell_type"}}
+    shares = run.annotate(adata, **QUIET)
+    assert list(shares.index) == list(adata.obs_names) and list(shares.columns) == ["a", "b", "c"]
+    adata.obs["predicted"] = shares.idxmax(axis=1)
+    assert adata.obs["predicted"].notna().all()
+    expected = cell_type.probabilities(run.task, cell_type.OPTIONS, run.embed(adata, **QUIET))
+    np.testing.assert_allclose(shares.to_numpy(), expected)
+
+
+def test_errors_fit_the_notebook_as_well_as_the_shell():
+    adata = cells()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X.toarray())
+    for options, says in (({}, r"choose with layer=counts\Z"), ({"layer": "x"}, r"layer=NAME and raw=True choose")):
+        with pytest.raises(ValueError, match=says) as caught:
+            make_run().embed(adata, **options, **QUIET)
+        assert "--" not in str(caught.value)
+    adata.var_names = [f"other{i}" for i in range(60)]
+    with pytest.raises(ValueError, match="lower min_mapped") as caught:
+        make_run().embed(adata, layer="counts", **QUIET)
+    assert "--" not in str(caught.value)
+
+
+def test_files_of_weights_are_as_open_as_the_umask_has_them(tmp_path):
+    before = os.umask(0o022)
+    try:
+        weights.export(tmp_path / "a.safetensors", {"x": np.zeros(3)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_known_of_genes_is_reported_and_not_printed(tmp_path, capsys):
+    np.savez(tmp_path / "v.npz", genes=np.array(["A", "B"]), vectors=np.ones((2, 3), np.float32))
+    said = []
+    found = api.gene_constants({"gene_vectors": tmp_path / "v.npz"}, ["A", "B"], say=said.append)
+    assert found["gene_vectors"].shape[0] == 2 and said[0].startswith("gene vectors: ")
+    assert not capsys.readouterr().out
