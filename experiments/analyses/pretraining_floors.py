@@ -81,18 +81,19 @@ def explained_variance(pool: Pool, train: np.ndarray, held: np.ndarray, seed: in
     """Yield Exceiver's explained variance and squared error of hidden genes, by the gene's mean, and with depth.
 
     Depth is the logarithm of a cell's counts; of a held-out cell, of those that are not hidden, for the share of its
-    expressed genes that they are.
+    expressed genes that they are. The slope is one of log-normalised counts: z-scores of a gene have it over the gene's
+    deviation.
     """
     module = models.get("exceiver")
     batches = (dataclasses.asdict(batch) for batch in pool.batches(train, TRAIN_BATCH))
     constants, inputs = module.fit({"train": batches}, pool.constants, models.options("exceiver", "small")["inputs"])
     prepared = _prepared(module, constants, inputs, seed)
-    n_genes = pool.counts.shape[1]
-    entries = []
+    n_genes, scale, entries = pool.counts.shape[1], constants["scale"], []
     for batch, made in prepared(pool.batches(train, TRAIN_BATCH), False):
         cells, places = ((made["genes"] < n_genes) & batch.cell_mask[..., None])[:, 0].nonzero()
         depth = np.log(np.maximum(np.asarray(batch.counts, np.float64).sum(-1)[:, 0], 1))
-        entries.append((made["genes"][cells, 0, places], made["values"][cells, 0, places], depth[cells]))
+        at = made["genes"][cells, 0, places]
+        entries.append((at, made["values"][cells, 0, places], depth[cells] / scale[at]))
     genes, values, depths = (np.concatenate(part) for part in zip(*entries, strict=True))
     table = floors.ValueTable.fit(genes, values.astype(np.float64), depths, n_genes)
     sums = {"gene mean": np.zeros((2, 2)), "gene mean + depth": np.zeros((2, 2))}
@@ -101,7 +102,7 @@ def explained_variance(pool: Pool, train: np.ndarray, held: np.ndarray, seed: in
         share = shown.sum(-1) / np.maximum((made["genes"] < n_genes).sum(-1), 1)
         counts = (np.asarray(batch.counts, np.float64) * shown).sum(-1)
         depth = np.log(np.maximum(counts, 1) / np.maximum(share, 1e-9))
-        depth = np.broadcast_to(depth[..., None], made["targets"].shape)
+        depth = depth[..., None] / scale[made["targets"]]
         for name, depths in zip(sums, (None, depth), strict=True):
             logits = {"genes": table.predict(made["targets"], depths).astype(np.float32)}
             _, metrics = module.loss(Outputs(cells=None, genes=None, logits=logits), made)
