@@ -16,7 +16,8 @@ of one of its pre-training studies after tuning on another (150 updates of 32 ce
 a trial, the mean was that of each batch. The batch is that of RUN: with 8 cells an update in place of 32 `frozen` has
 0.63, `full` 0.52. scEMB, CellPLM and scLong (embedded by position) gain, or lose nothing, by `full` as it is.
 
-Expect: what `experiments.annotate` shows, of which README has a table; the least validation loss is marked as best.
+Expect: what `experiments.annotate` shows, of which docs/results.md has a table; the least validation loss is marked as
+best.
 """
 
 from ml_collections import ConfigDict

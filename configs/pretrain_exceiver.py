@@ -9,7 +9,9 @@ Those with labels read obs["tissue"]; without that column they train without a c
 Adam with an L2 term on all parameters, a rate that climbs to 3e-4 over 500 updates and stays there, no clipping.
 
 Expect: paper and published variants are not yet run (the released ones: Tabula Sapiens, 4 GPUs with 64 or 100 cells
-each, best validation error 0.7189 after 661,550 steps and 0.8216 after 714,272; the paper: explained variance 0.73).
+each, best validation error 0.7189 after 661,550 steps and 0.8216 after 714,272; the paper: explained variance 0.73). An
+explained variance says nothing of cells unless it is above that of the genes' means, and of these with the cell's
+depth: `experiments.floors --parts=transfer,pretraining` prints both.
 """
 
 from ml_collections import ConfigDict

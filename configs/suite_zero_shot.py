@@ -9,8 +9,10 @@ head, and tuned_spatial_imputation the whole run and its twin, as CellPLM's pape
 models have the same number of updates and learning rate there, and learn what they were pre-trained on, but CellPLM
 what it is fine-tuned on: 95 % of the cells masked, and the likelihood of all that was measured in all of them.
 
-What to expect of controls is the same everywhere: positive above, negative below everything else. Expected numbers of
-runs are in the README's table.
+What to expect of controls is the same everywhere: positive above, negative below everything else. Two scores say
+nothing without a floor beside them (`experiments.floors`): bins of expressed genes alone, where baselines that may say
+zero lose by it, and denoising over all entries, where leaving the counts wins because few were spoiled: see the case
+"flipped". Expected numbers of runs and floors are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -31,7 +31,8 @@ more where a point is compiled first, 5 minutes in all on two shared cores; mean
 300 steps are far from convergence: losses still fall, and what is measured is how fast points learn. Every seed learns
 faster with the graph, but most of that is the graph's second table of vectors and its layer, for a graph of shuffled
 names gives it, too; what the Gene Ontology itself adds (0.05 ± 0.08 of msle) is within the seeds' scatter. `mcc` of all
-points is below that of the gene mean (0.05 against 0.16).
+points is below that of the gene mean (0.05 against 0.16), and the gene mean may say zero, which is never right of the
+expressed entries that are scored: a mean of expressed values would be a harder line (`experiments.floors`).
 """
 
 from typing import Any

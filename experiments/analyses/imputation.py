@@ -1,7 +1,7 @@
 """Score a model's imputations of a file beside its random twin and the baselines of `tasks.imputation_baselines`."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def evaluate(
         file = Cells(counts, run.genes, table, min_mapped)
         say(str(file.mapping.report))
         how = file.separate(sample_key)
-        others = _reference(reference, run.genes, table, min_mapped, cells)
+        others = reference_cells(reference, run.genes, table, min_mapped, cells)
         for seed in range(seeds):
             for row in _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler):
                 rows.append(row)
@@ -93,26 +93,46 @@ def _of_seed(
     ruler: str,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one seed."""
+    twin = run.twin(seed)
+    posed = problems(file, others, task, rates, seed, cells, bag, ruler, imputer.binning)
+    for problem, truth, own, true_ruler, parts in posed:
+        for method, prediction in _predictions(run, twin, imputer, problem, own):
+            for case, values in imputation.score(prediction, problem, truth, own, true_ruler, parts).items():
+                yield {"method": method, "case": case, "seed": seed, "cells": len(truth), **values}
+
+
+def problems(
+    file: Cells,
+    others: tuple[np.ndarray, np.ndarray] | None,
+    task: str,
+    rates: Sequence[float],
+    seed: int,
+    cells: int,
+    bag: int,
+    ruler: str,
+    binning: Mapping[str, Any],
+) -> Iterator[tuple[imputation.Problem, np.ndarray, bins.Ruler, bins.Ruler, dict[str, np.ndarray]]]:
+    """Yield what a seed asks: problem, true counts [n, V], ruler of predictions and of the truth, sets of genes.
+
+    Args:
+      others: of `reference_cells`. ruler: "visible" or "cell". binning: options of `bins.fit`.
+    """
     rng = np.random.default_rng(seed)
     bags = file.draw(bag, cells, rng)
     chosen = np.concatenate(bags)
     truth = file.take(chosen)
     coords = None if file.coords is None else file.coords[chosen]
     bags = np.split(np.arange(len(chosen)), np.cumsum([len(part) for part in bags])[:-1])
-    true_ruler = bins.fit(truth, truth.sum(1), **imputer.binning)
-    twin = run.twin(seed)
+    true_ruler = bins.fit(truth, truth.sum(1), **binning)
     for hidden, parts in imputation.get(task).cases(truth, file.measured, bags, rates, rng):
         problem = imputation.pose(
             truth, file.measured, hidden, bags, samples=file.samples[chosen], coords=coords, reference=others
         )
-        given = problem.counts, problem.depth
+        seen = problem.counts, problem.depth
         if ruler == "cell":
             n = len(truth)
-            given = np.concatenate([truth, given[0][n:]]), np.concatenate([truth.sum(1), given[1][n:]])
-        own = bins.fit(*given, **imputer.binning)
-        for method, prediction in _predictions(run, twin, imputer, problem, own):
-            for case, values in imputation.score(prediction, problem, truth, own, true_ruler, parts).items():
-                yield {"method": method, "case": case, "seed": seed, "cells": len(truth), **values}
+            seen = np.concatenate([truth, seen[0][n:]]), np.concatenate([truth.sum(1), seen[1][n:]])
+        yield problem, truth, bins.fit(*seen, **binning), true_ruler, parts
 
 
 def _predictions(
@@ -126,12 +146,14 @@ def _predictions(
     yield "random twin", imputer(twin.variables, problem, ruler)
     yield "gene mean", baselines.gene_mean(problem)
     yield "most common bin", baselines.most_common_bin(problem, ruler)
+    yield "gene mean, never 0", baselines.expressed_gene_mean(problem, ruler)
+    yield "common bin, never 0", baselines.most_common_bin(problem, ruler, least=1)
     apart = baselines.distances(problem)
     yield f"{baselines.NEIGHBOURS} neighbours", baselines.nearest_neighbours(problem, apart)
     yield "diffusion", baselines.diffusion(problem, apart)
 
 
-def _reference(
+def reference_cells(
     paths: Sequence[str], genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float, cells: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return counts [m, V] of at most `cells` random cells of the files together, and the genes that all measured."""

@@ -91,4 +91,6 @@ def _predictions(
     yield "random twin", imputer(twin.variables, problem, ruler)
     yield "gene mean", baselines.gene_mean(problem)
     yield "most common bin", baselines.most_common_bin(problem, ruler)
+    yield "gene mean, never 0", baselines.expressed_gene_mean(problem, ruler)
+    yield "common bin, never 0", baselines.most_common_bin(problem, ruler, least=1)
     yield f"{baselines.NEIGHBOURS} neighbours", baselines.nearest_neighbours(problem, baselines.distances(problem))

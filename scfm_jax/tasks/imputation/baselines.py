@@ -1,5 +1,9 @@
 """Imputation without a model: gene mean, most common bin, nearest neighbours, diffusion.
 
+Two are tables that never say zero (`expressed_gene_mean`, `most_common_bin` with least=1): a number for each gene and
+nothing of the cell. They belong beside every score of expressed entries alone, where zero is never right; what a model
+adds to them is what it knows of the cell.
+
 All of them see the visible entries of all cells of the problem, not only those of a bag, and those of its reference
 cells. What one gene's counts are in one cell is thought of as its rate times the cell's depth; a rate is counts over
 depth, summed over those entries that are known, so what is hidden counts neither as zero nor at all.
@@ -12,28 +16,47 @@ from scfm_jax.tasks.imputation import bins
 from scfm_jax.tasks.imputation.imputation import Problem
 
 NEIGHBOURS = 5
+EVERY_CELL = slice(None)
 
 
-def gene_mean(problem: Problem) -> np.ndarray:
-    """Predict the mean rate of the gene over known entries times the cell's depth. [h]"""
+def gene_mean(problem: Problem, cells: slice = EVERY_CELL) -> np.ndarray:
+    """Predict the mean rate of the gene over known entries times the cell's depth. [h]
+
+    `cells`: rows of the N cells that rates are learnt from, such as those of the reference alone.
+    """
     rows, columns = problem.entries
-    return gene_rates(problem)[columns] * problem.depth[rows]
+    return gene_rates(problem, cells)[columns] * problem.depth[rows]
 
 
-def gene_rates(problem: Problem) -> np.ndarray:
+def expressed_gene_mean(problem: Problem, ruler: bins.Ruler, cells: slice = EVERY_CELL) -> np.ndarray:
+    """Predict the gene mean, but at least the count where the cell's bin 1 begins, so never bin 0. [h]
+
+    What the gene mean says where one knows that the entry is expressed: the scores of expressed entries tell that much.
+    """
+    rows, _ = problem.entries
+    border = ruler.edges[rows, 0]
+    least = (np.expm1(border) if ruler.log else border) / ruler.scale[rows]
+    least = np.maximum(least * (1 + 1e-4), 1e-6)  # beyond the border, whatever float32 makes of it
+    return np.maximum(gene_mean(problem, cells), least)
+
+
+def gene_rates(problem: Problem, cells: slice = EVERY_CELL) -> np.ndarray:
     """Return the rate of each gene; of one that is known nowhere, that of the mean gene. [V]"""
-    total, exposure = problem.counts.sum(0, dtype=np.float64), problem.depth @ problem.known
+    total, exposure = problem.counts[cells].sum(0, dtype=np.float64), problem.depth[cells] @ problem.known[cells]
     return _divide(total, exposure, total.sum() / max(exposure.sum(), 1e-9))
 
 
-def most_common_bin(problem: Problem, ruler: bins.Ruler) -> np.ndarray:
+def most_common_bin(problem: Problem, ruler: bins.Ruler, least: int = 0, cells: slice = EVERY_CELL) -> np.ndarray:
     """Predict the most common bin of the gene over known entries; where there are none, that of all. [h, n_bins]
 
-    The ruler is of all N cells.
+    Args:
+      ruler: of all N cells.
+      least: bins below are not counted; 1 gives the most common bin of expressed entries.
+      cells: rows of the N cells that are learnt from.
     """
-    binned = ruler.bins(problem.counts)
-    tally = np.stack([((binned == b) & problem.known).sum(0) for b in range(ruler.n_bins)], 1)
-    common = np.where(tally.any(1), tally.argmax(1), tally.sum(0).argmax())
+    binned, known = ruler.bins(problem.counts)[cells], problem.known[cells]
+    tally = np.stack([((binned == b) & known).sum(0) for b in range(least, ruler.n_bins)], 1)
+    common = least + np.where(tally.any(1), tally.argmax(1), tally.sum(0).argmax())
     return np.eye(ruler.n_bins, dtype=np.float32)[common[problem.entries[1]]]
 
 

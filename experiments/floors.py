@@ -1,0 +1,70 @@
+"""Score what simple tables know: floors that a trained model must beat before its score says anything of a cell.
+
+    python -m experiments.floors --input=x.h5ad --reference=a.h5ad,b.h5ad --genes=genes.txt --output=DIR
+
+No model is needed. Writes DIR/floors.md and DIR/floors.json, and prints the tables. --parts chooses among
+
+  imputation    hidden genes of the input, problems, bins and scores as `experiments.impute` has them: gene mean and
+                most common bin, also without zeros (as scores of expressed genes alone allow), learnt from the visible
+                cells of the input, and from the reference files
+  denoising     counts flipped to zero, scored over the flipped entries alone and over all, as the suite spoils them
+  transfer      explained variance of hidden expressed genes, as `experiments.transfer` splits the input: the gene's
+                mean in the training cells, and one slope of depth
+  pretraining   the same, and losses of sCT (bins under its mask) and scEMB (names of hidden genes), on a tenth of the
+                cells of the reference files, or of the input where there are none; learnt from the rest
+
+--genes is the gene list of the models that floors are to stand beside; --number=2048 takes so many of it, those that
+every reference file measured and most of their cells express. Without a list all genes of the input count.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import cli
+
+PARTS = ("imputation", "denoising", "transfer", "pretraining")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("input", None, "File of raw counts.")
+flags.DEFINE_list("reference", [], "Files of other studies, such as those that a model was trained on.")
+flags.DEFINE_string("output", None, "Folder to write; must not exist.")
+flags.DEFINE_list("parts", list(PARTS), "What to score.")
+flags.DEFINE_string("genes", None, "Gene list, a gene a line; all genes of the input, if left out.")
+flags.DEFINE_integer("number", 0, "Genes of the list to take, the most widely expressed of --reference; 0: all.", 0)
+flags.DEFINE_list("rates", ["0.15", "0.8"], "Shares of genes to hide.")
+flags.DEFINE_integer("seeds", 5, "Number of evaluation seeds.", 1)
+flags.DEFINE_integer("cells", 200, "Cells of a seed of imputation and denoising, in whole bags drawn at random.", 2)
+flags.DEFINE_integer("reference_cells", 1000, "Cells of the reference that imputation learns from.", 1)
+flags.DEFINE_integer("bag", 10, "Cells of a bag, which are drawn together.", 2)
+flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
+flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
+flags.DEFINE_float("min_mapped", 0.01, "Least share of a file's genes that the list must know.", 0, 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    del argv
+    cli.require("input", "output")
+    if unknown := [part for part in FLAGS.parts if part not in PARTS]:
+        raise ValueError(f"--parts={unknown[0]}: there are {', '.join(PARTS)}")
+    if FLAGS.number and not (FLAGS.genes and FLAGS.reference):
+        raise ValueError(f"--number={FLAGS.number}: needs --genes to take from and --reference to count cells in")
+    try:
+        rates = [float(rate) for rate in FLAGS.rates]
+    except ValueError as error:
+        raise ValueError(f"--rates={','.join(FLAGS.rates)}: numbers with commas between, such as 0.15,0.8") from error
+    cli.check_free(FLAGS.output)
+    from experiments.analyses import floors
+    from experiments.pages import output
+
+    names = ("reference", "parts", "genes", "number", "seeds", "cells", "reference_cells", "bag", "gene_table")
+    options = {name: FLAGS[name].value for name in (*names, "min_mapped")}
+    scores = floors.evaluate(FLAGS.input, rates=rates, sample_key=FLAGS.sample_key or None, **options)
+    text = floors.tables(scores)
+    output.write(FLAGS.output, {"floors.md": text + "\n", "floors.json": scores})
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
