@@ -22,13 +22,15 @@ from data_pipeline.store.store import Store, open_store
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("store", None, "Folder made by experiments.ingest.")
-flags.DEFINE_integer("number", 128, "Number of genes.", 1)
-flags.DEFINE_float("min_share", 0.02, "Least share of cells in which a gene is expressed.", 0, 1)
-flags.DEFINE_enum("by", "sparsity", ["sparsity", "variability"], "What genes are ranked by.")
-flags.DEFINE_string("keep", None, "With --by=variability: list of genes to take in any case, such as a panel's.")
-flags.DEFINE_list("gene_table", [], "HGNC or GENCODE-style tables that tell what the names in --keep mean.")
-flags.DEFINE_string("output", None, "File to write, a gene a line.")
+OPTIONS = cli.options(
+    store=(str, None, "Folder made by experiments.ingest."),
+    number=(int, 128, "Number of genes.", 1),
+    min_share=(float, 0.02, "Least share of cells in which a gene is expressed.", 0, 1),
+    by=(("sparsity", "variability"), "sparsity", "What genes are ranked by."),
+    keep=(str, None, "With --by=variability: list of genes to take in any case, such as a panel's."),
+    gene_table="HGNC or GENCODE-style tables that tell what the names in --keep mean.",
+    output="File to write, a gene a line.",
+)
 
 
 def main(_) -> None:
@@ -60,4 +62,4 @@ def kept(store: Store) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

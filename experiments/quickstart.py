@@ -23,7 +23,9 @@ from experiments.pages import run as page
 from scfm_jax import api
 
 FLAGS = flags.FLAGS  # --workdir is the training command's
-flags.DEFINE_string("input", None, "File of raw counts; 700 PBMCs of scanpy, if left out.")
+OPTIONS = cli.options(
+    input="File of raw counts; 700 PBMCs of scanpy, if left out.",
+)
 
 LABEL = "cell_type"
 STEPS = 600
@@ -77,4 +79,4 @@ def scanpy_pbmcs(path: pathlib.Path) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

@@ -22,16 +22,18 @@ from data_pipeline.genes import vocab
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of a training run.")
-flags.DEFINE_string("input", None, "File of raw counts, not one of the training studies.")
-flags.DEFINE_float("rate", 0.15, "Share of the genes of every cell that is hidden.", 0.001, 0.999)
-flags.DEFINE_integer("bins", 5, "Bins to score in, zero included.", 2)
-flags.DEFINE_integer("seeds", 1, "Number of evaluation seeds: of the cells, the mask and the random twin.", 1)
-flags.DEFINE_integer("cells", 500, "Cells of a seed.", 1)
-flags.DEFINE_integer("bag", 50, "Cells that the model sees together.", 1)
-flags.DEFINE_string("ruler", "visible", "What the borders of bins are read off: visible entries, or the whole cell.")
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.0, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "gene_table",
+    workdir="Folder of a training run.",
+    input="File of raw counts, not one of the training studies.",
+    rate=(float, 0.15, "Share of the genes of every cell that is hidden.", 0.001, 0.999),
+    bins=(int, 5, "Bins to score in, zero included.", 2),
+    seeds=(int, 1, "Number of evaluation seeds: of the cells, the mask and the random twin.", 1),
+    cells=(int, 500, "Cells of a seed.", 1),
+    bag=(int, 50, "Cells that the model sees together.", 1),
+    ruler=(str, "visible", "What the borders of bins are read off: visible entries, or the whole cell."),
+    min_mapped=(float, 0.0, "Least share of the input's genes that the model must know.", 0, 1),
+)
 
 
 def main(_) -> None:
@@ -60,4 +62,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)
