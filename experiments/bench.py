@@ -18,6 +18,7 @@ import tempfile
 
 from absl import flags
 
+from data_pipeline.files import whole
 from experiments import cli
 
 FLAGS = flags.FLAGS
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     text = json.dumps({"bench": argv[1], "rows": rows})
     print(text)
     if FLAGS.output:
-        pathlib.Path(FLAGS.output).write_text(text + "\n")
+        whole.write_file(FLAGS.output, f"{text}\n".encode())
 
 
 def _loader() -> list[dict]:

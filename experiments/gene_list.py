@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from data_pipeline.files import whole
 from data_pipeline.genes import lists
 from data_pipeline.genes.vocab import map_genes, read_genes, read_table
 from data_pipeline.store import expression
@@ -46,9 +47,7 @@ def main(_) -> None:
         keep = kept(store) if FLAGS.keep else np.zeros(0, int)
         genes = lists.most_variable(expression.variability(store), share, FLAGS.number, FLAGS.min_share, keep)
     path = pathlib.Path(FLAGS.output)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(f"{store.genes[gene]}\n" for gene in genes))
-    partial.replace(path)
+    whole.write_file(path, "".join(f"{store.genes[gene]}\n" for gene in genes).encode())
     least, most = np.nanmin(share[genes]), np.nanmax(share[genes])
     print(f"{path}: {len(genes)} genes, expressed in {least:.1%} to {most:.1%} of the cells")
 

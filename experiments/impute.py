@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.bin_value not in ("median", "middle"):
         raise ValueError(f"--bin_value={FLAGS.bin_value}: there are median, middle")
     from experiments.analyses import imputation as imputation_analysis
+    from experiments.pages import output
     from scfm_jax import api
     from scfm_jax.tasks.imputation import imputation
 
@@ -61,9 +62,7 @@ def main(argv: Sequence[str]) -> None:
     options |= {"sample_key": FLAGS.sample_key or None, "rates": _numbers(FLAGS.rates, task.RATES)}
     scores = imputation_analysis.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)
     written = workdir / f"imputation_{FLAGS.task}.json"
-    partial = written.with_suffix(".json.partial")
-    partial.write_text(json.dumps(scores, indent=1) + "\n")
-    partial.replace(written)
+    output.write_file(written, json.dumps(scores, indent=1) + "\n")
     print(imputation_analysis.table(scores))
 
 

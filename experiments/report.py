@@ -31,7 +31,7 @@ def main(_) -> None:
     else:
         from experiments.pages import run
 
-        path = run.write(FLAGS.workdir, FLAGS.input, FLAGS.color)
+        path = run.write(FLAGS.workdir, FLAGS.input, FLAGS.color, say=lambda text: print(text, flush=True))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without network")
 
 

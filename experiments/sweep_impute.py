@@ -43,6 +43,7 @@ def main(_) -> None:
         raise ValueError(f"--ruler={FLAGS.ruler}: there are visible, cell")
     from experiments.analyses import shared_bins
     from experiments.analyses.cells import Cells
+    from experiments.pages import output
     from scfm_jax import api
 
     run, table = api.load(FLAGS.workdir), vocab.read_table(FLAGS.gene_table) if FLAGS.gene_table else None
@@ -54,9 +55,8 @@ def main(_) -> None:
             rows += shared_bins.of_seed(run, file, seed, FLAGS.rate, FLAGS.bins, FLAGS.cells, FLAGS.bag, FLAGS.ruler)
     options = {name: FLAGS[name].value for name in ("rate", "bins", "seeds", "cells", "bag", "ruler")}
     path = pathlib.Path(FLAGS.workdir) / "sweep_imputation.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps({"input": pathlib.Path(FLAGS.input).name, **options, "rows": rows}, indent=1) + "\n")
-    partial.replace(path)
+    content = {"input": pathlib.Path(FLAGS.input).name, **options, "rows": rows}
+    output.write_file(path, json.dumps(content, indent=1) + "\n")
     for row in rows:
         print("  ".join(f"{name} {v:.4f}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items()))
 

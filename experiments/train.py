@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 import scfm_jax
 from data_pipeline.batches.loader import Loader
+from data_pipeline.batches.loader import Options as LoaderOptions
 from experiments import cli
 from experiments.training import data as training_data
 from experiments.training import finetuning, key_notes, settings
@@ -135,7 +136,10 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     """Raise ValueError for a key of `config` that nothing takes."""
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
-        "data": [*training_data.OPTIONS, *settings.keywords(Loader, without=("part", "keep", "host", "n_hosts"))],
+        "data": [
+            *training_data.OPTIONS,
+            *settings.keywords(LoaderOptions, without=("part", "keep", "host", "n_hosts")),
+        ],
         "optim": [*settings.keywords(optim.build, without=("steps", "layers")), "schedule_unit"],
         "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "desk")),
     }

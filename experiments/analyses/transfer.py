@@ -133,7 +133,8 @@ def _curve(
                 {"params": state.params, "buffers": state.buffers},
             )
             state = state.replace(**placed, ema=state.ema and jax.tree.map(jax.numpy.copy, placed["params"]))
-        before.write_text(json.dumps(validate(objective, prepared["validation"], state)) + "\n")
+        values = validate(objective, prepared["validation"], state)
+        output.write_file(before, json.dumps(values) + "\n")
         return state
 
     steps = epochs * every

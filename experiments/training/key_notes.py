@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from data_pipeline.batches.loader import Loader
+from data_pipeline.batches import loader
 from experiments.training import data, settings
 from scfm_jax import models, sharding, tasks
 from scfm_jax.training import loop, optim, tuning
@@ -57,7 +57,12 @@ def _quoted(value: Any) -> str:
 
 def of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return {"section.key": note} of the keys of a config that a docstring tells of."""
-    taken: dict[str, Callable] = {"data": Loader, "optim": optim.build, "train": loop.fit, "tune": tuning.options}
+    taken: dict[str, Callable] = {
+        "data": loader.Options,
+        "optim": optim.build,
+        "train": loop.fit,
+        "tune": tuning.options,
+    }
     if config.get("model_name"):
         module = models.get(config["model_name"])
         taken |= {"model": module.Model, "inputs": module.prepare, "loss": module.loss}
