@@ -50,4 +50,5 @@ setup(
     packages=find_packages(include=["scfm_jax*", "data_pipeline*", "configs*", "experiments*"]),
     install_requires=REQUIRES,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["scfm = experiments.__main__:main"]},
 )

@@ -14,23 +14,23 @@ from absl import flags
 
 from experiments import cli
 
-FLAGS = flags.FLAGS  # --config and --workdir are the training command's
-flags.DEFINE_list("train", [], "Files of labelled cells, raw counts.")
-flags.DEFINE_string("test", None, "File of the cells to annotate, of another study, with their true types.")
-flags.DEFINE_string("split", None, "Instead of --test: obs column (study, donor, batch) whose values are held out.")
-flags.DEFINE_list("held_out", [], "Values of --split to annotate; the cells of all others are trained on.")
-flags.DEFINE_string("label", "cell_type", "obs column of the types of --train.")
-flags.DEFINE_string("test_label", None, "obs column of the types of --test; --label, if left out.")
-flags.DEFINE_list("names", [], 'Types under one name: "CD8 T=T"; "Doublet=-" leaves cells out.')
-flags.DEFINE_list("runs", [], "Folders of trained runs.")
-flags.DEFINE_list(
-    "methods", ["frozen", "lora", "full"], "Of frozen, lora, prefix, full, twin (frozen, random weights)."
+FLAGS = flags.FLAGS
+OPTIONS = cli.options(
+    train=(list, [], "Files of labelled cells, raw counts."),
+    test=(str, None, "File of the cells to annotate, of another study, with their true types."),
+    split=(str, None, "Instead of --test: obs column (study, donor, batch) whose values are held out."),
+    held_out=(list, [], "Values of --split to annotate; the cells of all others are trained on."),
+    label=(str, "cell_type", "obs column of the types of --train."),
+    test_label=(str, None, "obs column of the types of --test; --label, if left out."),
+    names=(list, [], 'Types under one name: "CD8 T=T"; "Doublet=-" leaves cells out.'),
+    runs=(list, [], "Folders of trained runs."),
+    methods=(list, ["frozen", "lora", "full"], "Of frozen, lora, prefix, full, twin (frozen, random weights)."),
+    seeds=(int, 3, "Number of seeds of trainings and baselines.", 1),
+    steps=(int, 300, "Updates of a training.", 1),
+    test_cells=(int, 0, "Annotate about so many cells, of each type alike; 0 for all.", 0),
+    min_mapped=(float, 0.01, "Least share of genes that must be the model's.", 0, 1),
+    output="Folder of the table; made if it is not there.",
 )
-flags.DEFINE_integer("seeds", 3, "Number of seeds of trainings and baselines.", 1)
-flags.DEFINE_integer("steps", 300, "Updates of a training.", 1)
-flags.DEFINE_integer("test_cells", 0, "Annotate about so many cells, of each type alike; 0 for all.", 0)
-flags.DEFINE_float("min_mapped", 0.01, "Least share of genes that must be the model's.", 0, 1)
-flags.DEFINE_string("output", None, "Folder of the table; made if it is not there.")
 
 
 def main(_) -> None:
@@ -77,4 +77,4 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

@@ -18,21 +18,22 @@ import tempfile
 
 from absl import flags
 
+from data_pipeline.files import whole
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("store", None, "loader, lengths: the store to read.")
-flags.DEFINE_list("input", [], "loader: files with raw counts, made into a store for the occasion.")
-flags.DEFINE_integer("copies", 4, "loader: how often each cell of --input is put into its study.", lower_bound=1)
-flags.DEFINE_float("seconds", 5.0, "Time to measure each row for.", lower_bound=0.1)
-flags.DEFINE_string("model", "cellplm", "step, infer: the model.")
-flags.DEFINE_string(
-    "row", None, "step, infer: the size to measure, of those that the model's bench has; by default its first."
+OPTIONS = cli.options(
+    store=(str, None, "loader, lengths: the store to read."),
+    input=(list, [], "loader: files with raw counts, made into a store for the occasion."),
+    copies=(int, 4, "loader: how often each cell of --input is put into its study.", 1),
+    seconds=(float, 5.0, "Time to measure each row for.", 0.1),
+    model=(str, "cellplm", "step, infer: the model."),
+    row=(str, None, "step, infer: the size to measure, of those that the model's bench has; by default its first."),
+    dtype=(("float32", "bfloat16"), None, "step, infer: what to compute in, not the model's own."),
+    parts=(bool, True, "step: also time the step's parts, each of which is compiled by itself."),
+    plan=(bool, False, "step: compile only, and say what memory the step would take."),
+    output="File for the JSON, besides standard output.",
 )
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "step, infer: what to compute in, not the model's own.")
-flags.DEFINE_bool("parts", True, "step: also time the step's parts, each of which is compiled by itself.")
-flags.DEFINE_bool("plan", False, "step: compile only, and say what memory the step would take.")
-flags.DEFINE_string("output", None, "File for the JSON, besides standard output.")
 
 WHAT = ("loader", "step", "infer", "lengths")
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     text = json.dumps({"bench": argv[1], "rows": rows})
     print(text)
     if FLAGS.output:
-        pathlib.Path(FLAGS.output).write_text(text + "\n")
+        whole.write_file(FLAGS.output, f"{text}\n".encode())
 
 
 def _loader() -> list[dict]:
@@ -99,4 +100,4 @@ def _text(value) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, positional=True)
+    cli.run(main, OPTIONS, positional=True)

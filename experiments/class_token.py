@@ -13,15 +13,12 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
-flags.DEFINE_list("input", None, "Files of raw counts with labels in obs.")
-flags.DEFINE_string("output", None, "Folder to write; must not exist.")
-flags.DEFINE_string("label", None, "obs column of the truth; by default what the model was trained to tell.")
-flags.DEFINE_integer("seeds", 3, "Number of seeds of hidden genes and random twins.", 1)
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "workdir output layer raw gene_table min_mapped",
+    input=(list, None, "Files of raw counts with labels in obs."),
+    label=(str, None, "obs column of the truth; by default what the model was trained to tell."),
+    seeds=(int, 3, "Number of seeds of hidden genes and random twins.", 1),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,4 +39,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

@@ -1,21 +1,138 @@
-"""The way every command starts and fails: one line for a user's mistake, a traceback only for ours."""
+"""The way every command starts and fails: options as data, one line for a user's mistake, a traceback only for ours.
 
+A command says what flags it takes in `OPTIONS = cli.options(...)` and ends in `cli.run(main, OPTIONS)`, which defines
+them. So commands can be imported beside each other, and whoever wants to know their flags reads OPTIONS.
+"""
+
+import dataclasses
 import difflib
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
+CONFIG = "config"
+"""The kind of a flag that is a config: its name or file, with a variant after a colon, and `--config.KEY=VALUE`."""
+HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
+WIDTH = 120
 
-def run(main: Callable[[list[str]], int | None], positional: bool = False) -> None:
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A flag of a command.
+
+    Attributes:
+      kind: str, int, float, bool, list (of texts with commas between), a tuple of choices, or CONFIG.
+      default: None where a flag that is left out has no value.
+      help: what it is, one line.
+      least, most: bounds of a number, None for none.
+    """
+
+    kind: Any
+    default: Any
+    help: str
+    least: float | None = None
+    most: float | None = None
+
+
+SHARED = {
+    "config": Option(CONFIG, None, "Config by name or file, its variant after a colon: pretrain_cellplm:tiny"),
+    "workdir": Option(str, None, "A training run, a folder of checkpoints or a weights file."),
+    "input": Option(str, None, "File of raw counts: .h5ad, AnnData .zarr, 10x .h5 or mtx folder."),
+    "output": Option(str, None, "Folder to write; must not exist."),
+    "step": Option(str, None, 'Checkpoint to use: a step or "best"; by default the newest valid one.'),
+    "layer": Option(str, None, "Layer of the input that holds the counts."),
+    "raw": Option(bool, None, "The counts are in the input's raw."),
+    "sample_key": Option(str, "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.'),
+    "gene_table": Option(
+        list,
+        [],
+        "Tables of aliases and ids of genes, only needed where names differ: HGNC's hgnc_complete_set.txt from "
+        "genenames.org, or one in GENCODE's style.",
+    ),
+    "min_mapped": Option(float, 0.5, "Least share of the input's genes that the model must know.", 0, 1),
+    "seed": Option(int, 0, "Seed of everything random."),
+}
+"""Options that several commands have."""
+FIRST = ("config", "workdir", "input", "output")
+"""Those of them that help lists before a command's own; the rest comes after."""
+
+
+def options(shared: str = "", **own: tuple | str) -> dict[str, Option]:
+    """Return a command's options by name, in the order in which its help lists them.
+
+    Args:
+      shared: names of options of SHARED, with blanks between.
+      own: the others, each as the arguments of `Option`; a text alone is another help for one of SHARED.
+    """
+    table = {name: SHARED[name] for name in shared.split()}
+    for name, value in own.items():
+        table[name] = dataclasses.replace(SHARED[name], help=value) if isinstance(value, str) else Option(*value)
+    places = {name: place - len(SHARED) if name in FIRST else 1 + place for place, name in enumerate(SHARED)}
+    return dict(sorted(table.items(), key=lambda item: places.get(item[0], 0)))
+
+
+def define(table: Mapping[str, Option], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define the options as flags of absl."""
+    kinds = {
+        str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_bool,
+        list: flags.DEFINE_list,
+    }
+    for name, option in table.items():
+        default = list(option.default) if option.kind is list and option.default is not None else option.default
+        if option.kind == CONFIG:
+            from experiments.training import config_file
+
+            config_file.define(name, option.help, values)
+        elif isinstance(option.kind, tuple):
+            flags.DEFINE_enum(name, default, option.kind, option.help, flag_values=values)
+        elif option.kind in (int, float):
+            kinds[option.kind](name, default, option.help, option.least, option.most, flag_values=values)
+        else:
+            kinds[option.kind](name, default, option.help, flag_values=values)
+
+
+def help_text(doc: str | None, table: Mapping[str, Option]) -> str:
+    """Return what --help prints: the command's docstring and its flags in the order of its table."""
+    lines = [*(doc or "").strip().splitlines(), "", "flags:"] if table else (doc or "").strip().splitlines()
+    for name, option in table.items():
+        flag = f"--[no]{name}" if option.kind is bool else f"--{name}"
+        line = " ".join((f"{flag}:", option.help, *_limits(option)))
+        lines += textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _limits(option: Option) -> list[str]:
+    """Return what help says of an option's values, nothing or one text in parentheses."""
+    words = [f"one of {', '.join(option.kind)}"] if isinstance(option.kind, tuple) else []
+    words += ["several with commas between"] if option.kind is list else []
+    words += [f"at least {option.least:g}"] if option.least is not None else []
+    words += [f"at most {option.most:g}"] if option.most is not None else []
+    if option.default not in (None, [], ""):
+        default = ",".join(option.default) if option.kind is list else option.default
+        words.append(f"default: {str(default).lower() if option.kind is bool else default}")
+    return [f"({'; '.join(words)})"] if words else []
+
+
+def run(
+    main: Callable[[list[str]], int | None], table: Mapping[str, Option] | None = None, positional: bool = False
+) -> None:
     """Run `main(argv)` under absl; ValueError and OSError end as one line on stderr and exit status 2, Ctrl-C 130.
 
-    `positional` says that the command takes plain arguments too.
+    Args:
+      table: the command's options, defined here. `--help` prints them after its docstring, exit status 0.
+      positional: the command takes plain arguments too.
+
     Set SCFM_TRACEBACK=1 to see the whole traceback of such an error.
     """
+    table = table or {}
 
     def guarded(argv: list[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
@@ -33,7 +150,15 @@ def run(main: Callable[[list[str]], int | None], positional: bool = False) -> No
             sys.stdout.flush()
             os._exit(130)  # an interpreter that takes its arrays from a program still running crashes
 
-    app.run(guarded, flags_parser=_parse)
+    def parse(argv: list[str]) -> list[str]:
+        before = argv[: argv.index("--")] if "--" in argv else argv
+        if any(word in HELP for word in before[1:]):
+            print(help_text(sys.modules[main.__module__].__doc__, table))
+            sys.exit(0)
+        return _parse(argv)
+
+    define(table)
+    app.run(guarded, flags_parser=parse)
 
 
 def require(*names: str) -> None:
@@ -56,11 +181,7 @@ def fail(error: BaseException) -> int:
     text = str(error) or type(error).__name__
     if isinstance(error, KeyError | AttributeError) and error.args:  # ml_collections: a key that is not there
         text = " ".join(str(arg) for arg in getattr(error.args[0], "args", error.args))
-    text = text.split("Traceback (most recent call last)")[-1].split("\nValueError: ")[-1]  # of a config file
-    if "earlier failure to load:" in text:
-        text = "--config: " + text[text.index("[Errno") :]
-    text = " ".join(text.split())
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -98,8 +219,8 @@ def _no_entry(argv: Sequence[str]) -> str | None:
 
 def _entries(config: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return the names of all entries, sections too: ["model", "model.width", ...]."""
-    found = []
+    names = []
     for key, value in config.items():
-        found.append(f"{prefix}{key}")
-        found += _entries(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
-    return found
+        names.append(f"{prefix}{key}")
+        names += _entries(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
+    return names

@@ -20,23 +20,21 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of a training run.")
-flags.DEFINE_string("input", None, "File of raw counts with labels in obs, not one of the training studies.")
-flags.DEFINE_string("suite", None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant.")
-flags.DEFINE_list("runs", [], "Runs that a suite compares, with commas between.")
-flags.DEFINE_list("data", [], "Files that a suite compares them on.")
-flags.DEFINE_list("reference", [], "Single cells that a suite takes genes from which are hidden everywhere.")
-flags.DEFINE_string("output", None, "Folder of a suite's results.")
-flags.DEFINE_integer("cells", None, "Cells that a seed of a suite draws.", 10)
-flags.DEFINE_list("tasks", [], "Tasks of the suite; by default all.")
-flags.DEFINE_string("label", "cell_type", "obs column to score by.")
-flags.DEFINE_string("batch", "batch", "obs column of batches; used if it is there.")
-flags.DEFINE_integer("seeds", None, "Number of seeds; 3, or what the suite says.", 1)
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "layer raw sample_key gene_table min_mapped",
+    workdir="Folder of a training run.",
+    input="File of raw counts with labels in obs, not one of the training studies.",
+    suite=(str, None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant."),
+    runs=(list, [], "Runs that a suite compares, with commas between."),
+    data=(list, [], "Files that a suite compares them on."),
+    reference=(list, [], "Single cells that a suite takes genes from which are hidden everywhere."),
+    output="Folder of a suite's results.",
+    cells=(int, None, "Cells that a seed of a suite draws.", 10),
+    tasks=(list, [], "Tasks of the suite; by default all."),
+    label=(str, "cell_type", "obs column to score by."),
+    batch=(str, "batch", "obs column of batches; used if it is there."),
+    seeds=(int, None, "Number of seeds; 3, or what the suite says.", 1),
+)
 
 
 def main(_) -> None:
@@ -107,4 +105,4 @@ def suite_config(text: str) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

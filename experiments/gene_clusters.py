@@ -16,23 +16,19 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
-flags.DEFINE_string("output", None, "Folder to write; must not exist.")
-flags.DEFINE_string("edges", None, "Protein interactions: a table with columns such as gene_a and gene_b.")
-flags.DEFINE_list("sets", [], "Gene sets, GMT files.")
-flags.DEFINE_string("input", None, "File of raw counts that says which genes are expressed.")
-flags.DEFINE_enum("vectors", "auto", ["auto", "table", "mean"], "The model's table, or means over cells of --input.")
-flags.DEFINE_float("min_expressed", 0.05, "Least share of the input's cells that express a gene.", 0, 1)
-flags.DEFINE_integer("cells", 200, "Cells of the input to average gene representations over.", 1)
-flags.DEFINE_integer("neighbours", 15, "Of a gene in the graph that is clustered.", 2)
-flags.DEFINE_float("resolution", 1.0, "Of Leiden: more of it, more clusters.", 0)
-flags.DEFINE_integer("draws", 1000, "Exchanges of genes under the null.", 20)
-flags.DEFINE_integer("seeds", 3, "Number of seeds of Leiden, the null and the twin.", 1)
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "workdir output layer raw sample_key gene_table min_mapped",
+    edges=(str, None, "Protein interactions: a table with columns such as gene_a and gene_b."),
+    sets=(list, [], "Gene sets, GMT files."),
+    input="File of raw counts that says which genes are expressed.",
+    vectors=(("auto", "table", "mean"), "auto", "The model's table, or means over cells of --input."),
+    min_expressed=(float, 0.05, "Least share of the input's cells that express a gene.", 0, 1),
+    cells=(int, 200, "Cells of the input to average gene representations over.", 1),
+    neighbours=(int, 15, "Of a gene in the graph that is clustered.", 2),
+    resolution=(float, 1.0, "Of Leiden: more of it, more clusters.", 0),
+    draws=(int, 1000, "Exchanges of genes under the null.", 20),
+    seeds=(int, 3, "Number of seeds of Leiden, the null and the twin.", 1),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,4 +52,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from data_pipeline.files import whole
 from data_pipeline.genes import lists
 from data_pipeline.genes.vocab import map_genes, read_genes, read_table
 from data_pipeline.store import expression
@@ -22,13 +23,15 @@ from data_pipeline.store.store import Store, open_store
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("store", None, "Folder made by experiments.ingest.")
-flags.DEFINE_integer("number", 128, "Number of genes.", 1)
-flags.DEFINE_float("min_share", 0.02, "Least share of cells in which a gene is expressed.", 0, 1)
-flags.DEFINE_enum("by", "sparsity", ["sparsity", "variability"], "What genes are ranked by.")
-flags.DEFINE_string("keep", None, "With --by=variability: list of genes to take in any case, such as a panel's.")
-flags.DEFINE_list("gene_table", [], "HGNC or GENCODE-style tables that tell what the names in --keep mean.")
-flags.DEFINE_string("output", None, "File to write, a gene a line.")
+OPTIONS = cli.options(
+    store=(str, None, "Folder made by experiments.ingest."),
+    number=(int, 128, "Number of genes.", 1),
+    min_share=(float, 0.02, "Least share of cells in which a gene is expressed.", 0, 1),
+    by=(("sparsity", "variability"), "sparsity", "What genes are ranked by."),
+    keep=(str, None, "With --by=variability: list of genes to take in any case, such as a panel's."),
+    gene_table="HGNC or GENCODE-style tables that tell what the names in --keep mean.",
+    output="File to write, a gene a line.",
+)
 
 
 def main(_) -> None:
@@ -44,9 +47,7 @@ def main(_) -> None:
         keep = kept(store) if FLAGS.keep else np.zeros(0, int)
         genes = lists.most_variable(expression.variability(store), share, FLAGS.number, FLAGS.min_share, keep)
     path = pathlib.Path(FLAGS.output)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(f"{store.genes[gene]}\n" for gene in genes))
-    partial.replace(path)
+    whole.write_file(path, "".join(f"{store.genes[gene]}\n" for gene in genes).encode())
     least, most = np.nanmin(share[genes]), np.nanmax(share[genes])
     print(f"{path}: {len(genes)} genes, expressed in {least:.1%} to {most:.1%} of the cells")
 
@@ -60,4 +61,4 @@ def kept(store: Store) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

@@ -22,45 +22,44 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("gaf", None, "GO annotations, GAF 2.x.")
-flags.DEFINE_string("obo", None, "The ontology, OBO: resolves alternative and obsolete terms, needed for --ancestors.")
-flags.DEFINE_string("table", None, "Instead of --gaf: a table of genes and GO terms, or an .npz matrix of them.")
-flags.DEFINE_string(
-    "ppi", None, "Protein interactions: STRING's protein.links, or a table such as gene_a, gene_b, score."
-)
-flags.DEFINE_string("ppi_names", None, "STRING's protein.info or protein.aliases file, that names its protein ids.")
-flags.DEFINE_string("edges", None, "A directed graph: csv of source, target, importance.")
-flags.DEFINE_string("genes", None, "The model's gene list; the genes of the input, if left out.")
-flags.DEFINE_string("genes_of_table", None, "Instead of --genes: protein-coding genes and lncRNAs of this gene table.")
-flags.DEFINE_integer("n_genes", None, "Length of the list of --genes_of_table; scLong's 27,874, if left out.", 1)
-flags.DEFINE_string("write_genes", None, "Also write the gene list to this file, one a line.")
-flags.DEFINE_list("gene_table", [], "HGNC or GENCODE-style tables that tell aliases, previous symbols and Ensembl ids.")
-flags.DEFINE_string("output", None, "File of the graph (.npz).")
-flags.DEFINE_string("describe", None, "Print what this graph file holds, after checking it.")
-flags.DEFINE_enum("reading", "code", ["code", "paper"], "scLong's released code, or its paper.")
-flags.DEFINE_float("cut", None, "Keep gene pairs of a Jaccard index above this.", 0.0, 1.0)
-flags.DEFINE_integer("top", None, "Keep so many edges into each gene; 0 for all.", lower_bound=0)
-flags.DEFINE_bool("self_edge", None, "A gene is among its own sources.")
-flags.DEFINE_bool("weighted", None, "Weigh edges by the Jaccard index (else by 1).")
-flags.DEFINE_list("evidence", [], "Evidence codes to keep; all, if left out.")
-flags.DEFINE_list("exclude_evidence", ["ND"], "Evidence codes to drop, such as IEA.")
-flags.DEFINE_string("aspects", "PFC", "Aspects to keep: P process, F function, C component.")
-flags.DEFINE_enum("ancestors", "none", ["none", "is_a", "part_of"], "Genes have the ancestors of their terms too.")
-flags.DEFINE_string("taxon", None, "Species of a GAF file of several, as NCBI number.")
-flags.DEFINE_integer("min_genes", 1, "Leave out terms that fewer genes of the list have.", lower_bound=1)
-flags.DEFINE_integer("max_genes", None, "Leave out terms that more genes of the list have.", lower_bound=1)
-flags.DEFINE_string("weight_column", None, "Column of --ppi or --edges that has the weights.")
-flags.DEFINE_float("min_score", 0.0, "Leave out interactions of a smaller score; STRING's are read as 0 to 1.", 0.0)
-flags.DEFINE_float("min_mapped", 0.5, "Least fraction of the names, or of the gene list, to be found.", 0.0, 1.0)
-flags.DEFINE_list("pairs", [], "Print weight and rank of these edges, SOURCE:TARGET, by any name of a gene.")
-flags.register_validator(
-    "pairs", lambda pairs: all(pair.count(":") == 1 for pair in pairs), "two genes with a colon between them, as A:B"
+OPTIONS = cli.options(
+    "gene_table",
+    gaf=(str, None, "GO annotations, GAF 2.x."),
+    obo=(str, None, "The ontology, OBO: resolves alternative and obsolete terms, needed for --ancestors."),
+    table=(str, None, "Instead of --gaf: a table of genes and GO terms, or an .npz matrix of them."),
+    ppi=(str, None, "Protein interactions: STRING's protein.links, or a table such as gene_a, gene_b, score."),
+    ppi_names=(str, None, "STRING's protein.info or protein.aliases file, that names its protein ids."),
+    edges=(str, None, "A directed graph: csv of source, target, importance."),
+    genes=(str, None, "The model's gene list; the genes of the input, if left out."),
+    genes_of_table=(str, None, "Instead of --genes: protein-coding genes and lncRNAs of this gene table."),
+    n_genes=(int, None, "Length of the list of --genes_of_table; scLong's 27,874, if left out.", 1),
+    write_genes=(str, None, "Also write the gene list to this file, one a line."),
+    output="File of the graph (.npz).",
+    describe=(str, None, "Print what this graph file holds, after checking it."),
+    reading=(("code", "paper"), "code", "scLong's released code, or its paper."),
+    cut=(float, None, "Keep gene pairs of a Jaccard index above this.", 0.0, 1.0),
+    top=(int, None, "Keep so many edges into each gene; 0 for all.", 0),
+    self_edge=(bool, None, "A gene is among its own sources."),
+    weighted=(bool, None, "Weigh edges by the Jaccard index (else by 1)."),
+    evidence=(list, [], "Evidence codes to keep; all, if left out."),
+    exclude_evidence=(list, ["ND"], "Evidence codes to drop, such as IEA."),
+    aspects=(str, "PFC", "Aspects to keep: P process, F function, C component."),
+    ancestors=(("none", "is_a", "part_of"), "none", "Genes have the ancestors of their terms too."),
+    taxon=(str, None, "Species of a GAF file of several, as NCBI number."),
+    min_genes=(int, 1, "Leave out terms that fewer genes of the list have.", 1),
+    max_genes=(int, None, "Leave out terms that more genes of the list have.", 1),
+    weight_column=(str, None, "Column of --ppi or --edges that has the weights."),
+    min_score=(float, 0.0, "Leave out interactions of a smaller score; STRING's are read as 0 to 1.", 0.0),
+    min_mapped="Least fraction of the names, or of the gene list, to be found.",
+    pairs=(list, [], "Print weight and rank of these edges, SOURCE:TARGET, by any name of a gene."),
 )
 
 SOURCES = ("gaf", "table", "ppi", "edges")
 
 
 def main(_) -> int:
+    if wrong := [pair for pair in FLAGS.pairs if pair.count(":") != 1]:
+        raise ValueError(f"--pairs={wrong[0]}: two genes with a colon between them, as A:B")
     if FLAGS.describe:
         return describe()
     given = [name for name in SOURCES if FLAGS[name].value]
@@ -202,4 +201,4 @@ def print_pairs(graph, table) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

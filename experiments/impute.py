@@ -24,21 +24,19 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of a training run.")
-flags.DEFINE_string("input", None, "File of raw counts, not one of the training studies.")
-flags.DEFINE_string("task", "gene", "What to hide: gene, cell or fixed_gene.")
-flags.DEFINE_list("rates", None, "Shares of genes, or numbers of cells of 50; by default the paper's.")
-flags.DEFINE_integer("seeds", 5, "Number of evaluation seeds.", 1)
-flags.DEFINE_integer("cells", 500, "Cells of a seed, in whole bags drawn at random.", 2)
-flags.DEFINE_integer("bag", None, "Cells of a bag; as many as in training, if left out, or the paper's 50.", 2)
-flags.DEFINE_string("ruler", "visible", "What the borders of bins are read off: visible entries, or the whole cell.")
-flags.DEFINE_string("bin_value", "median", "Count that stands for a bin: median of those in it, or middle of the bin.")
-flags.DEFINE_list("reference", [], "Files that the baselines see whole, such as the training studies.")
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "layer raw sample_key gene_table min_mapped",
+    workdir="Folder of a training run.",
+    input="File of raw counts, not one of the training studies.",
+    task=(str, "gene", "What to hide: gene, cell or fixed_gene."),
+    rates=(list, None, "Shares of genes, or numbers of cells of 50; by default the paper's."),
+    seeds=(int, 5, "Number of evaluation seeds.", 1),
+    cells=(int, 500, "Cells of a seed, in whole bags drawn at random.", 2),
+    bag=(int, None, "Cells of a bag; as many as in training, if left out, or the paper's 50.", 2),
+    ruler=(str, "visible", "What the borders of bins are read off: visible entries, or the whole cell."),
+    bin_value=(str, "median", "Count that stands for a bin: median of those in it, or middle of the bin."),
+    reference=(list, [], "Files that the baselines see whole, such as the training studies."),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.bin_value not in ("median", "middle"):
         raise ValueError(f"--bin_value={FLAGS.bin_value}: there are median, middle")
     from experiments.analyses import imputation as imputation_analysis
+    from experiments.pages import output
     from scfm_jax import api
     from scfm_jax.tasks.imputation import imputation
 
@@ -63,9 +62,7 @@ def main(argv: Sequence[str]) -> None:
     options |= {"sample_key": FLAGS.sample_key or None, "rates": _numbers(FLAGS.rates, task.RATES)}
     scores = imputation_analysis.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)
     written = workdir / f"imputation_{FLAGS.task}.json"
-    partial = written.with_suffix(".json.partial")
-    partial.write_text(json.dumps(scores, indent=1) + "\n")
-    partial.replace(written)
+    output.write_file(written, json.dumps(scores, indent=1) + "\n")
     print(imputation_analysis.table(scores))
 
 
@@ -78,4 +75,4 @@ def _numbers(texts: Sequence[str] | None, default: Sequence[float]) -> list[floa
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

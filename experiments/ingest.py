@@ -16,34 +16,28 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("input", [], "Files or folders with raw counts: .h5ad, .zarr, 10x .h5, mtx folders.")
-flags.DEFINE_string("store", None, "Folder of the store; made where there is none.")
-flags.DEFINE_string("verify", None, "Check every checksum of this store and name what is damaged.")
-flags.DEFINE_list(
-    "names", [], "Names of the studies, in the order of --input; the file names without ending, if left out."
+OPTIONS = cli.options(
+    "gene_table",
+    input=(list, [], "Files or folders with raw counts: .h5ad, .zarr, 10x .h5, mtx folders."),
+    store=(str, None, "Folder of the store; made where there is none."),
+    verify=(str, None, "Check every checksum of this store and name what is damaged."),
+    names=(list, [], "Names of the studies, in the order of --input; the file names without ending, if left out."),
+    vocab=(str, None, "Gene list that the store is to hold; all genes that are ingested, if left out."),
+    group_by=(str, None, "obs column of the tissue sample or field of view; each study is one, if left out."),
+    layer="Layer that has the counts; looked for, if left out.",
+    raw="Take the counts from `raw`.",
+    min_genes=(int, 1, "Leave out cells with fewer expressed genes.", 0),
+    min_counts=(int, 1, "Leave out cells with fewer counts.", 0),
+    max_mito=(float, None, "Leave out cells with a larger fraction of mitochondrial counts.", 0.0, 1.0),
+    min_gene_fraction=(float, None, "Zero genes with fewer counts than this times the cells (sCT: 0.003).", 0.0),
+    min_mapped="Least fraction of a file's genes to be found in the vocabulary.",
+    seed=(int, 0, "Seed of the order of cells within their group.", 0),
+    scheduler=(str, None, "Dask cluster to use (tcp://…); this machine's cores, if left out."),
+    workers=(int, None, "Processes on this machine; 0 for none but this one.", 0),
+    census_query=(str, None, "Condition on obs: take the answer from the CELLxGENE Census, a study per data set."),
+    census_uri=(str, None, "Census release or SOMA experiment to query; the stable release, if left out."),
+    census_organism=(str, "homo_sapiens", "Organism of the Census."),
 )
-flags.DEFINE_string("vocab", None, "Gene list that the store is to hold; all genes that are ingested, if left out.")
-flags.DEFINE_list("gene_table", [], "HGNC or GENCODE-style tables that tell aliases, previous symbols and Ensembl ids.")
-flags.DEFINE_string(
-    "group_by", None, "obs column of the tissue sample or field of view; each study is one, if left out."
-)
-flags.DEFINE_string("layer", None, "Layer that has the counts; looked for, if left out.")
-flags.DEFINE_bool("raw", None, "Take the counts from `raw`.")
-flags.DEFINE_integer("min_genes", 1, "Leave out cells with fewer expressed genes.", lower_bound=0)
-flags.DEFINE_integer("min_counts", 1, "Leave out cells with fewer counts.", lower_bound=0)
-flags.DEFINE_float("max_mito", None, "Leave out cells with a larger fraction of mitochondrial counts.", 0.0, 1.0)
-flags.DEFINE_float(
-    "min_gene_fraction", None, "Zero genes with fewer counts than this times the cells (sCT: 0.003).", 0.0
-)
-flags.DEFINE_float("min_mapped", 0.5, "Least fraction of a file's genes to be found in the vocabulary.", 0.0, 1.0)
-flags.DEFINE_integer("seed", 0, "Seed of the order of cells within their group.", lower_bound=0)
-flags.DEFINE_string("scheduler", None, "Dask cluster to use (tcp://…); this machine's cores, if left out.")
-flags.DEFINE_integer("workers", None, "Processes on this machine; 0 for none but this one.", lower_bound=0)
-flags.DEFINE_string(
-    "census_query", None, "Condition on obs: take the answer from the CELLxGENE Census, a study per data set."
-)
-flags.DEFINE_string("census_uri", None, "Census release or SOMA experiment to query; the stable release, if left out.")
-flags.DEFINE_string("census_organism", "homo_sapiens", "Organism of the Census.")
 
 SETTINGS = (
     "group_by",
@@ -141,4 +135,4 @@ def table(store) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

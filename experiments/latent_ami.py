@@ -13,16 +13,12 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
-flags.DEFINE_string("input", None, "File of raw counts with metadata in obs.")
-flags.DEFINE_string("output", None, "Folder to write; must not exist.")
-flags.DEFINE_list("columns", [], "obs columns to compare with; all that have few labels, if left out.")
-flags.DEFINE_integer("seeds", 3, "Number of seeds of k-means, PCA and twins.", 1)
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "workdir output layer raw sample_key gene_table min_mapped",
+    input="File of raw counts with metadata in obs.",
+    columns=(list, [], "obs columns to compare with; all that have few labels, if left out."),
+    seeds=(int, 3, "Number of seeds of k-means, PCA and twins.", 1),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,4 +41,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

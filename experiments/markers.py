@@ -17,22 +17,19 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of a training run.")
-flags.DEFINE_string("input", None, "File of raw counts with labels in obs.")
-flags.DEFINE_string("labels", "cell_type", "obs column of the cell types.")
-flags.DEFINE_list("types", None, "Types to rank the genes of: LABEL or LABEL=NAME of the marker table.")
-flags.DEFINE_string("markers", None, "Table of known markers: CellMarker, ScType, or columns cell_type and gene.")
-flags.DEFINE_list("tissue", [], "Tissues of the table whose markers count; all, if left out.")
-flags.DEFINE_string("output", None, "Folder to write; must not exist.")
-flags.DEFINE_integer("top", 50, "Genes to choose.", 2)
-flags.DEFINE_integer("cells", 50, "Cells of a type, drawn at random; 0 for all.", 0)
-flags.DEFINE_float("min_expressed", 0.1, "Least share of the type's cells that express a gene to be ranked.", 0, 1)
-flags.DEFINE_integer("seeds", 3, "Number of seeds.", 1)
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "output layer raw sample_key gene_table min_mapped",
+    workdir="Folder of a training run.",
+    input="File of raw counts with labels in obs.",
+    labels=(str, "cell_type", "obs column of the cell types."),
+    types=(list, None, "Types to rank the genes of: LABEL or LABEL=NAME of the marker table."),
+    markers=(str, None, "Table of known markers: CellMarker, ScType, or columns cell_type and gene."),
+    tissue=(list, [], "Tissues of the table whose markers count; all, if left out."),
+    top=(int, 50, "Genes to choose.", 2),
+    cells=(int, 50, "Cells of a type, drawn at random; 0 for all.", 0),
+    min_expressed=(float, 0.1, "Least share of the type's cells that express a gene to be ranked.", 0, 1),
+    seeds=(int, 3, "Number of seeds.", 1),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,4 +62,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

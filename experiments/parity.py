@@ -26,6 +26,8 @@ import numpy as np
 
 from experiments import cli
 
+OPTIONS = cli.options()
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -135,4 +137,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, positional=True)
+    cli.run(main, OPTIONS, positional=True)

@@ -15,22 +15,19 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
-flags.DEFINE_string("input", None, "File of raw counts of control and perturbed cells.")
-flags.DEFINE_string("output", None, "Folder to write; must not exist.")
-flags.DEFINE_string("column", "perturbation", "obs column that says what was done to a cell.")
-flags.DEFINE_string("control", None, "Its value for control cells.")
-flags.DEFINE_list("targets", [], "VALUE=GENE: cells of this value are compared with control cells with this gene hit.")
-flags.DEFINE_enum("how", "mask", ["mask", "delete", "overexpress"], "What is done to the gene.")
-flags.DEFINE_string("within", None, "obs column of strata to compare within, such as cell types or replicates.")
-flags.DEFINE_string("filter", None, "Which cells count, such as: single_guide == 1")
-flags.DEFINE_integer("cells", 300, "Control cells, and cells of each value, drawn at random.", 20)
-flags.DEFINE_integer("null", 100, "Genes of like expression to compare a target with.", 20)
-flags.DEFINE_integer("seed", 0, "Of that draw, the twin's weights and the components.")
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "workdir output layer raw gene_table min_mapped",
+    input="File of raw counts of control and perturbed cells.",
+    column=(str, "perturbation", "obs column that says what was done to a cell."),
+    control=(str, None, "Its value for control cells."),
+    targets=(list, [], "VALUE=GENE: cells of this value are compared with control cells with this gene hit."),
+    how=(("mask", "delete", "overexpress"), "mask", "What is done to the gene."),
+    within=(str, None, "obs column of strata to compare within, such as cell types or replicates."),
+    filter=(str, None, "Which cells count, such as: single_guide == 1"),
+    cells=(int, 300, "Control cells, and cells of each value, drawn at random.", 20),
+    null=(int, 100, "Genes of like expression to compare a target with.", 20),
+    seed="Of that draw, the twin's weights and the components.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,4 +55,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

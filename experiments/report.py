@@ -13,10 +13,12 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of a training run.")
-flags.DEFINE_string("suite", None, "Folder of a suite's results.")
-flags.DEFINE_string("input", None, "File with the embedding; W/embedding.h5ad, if left out.")
-flags.DEFINE_list("color", [], "obs columns to colour the cells by; the usual ones that are there, if left out.")
+OPTIONS = cli.options(
+    workdir="Folder of a training run.",
+    suite=(str, None, "Folder of a suite's results."),
+    input="File with the embedding; W/embedding.h5ad, if left out.",
+    color=(list, [], "obs columns to colour the cells by; the usual ones that are there, if left out."),
+)
 
 
 def main(_) -> None:
@@ -29,9 +31,9 @@ def main(_) -> None:
     else:
         from experiments.pages import run
 
-        path = run.write(FLAGS.workdir, FLAGS.input, FLAGS.color)
+        path = run.write(FLAGS.workdir, FLAGS.input, FLAGS.color, say=lambda text: print(text, flush=True))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without network")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

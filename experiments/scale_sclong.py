@@ -43,21 +43,21 @@ from scfm_jax.training import optim, step
 from scfm_jax.types import Batch
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("devices", 8, "plan, step: devices, as which this machine's processor poses.", 1)
-flags.DEFINE_list("cells", ["1"], "plan: cells on each device, one row of the table for each. step: the first is used.")
-flags.DEFINE_list("remat", ["full"], "The same: full, dots or none.")
-flags.DEFINE_integer("steps", 1, "step: updates to run.", 1)
-flags.DEFINE_integer("n_genes", 27_874, "plan, step: genes.", 1)
-flags.DEFINE_integer("top", 4096, "Genes that go through the large stack.", 1)
-flags.DEFINE_integer("depth", 42, "Layers of the large stack.", 1)
-flags.DEFINE_integer(
-    "microbatches", 1, "plan, step: parts one after the other, of so many cells on each device each.", 1
+OPTIONS = cli.options(
+    devices=(int, 8, "plan, step: devices, as which this machine's processor poses.", 1),
+    cells=(list, ["1"], "plan: cells on each device, one row of the table for each. step: the first is used."),
+    remat=(list, ["full"], "The same: full, dots or none."),
+    steps=(int, 1, "step: updates to run.", 1),
+    n_genes=(int, 27874, "plan, step: genes.", 1),
+    top=(int, 4096, "Genes that go through the large stack.", 1),
+    depth=(int, 42, "Layers of the large stack.", 1),
+    microbatches=(int, 1, "plan, step: parts one after the other, of so many cells on each device each.", 1),
+    dtype=(("float32", "bfloat16"), "bfloat16", "What is computed in; parameters are float32."),
+    input="forward: a file of raw counts.",
+    cell=(int, 0, "forward: which of its cells.", 0),
+    genes=(str, None, "forward: the gene list, one a line."),
+    graph=(str, None, "forward: its graph, a file of experiments.go_graph."),
 )
-flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "What is computed in; parameters are float32.")
-flags.DEFINE_string("input", None, "forward: a file of raw counts.")
-flags.DEFINE_integer("cell", 0, "forward: which of its cells.", 0)
-flags.DEFINE_string("genes", None, "forward: the gene list, one a line.")
-flags.DEFINE_string("graph", None, "forward: its graph, a file of experiments.go_graph.")
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
@@ -204,4 +204,4 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, positional=True)
+    cli.run(main, OPTIONS, positional=True)

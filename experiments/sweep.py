@@ -33,14 +33,16 @@ from experiments.sweeps.plan import Plan, Point
 from scfm_jax.training import signals
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("sweep", None, "Sweep file, and its variant after a colon.")
-flags.DEFINE_string("workdir", None, "Folder of the sweep.")
-flags.DEFINE_integer("parallel", 1, "Points at a time.", 1)
-flags.DEFINE_list("seeds", [], "Training seeds; those of the sweep file, if left out.")
-flags.DEFINE_bool("dry_run", False, "Print the commands and run nothing.")
-flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "Run here, or write a SLURM job array.")
-flags.DEFINE_list("slurm", [], "Options of the job array, such as time=2:00:00,gres=gpu:1.")
-flags.DEFINE_integer("point", None, "Run this point alone, by its index; what an element of the job array does.", 0)
+OPTIONS = cli.options(
+    sweep=(str, None, "Sweep file, and its variant after a colon."),
+    workdir="Folder of the sweep.",
+    parallel=(int, 1, "Points at a time.", 1),
+    seeds=(list, [], "Training seeds; those of the sweep file, if left out."),
+    dry_run=(bool, False, "Print the commands and run nothing."),
+    launcher=(("local", "slurm"), "local", "Run here, or write a SLURM job array."),
+    slurm=(list, [], "Options of the job array, such as time=2:00:00,gres=gpu:1."),
+    point=(int, None, "Run this point alone, by its index; what an element of the job array does.", 0),
+)
 
 overrides: dict[str, list[str]] = {"config": [], "evaluate": []}
 """Arguments for the commands of the points, taken from the command line before absl reads it."""
@@ -129,4 +131,4 @@ def take_overrides(argv: Sequence[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv = take_overrides(sys.argv)
-    cli.run(main)
+    cli.run(main, OPTIONS)

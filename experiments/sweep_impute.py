@@ -22,16 +22,18 @@ from data_pipeline.genes import vocab
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of a training run.")
-flags.DEFINE_string("input", None, "File of raw counts, not one of the training studies.")
-flags.DEFINE_float("rate", 0.15, "Share of the genes of every cell that is hidden.", 0.001, 0.999)
-flags.DEFINE_integer("bins", 5, "Bins to score in, zero included.", 2)
-flags.DEFINE_integer("seeds", 1, "Number of evaluation seeds: of the cells, the mask and the random twin.", 1)
-flags.DEFINE_integer("cells", 500, "Cells of a seed.", 1)
-flags.DEFINE_integer("bag", 50, "Cells that the model sees together.", 1)
-flags.DEFINE_string("ruler", "visible", "What the borders of bins are read off: visible entries, or the whole cell.")
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.0, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "gene_table",
+    workdir="Folder of a training run.",
+    input="File of raw counts, not one of the training studies.",
+    rate=(float, 0.15, "Share of the genes of every cell that is hidden.", 0.001, 0.999),
+    bins=(int, 5, "Bins to score in, zero included.", 2),
+    seeds=(int, 1, "Number of evaluation seeds: of the cells, the mask and the random twin.", 1),
+    cells=(int, 500, "Cells of a seed.", 1),
+    bag=(int, 50, "Cells that the model sees together.", 1),
+    ruler=(str, "visible", "What the borders of bins are read off: visible entries, or the whole cell."),
+    min_mapped=(float, 0.0, "Least share of the input's genes that the model must know.", 0, 1),
+)
 
 
 def main(_) -> None:
@@ -41,6 +43,7 @@ def main(_) -> None:
         raise ValueError(f"--ruler={FLAGS.ruler}: there are visible, cell")
     from experiments.analyses import shared_bins
     from experiments.analyses.cells import Cells
+    from experiments.pages import output
     from scfm_jax import api
 
     run, table = api.load(FLAGS.workdir), vocab.read_table(FLAGS.gene_table) if FLAGS.gene_table else None
@@ -52,12 +55,11 @@ def main(_) -> None:
             rows += shared_bins.of_seed(run, file, seed, FLAGS.rate, FLAGS.bins, FLAGS.cells, FLAGS.bag, FLAGS.ruler)
     options = {name: FLAGS[name].value for name in ("rate", "bins", "seeds", "cells", "bag", "ruler")}
     path = pathlib.Path(FLAGS.workdir) / "sweep_imputation.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps({"input": pathlib.Path(FLAGS.input).name, **options, "rows": rows}, indent=1) + "\n")
-    partial.replace(path)
+    content = {"input": pathlib.Path(FLAGS.input).name, **options, "rows": rows}
+    output.write_file(path, json.dumps(content, indent=1) + "\n")
     for row in rows:
         print("  ".join(f"{name} {v:.4f}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items()))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

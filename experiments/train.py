@@ -13,33 +13,59 @@ if __name__ == "__main__":  # before the imports that take long
     signals.exit_at_once()
 
 import pathlib
+import shlex
+import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import scfm_jax
 from data_pipeline.batches.loader import Loader
+from data_pipeline.batches.loader import Options as LoaderOptions
 from experiments import cli
 from experiments.training import data as training_data
-from experiments.training import finetuning, settings
+from experiments.training import finetuning, key_notes, settings
 from scfm_jax import api, models, sharding
 from scfm_jax.saving import checkpoint
-from scfm_jax.training import loop, optim, signals, step, tuning
+from scfm_jax.training import loop, optim, pace, signals, step, tuning
 from scfm_jax.types import TrainState
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Config file, and its variant after a colon.", lock_config=True)
-flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, config.")
-flags.DEFINE_bool("distributed", None, "Be one of several processes; found out from the environment, if left out.")
+OPTIONS = cli.options(
+    "config",
+    workdir="Folder of the run: checkpoints, logs, config.",
+    print_config=(bool, False, "Print the config that would be trained, with a note for each key, and end."),
+    distributed=(bool, None, "Be one of several processes; found out from the environment, if left out."),
+)
 
 
 def main(_) -> None:
+    if FLAGS.config is not None and FLAGS.print_config:
+        print(key_notes.text(FLAGS.config.to_dict(), FLAGS["config"].config_filename))
+        return
     if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config and --workdir say what to train and where to (see --helpshort)")
-    signals.supervise(lambda lock: pretrain(FLAGS.config, FLAGS.workdir, lock, FLAGS.distributed))
+    began = time.perf_counter()
+
+    def work(lock: signals.StateLock) -> None:
+        state = pretrain(FLAGS.config, FLAGS.workdir, lock, FLAGS.distributed)
+        if jax.process_index() == 0:
+            print(ending(FLAGS.workdir, int(state.step), time.perf_counter() - began), flush=True)
+
+    signals.supervise(work)
+
+
+def ending(workdir: str, step: int, seconds: float) -> str:
+    """Return what to tell of a finished run: how long it took, its best step, and the command that comes next."""
+    text = f"trained to step {step:,} in {pace.words(seconds)}"
+    if best := checkpoint.read_best(pathlib.Path(workdir) / "checkpoints"):
+        text += f"; best at step {best[0]:,}: {best[1]['metric']} {best[1]['value']:.4g}"
+    place = shlex.quote(workdir)
+    return f"{text}\nnext: python -m experiments.embed --workdir={place} --input=CELLS.h5ad --output=EMBEDDED.h5ad"
 
 
 def pretrain(
@@ -112,7 +138,10 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     """Raise ValueError for a key of `config` that nothing takes."""
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
-        "data": [*training_data.OPTIONS, *settings.keywords(Loader, without=("part", "keep", "host", "n_hosts"))],
+        "data": [
+            *training_data.OPTIONS,
+            *settings.keywords(LoaderOptions, without=("part", "keep", "host", "n_hosts")),
+        ],
         "optim": [*optim.KEYS, "schedule_unit"],
         "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "lock")),
     }
@@ -155,4 +184,4 @@ def warm_start(source: str, genes: list[str]) -> Callable[[TrainState], TrainSta
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

@@ -14,18 +14,15 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "A training run, a folder of checkpoints or a weights file.")
-flags.DEFINE_string("input", None, "File of raw counts of a study that the model has not seen.")
-flags.DEFINE_string("output", None, "Folder to write; must not exist.")
-flags.DEFINE_integer("epochs", 10, "Epochs of every run.", 1)
-flags.DEFINE_integer("seeds", 5, "Runs of each start.", 1)
-flags.DEFINE_integer("batch", None, "Bags of a batch; by default as the model was trained.", 1)
-flags.DEFINE_float("learning_rate", None, "Peak rate; by default as the model was trained.", 0)
-flags.DEFINE_float("validation", 0.3, "Share of the cells to validate on.", 0, 1)
-flags.DEFINE_string("layer", None, "Layer of the input that holds the counts.")
-flags.DEFINE_bool("raw", None, "The counts are in the input's raw.")
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.5, "Least share of the input's genes that the model must know.", 0, 1)
+OPTIONS = cli.options(
+    "workdir output layer raw gene_table min_mapped",
+    input="File of raw counts of a study that the model has not seen.",
+    epochs=(int, 10, "Epochs of every run.", 1),
+    seeds=(int, 5, "Runs of each start.", 1),
+    batch=(int, None, "Bags of a batch; by default as the model was trained.", 1),
+    learning_rate=(float, None, "Peak rate; by default as the model was trained.", 0),
+    validation=(float, 0.3, "Share of the cells to validate on.", 0, 1),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,4 +55,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

@@ -4,7 +4,9 @@
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -18,13 +20,11 @@ from data_pipeline.batches.split import PARTS, select
 ENDLESS = 1 << 48  # steps
 
 
-class Loader:
-    """Batches of bags of cells: the fields of `scfm_jax.types.Batch`, and "index", the cells' rows in the store.
-
-    The batch of a step is a function of the options alone: not of the hosts, threads or processes that read it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How cells of a store become batches; the keywords of `Loader`.
 
     Args:
-      store: an open store.
       batch, bag: bags of a global batch (B), cells of a bag (C).
       run, mix, kind: cells of a run and how bags and batches are made of runs, see `sampler.Sampler`.
       by_length: with bag=1, make batches of cells with about as many expressed genes, so that little is padding; they
@@ -38,8 +38,41 @@ class Loader:
       host, n_hosts: which of equal contiguous shares of each batch is read here.
       threads, prefetch: threads that read, batches that are read ahead.
       workers: processes that read, each with its threads; 0 reads in this process.
+    """
+
+    batch: int
+    bag: int
+    run: int | None = None
+    mix: int | None = None
+    kind: str = "run"
+    by_length: bool = False
+    split: Mapping | None = None
+    part: str = "train"
+    filter: str | None = None
+    labels: Sequence[str] = ()
+    mixture: Mapping[str, float] | None = None
+    buckets: Sequence[int] = BUCKETS
+    cell_buckets: Sequence[int] = ()
+    keep: np.ndarray | None = None
+    seed: int = 0
+    host: int = 0
+    n_hosts: int = 1
+    threads: int = 2
+    prefetch: int = 4
+    workers: int = 0
+
+
+class Loader:
+    """Batches of bags of cells: the fields of `scfm_jax.types.Batch`, and "index", the cells' rows in the store.
+
+    The batch of a step is a function of the options alone: not of the hosts, threads or processes that read it.
+
+    Args:
+      store: an open store.
+      options: keywords of `Options`.
 
     Attributes:
+      options: the same as `Options`.
       genes: vocabulary of the store; `len(genes)` is the id of the padding.
       classes: {column: class names}, "study" among them.
       n_cells: cells of the part.
@@ -49,57 +82,34 @@ class Loader:
     Raises ValueError in one line for options that do not fit each other or the store.
     """
 
-    def __init__(
-        self,
-        store,
-        *,
-        batch: int,
-        bag: int,
-        run: int | None = None,
-        mix: int | None = None,
-        kind: str = "run",
-        by_length: bool = False,
-        split: Mapping | None = None,
-        part: str = "train",
-        filter: str | None = None,
-        labels: Sequence[str] = (),
-        mixture: Mapping[str, float] | None = None,
-        buckets: Sequence[int] = BUCKETS,
-        cell_buckets: Sequence[int] = (),
-        keep: np.ndarray | None = None,
-        seed: int = 0,
-        host: int = 0,
-        n_hosts: int = 1,
-        threads: int = 2,
-        prefetch: int = 4,
-        workers: int = 0,
-    ):
-        self._made_from = {k: v for k, v in locals().items() if k != "self"}
+    def __init__(self, store: Any, **options: Any):
+        self._store, self.options = store, Options(**options)
+        o = self.options
         self.genes: list[str] = store.genes
-        masks, self.split_report = select(store, split, filter)
-        eligible = _part(store, masks, part)
+        masks, self.split_report = select(store, o.split, o.filter)
+        eligible = _part(store, masks, o.part)
         self.n_cells = int(eligible.places[-1])
-        order = {"kind": kind, "batch": batch, "bag": bag, "run": run, "mix": mix, "seed": seed}
-        if kind == "neighbours":
-            order["nearest"] = _nearest(store, eligible, bag)
-        self._reader = Reader(store, labels, buckets, cell_buckets, keep)
+        order = {"kind": o.kind, "batch": o.batch, "bag": o.bag, "run": o.run, "mix": o.mix, "seed": o.seed}
+        if o.kind == "neighbours":
+            order["nearest"] = _nearest(store, eligible, o.bag)
+        self._reader = Reader(store, o.labels, o.buckets, o.cell_buckets, o.keep)
         self.classes = self._reader.classes
-        if by_length:
+        if o.by_length:
             order["lengths"] = self._reader.lengths
         self._whole = self._sampler = Sampler(eligible, **order)
-        if mixture is not None:
-            self._sampler = Sampler(eligible, weights=_weights(store, eligible, mixture), **order)
+        if o.mixture is not None:
+            self._sampler = Sampler(eligible, weights=_weights(store, eligible, o.mixture), **order)
         self.epoch_steps = self._sampler.epoch_steps
-        if not 0 <= host < n_hosts or batch % n_hosts:
-            raise ValueError(f"batch={batch}, host {host} of {n_hosts}: hosts count from 0 and must divide the batch")
-        self._share = slice(host * batch // n_hosts, (host + 1) * batch // n_hosts)
-        if threads < 0 or prefetch < 1 or workers < 0:
-            raise ValueError(f"threads={threads}, prefetch={prefetch}, workers={workers}: at least 0, 1 and 0")
-        self._reading = {"num_threads": threads, "prefetch_buffer_size": max(prefetch, threads)}
-        self._workers = workers
+        if not 0 <= o.host < o.n_hosts or o.batch % o.n_hosts:
+            raise ValueError(
+                f"batch={o.batch}, host {o.host} of {o.n_hosts}: hosts count from 0 and must divide the batch"
+            )
+        self._share = slice(o.host * o.batch // o.n_hosts, (o.host + 1) * o.batch // o.n_hosts)
+        if o.threads < 0 or o.prefetch < 1 or o.workers < 0:
+            raise ValueError(f"threads={o.threads}, prefetch={o.prefetch}, workers={o.workers}: at least 0, 1 and 0")
 
     def __reduce__(self):
-        return _rebuilt, (self._made_from,)
+        return _rebuilt, (self._store, self.options)
 
     def batch(self, step: int, whole: bool = False) -> dict:
         """Read this host's share of one batch: of the endless order, or of the `whole` pass of `epoch_batches`."""
@@ -123,11 +133,12 @@ class Loader:
 
     def _ahead(self, source: "_Batches") -> grain.DatasetIterator:
         """Return Grain's iterator, which reads ahead in threads and processes."""
-        batches = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(**self._reading))
-        if self._workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads flags here, which only absl's app parses by itself
-                flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        o = self.options
+        reading = grain.ReadOptions(num_threads=o.threads, prefetch_buffer_size=max(o.prefetch, o.threads))
+        batches = grain.MapDataset.source(source).to_iter_dataset(reading)
+        if o.workers:
+            _let_grain_read_its_flags()
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=o.workers))
         return iter(batches)
 
 
@@ -193,9 +204,19 @@ class _Batches:
         return self._loader.batch(self._start + index, self._whole)
 
 
-def _rebuilt(options: dict) -> Loader:
+def _rebuilt(store: Any, options: Options) -> Loader:
     """Make a loader again, in another process."""
-    return Loader(**options)
+    return Loader(store, **vars(options))
+
+
+def _let_grain_read_its_flags() -> None:
+    """Give Grain's own absl flags their defaults where no command has parsed flags; nobody else's are touched.
+
+    Its worker processes read them, and absl refuses to tell a flag that was not parsed.
+    """
+    if not flags.FLAGS.is_parsed():
+        for name in (name for name in flags.FLAGS if name.startswith("grain_")):
+            flags.FLAGS[name].present = 1
 
 
 def _part(store, masks: list[list[np.ndarray]], part: str) -> Eligible:

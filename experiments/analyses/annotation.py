@@ -7,6 +7,7 @@ OUT/cells/<row>_<seed>.*  its scores (.json) and probabilities (.npz); what is t
 """
 
 import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -26,6 +27,7 @@ from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.store import open_store
 from data_pipeline.store.study import Settings
 from experiments import train
+from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.tasks.cells import annotation_baselines, cell_type
 from scfm_jax.tasks.cells.embedding import UNLABELLED
@@ -96,9 +98,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     classes = open_classes(out)
     if unknown := sorted(set(test.obs[LABEL]) - set(classes)):
         raise ValueError(f"types to annotate that no labelled cell has: {', '.join(unknown)}; name them with --names")
-    partial = out / "plan.json.partial"
-    partial.write_text(json.dumps(described, indent=1) + "\n")
-    partial.replace(there)
+    output.write_file(there, json.dumps(described, indent=1) + "\n")
     return classes
 
 
@@ -189,10 +189,10 @@ def write(
     row = {**row, **cell_type.score(truth, shares, classes)}
     folder = out / "cells"
     folder.mkdir(exist_ok=True)
-    np.savez(folder / f"{key}.npz", shares=shares.astype(np.float32), classes=np.asarray(classes))
-    partial = folder / f"{key}.json.partial"
-    partial.write_text(json.dumps(row, indent=1) + "\n")
-    partial.replace(folder / f"{key}.json")
+    file = io.BytesIO()
+    np.savez(file, shares=shares.astype(np.float32), classes=np.asarray(classes))
+    output.write_file(folder / f"{key}.npz", file.getvalue())
+    output.write_file(folder / f"{key}.json", json.dumps(row, indent=1) + "\n")  # last: it says that both are there
     return row
 
 

@@ -24,16 +24,14 @@ def write(out: pathlib.Path) -> str:
     content = {"plan": json.loads((out / "plan.json").read_text()), "cells": len(truth), "rows": rows}
     text = table(rows, len(truth))
     files = {
-        "annotation.json": json.dumps(output.plain(content), indent=1) + "\n",
+        "annotation.json": content,
         "annotation.csv": pd.DataFrame(rows).to_csv(index=False),
         "annotation.md": text + "\n",
     }
     for name, group in groups(rows).items():
         files[f"confusion_{name.replace(' ', '_').replace(',', '')}.png"] = picture(name, *pooled(out, group, truth))
     for name, data in files.items():
-        partial = out / f"{name}.partial"
-        partial.write_bytes(data if isinstance(data, bytes) else data.encode())
-        partial.replace(out / name)
+        output.write_file(out / name, data)
     return text
 
 

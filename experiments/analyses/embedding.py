@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipeline.files import h5ad
+from data_pipeline.files import h5ad, whole
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import embedding as task
+from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
 """Cells that are scored; of larger files a random sample."""
@@ -24,10 +25,8 @@ SHOWN = ("accuracy", "f1", "nmi", "ari", "nmi_best", "ari_best", "batch_accuracy
 def embed_file(run: Run, source: str | os.PathLike, workdir: pathlib.Path, **options: Any) -> np.ndarray:
     """Embed `source` (options of `Run.embed`), write it to workdir/embedding.h5ad and return it. [n, D]"""
     embedding = run.embed(source, **options)
-    partial = workdir / "embedding.partial.h5ad"
-    partial.unlink(missing_ok=True)
-    h5ad.write_embedding(source, partial, f"X_{run.name}", embedding, run.provenance, replace=True)
-    partial.replace(workdir / "embedding.h5ad")
+    with whole.writing(workdir / "embedding.h5ad") as temporary:
+        h5ad.write_embedding(source, temporary, f"X_{run.name}", embedding, run.provenance, replace=True)
     return embedding
 
 
@@ -66,12 +65,14 @@ def evaluate(
     batches = obs[batch].to_numpy()[cells] if batch in obs and obs[batch].nunique() > 1 else None
     task.countable(labels)
     embedding = embed_file(run, source, workdir, say=say, **options)[cells]
+    ways = {
+        run.name: lambda seed: embedding,
+        "PCA-50": lambda seed: task.pca(matrix, seed=seed),
+        "random twin": lambda seed: run.twin(seed).embed(source, say=lambda _: None, **options)[cells],
+    }
     rows = []
-    for seed in seeds:
-        twin = run.twin(seed).embed(source, say=lambda _: None, **options)[cells]
-        for name, x in ((run.name, embedding), ("PCA-50", task.pca(matrix, seed=seed)), ("random twin", twin)):
-            rows.append({"embedding": name, "seed": seed, **task.score(x, labels, batches, seed=seed)})
-        say(f"scored with seed {seed}")
+    for seed, name in pace.counted([(seed, name) for seed in seeds for name in ways], "scored", say):
+        rows.append({"embedding": name, "seed": seed, **task.score(ways[name](seed), labels, batches, seed=seed)})
     scores = {
         "input": pathlib.Path(source).name,
         "weights": run.source,
@@ -82,9 +83,7 @@ def evaluate(
         "types": rows[0]["types"],
         "rows": rows,
     }
-    partial = workdir / "scores.json.partial"
-    partial.write_text(json.dumps(scores, indent=1) + "\n")
-    partial.replace(workdir / "scores.json")
+    whole.write_file(workdir / "scores.json", (json.dumps(scores, indent=1) + "\n").encode())
     return scores
 
 

@@ -14,6 +14,7 @@ from scfm_jax import api
 from scfm_jax.inference import bags
 from scfm_jax.tasks.imputation import baselines, bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
+from scfm_jax.training import pace
 
 
 def evaluate(
@@ -54,10 +55,8 @@ def evaluate(
         say(str(file.mapping.report))
         how = file.separate(sample_key)
         others = reference_cells(reference, run.genes, table, min_mapped, cells)
-        for seed in range(seeds):
-            for row in _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler):
-                rows.append(row)
-            say(f"scored with seed {seed}")
+        for seed in pace.counted(range(seeds), "scored seed", say):
+            rows += _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler)
     return {
         "task": task,
         "input": pathlib.Path(source).name,

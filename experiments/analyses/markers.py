@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ import pandas as pd
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from experiments.analyses import marker_table
-from experiments.pages import heat_map
+from experiments.pages import heat_map, output
 from scfm_jax import api
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.tasks.cells.embedding import UNLABELLED
@@ -260,28 +258,20 @@ def page(found: dict[str, Any], pictures: Mapping[str, Mapping[str, str]]) -> st
 
 def write(found: dict[str, Any], folder: str | os.PathLike) -> None:
     """Write markers.md, markers.json and the heat maps to a new folder, all or nothing."""
-    folder = pathlib.Path(folder).absolute()
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        whole = partial / "all"
-        whole.mkdir()
-        pictures: dict[str, dict[str, str]] = {label: {} for label in found["heat_maps"]}
-        for ranking in DRAWN:
-            maps = {label: of_type[ranking] for label, of_type in found["heat_maps"].items()}
-            limits = heat_map.limits([similarities for similarities, _, _ in maps.values()])
-            for number, (label, (similarities, names, markers)) in enumerate(maps.items(), 1):
-                what = f"{len(names)} genes of the greatest {_words(ranking)}"
-                title = f"{label} in {found['input']}, {found['model']}: {what}"
-                short = re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_")
-                pictures[label][ranking] = f"heat_map_{number}_{short}_{ranking}.png"
-                drawn = heat_map.draw(similarities, names, markers, title, limits)
-                (whole / pictures[label][ranking]).write_bytes(drawn)
-        (whole / "markers.md").write_text(page(found, pictures))
-        kept = {name: value for name, value in found.items() if name != "heat_maps"} | {"pictures": pictures}
-        (whole / "markers.json").write_text(json.dumps(kept, indent=1) + "\n")
-        whole.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    files: dict[str, Any] = {}
+    pictures: dict[str, dict[str, str]] = {label: {} for label in found["heat_maps"]}
+    for ranking in DRAWN:
+        maps = {label: of_type[ranking] for label, of_type in found["heat_maps"].items()}
+        limits = heat_map.limits([similarities for similarities, _, _ in maps.values()])
+        for number, (label, (similarities, names, markers)) in enumerate(maps.items(), 1):
+            what = f"{len(names)} genes of the greatest {_words(ranking)}"
+            title = f"{label} in {found['input']}, {found['model']}: {what}"
+            short = re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_")
+            pictures[label][ranking] = f"heat_map_{number}_{short}_{ranking}.png"
+            files[pictures[label][ranking]] = heat_map.draw(similarities, names, markers, title, limits)
+    kept = {name: value for name, value in found.items() if name != "heat_maps"} | {"pictures": pictures}
+    files |= {"markers.md": page(found, pictures), "markers.json": json.dumps(kept, indent=1) + "\n"}
+    output.write(folder, files)
 
 
 def _words(ranking: str) -> str:

@@ -126,7 +126,7 @@ def _curve(
         if start == "pretrained":
             state = finetuning.begin_with(run.variables, run.source, say=lambda _: None)(state)
         validate = loop.validator(objective, prepared["validation"], sharding.make_mesh())
-        before.write_text(json.dumps(validate(state)) + "\n")
+        output.write_file(before, json.dumps(validate(state)) + "\n")
         return state
 
     steps = epochs * every

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.pages import output
 from experiments.pages.style import STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -30,9 +31,7 @@ class Html(str):
 def write(path: str | os.PathLike, title: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> pathlib.Path:
     """Write a page with a few facts at its top, in one go, and return its path; empty sections are left out."""
     path = pathlib.Path(path)
-    partial = path.with_suffix(".partial")
-    partial.write_text(page(title, facts, sections), encoding="utf-8")
-    partial.replace(path)
+    output.write_file(path, page(title, facts, sections))
     return path
 
 

@@ -7,7 +7,7 @@ embedding yet, no scores) is listed on the page with the command that makes it.
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anndata
@@ -20,6 +20,7 @@ from experiments.pages import document, figures
 from experiments.pages.document import Html, Section
 from scfm_jax.saving import checkpoint
 from scfm_jax.tasks.cells.embedding import METRICS
+from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
 """Cells of the pictures; of larger files a random sample."""
@@ -38,13 +39,17 @@ UNDRAWN = ("step", "time", "cells", "tokens", "skipped", "tokens/s", "mfu")
 
 
 def write(
-    workdir: str | os.PathLike, source: str | os.PathLike | None = None, columns: Sequence[str] = ()
+    workdir: str | os.PathLike,
+    source: str | os.PathLike | None = None,
+    columns: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
 ) -> pathlib.Path:
     """Write workdir/report.html and return its path.
 
     Args:
       source: the .h5ad with the embedding; by default workdir/embedding.h5ad, if it is there.
       columns: obs columns to colour the cells by.
+      say: is told how far it is.
 
     Raises:
       ValueError, OSError: the workdir or `source` is not there, or has no embedding or no such column; in one line.
@@ -56,12 +61,16 @@ def write(
     meta = _meta(workdir, missing)
     if source is None and (workdir / "embedding.h5ad").exists():
         source = workdir / "embedding.h5ad"
-    provenance, maps = _embedding(pathlib.Path(source), columns) if source else ({}, "")
     if not source:
         missing.append(
             "no embedding: python -m experiments.evaluate --workdir=… --input=x.h5ad (or embed, and --input)"
         )
-    scores, drawn = _scores(workdir, missing), curves(workdir)
+    parts = {
+        "maps": lambda: _embedding(pathlib.Path(source), columns) if source else ({}, ""),
+        "scores": lambda: _scores(workdir, missing),
+        "curves": lambda: curves(workdir),
+    }
+    (provenance, maps), scores, drawn = (parts[name]() for name in pace.counted(parts, "drew part", say))
     if not drawn:
         missing.append("no metrics: the run has not logged a step yet")
     sections = [

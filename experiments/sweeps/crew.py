@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipeline.files import whole
 from experiments.sweeps import plan as sweep_plan
 from experiments.sweeps.plan import Plan, Point
 from scfm_jax.training import signals
@@ -234,6 +235,4 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file in one go."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+    whole.write_file(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -5,18 +5,19 @@ See `configs` for what `get_sweep` returns.
 
 import dataclasses
 import hashlib
+import importlib
 import importlib.util
 import json
 import pathlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from experiments.training import config_file
 from experiments.training import settings as configs
 
 KEYS = ("question", "config", "seeds", "evaluate", "metrics", "points")
@@ -151,7 +152,7 @@ def parse(where: str, config: str, arguments: Sequence[str]) -> ConfigDict:
 
 def _parse(where: str, config: str, arguments: Sequence[str]) -> ConfigDict:
     values, argv = flags.FlagValues(), ["sweep", f"--config={config}", *arguments]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True, sys_argv=argv)
+    config_file.define("config", "", values, argv)
     try:
         values(argv)
         return values.config
@@ -172,8 +173,11 @@ def _loud(key: str) -> bool:
 
 def _sections(path: str) -> dict[str, Any]:
     """Return what `get_sweep` of a sweep file returns; ValueError where something is missing or too much."""
-    file, _, variant = path.partition(":")
-    module = _load(pathlib.Path(file))
+    file = path.partition(":")[0]
+    try:
+        module, variant = config_file.load(path, "sweep")
+    except ValueError as error:
+        raise ValueError(f"--sweep={file}: {error}") from error
     if not callable(getattr(module, "get_sweep", None)):
         raise ValueError(f"--sweep={file}: it has no function get_sweep; `configs` says what a sweep file is")
     sweep = module.get_sweep(*([variant] if variant else []))
@@ -196,28 +200,13 @@ def _require(where: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
             raise ValueError(f"{where}: {key!r} is missing; `configs` says what a sweep file is")
 
 
-def _load(path: pathlib.Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"--sweep={path}: no such file; give one like configs/sweep_sct_ablation.py")
-    spec = importlib.util.spec_from_file_location(f"sweep_file_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--sweep={path}: not a Python file; give one like configs/sweep_sct_ablation.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"--sweep={path}: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _check_flags(where: str, command: str, given: Mapping[str, Any]) -> None:
-    """Raise ValueError for a flag that the command experiments.<command> does not define."""
+def _check_flags(where: str, command: str, flagged: Mapping[str, Any]) -> None:
+    """Raise ValueError for a flag that the command experiments.<command> does not have."""
     spec = importlib.util.find_spec(f"experiments.{command}")
-    if spec is None or not spec.origin:
+    options = getattr(importlib.import_module(f"experiments.{command}"), "OPTIONS", None) if spec else None
+    if options is None:
         raise ValueError(f"{where}: evaluate: there is no command experiments.{command}")
-    text = pathlib.Path(spec.origin).read_text()
-    known = re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", text)
-    configs.check_names(f"{where}: evaluate", given, [name for name in known if name != "workdir"])
+    configs.check_names(f"{where}: evaluate", flagged, [name for name in options if name != "workdir"])
 
 
 def command(arguments: Sequence[str]) -> list[str]:

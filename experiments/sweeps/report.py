@@ -9,14 +9,13 @@ import dataclasses
 import io
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.pages import figures
+from experiments.pages import figures, output
 from experiments.sweeps.crew import result
 from experiments.sweeps.plan import Plan
 from scfm_jax.tasks.imputation.imputation import interval
@@ -56,10 +55,10 @@ def write(plan: Plan, workdir: pathlib.Path) -> str:
     if not any(row.seeds for row in rows):
         return ""
     table = markdown(plan, rows)
-    _write(workdir / "table.md", f"# {plan.question}\n\n{table}\n{unfinished(plan, workdir)}".encode())
-    _write(workdir / "table.csv", comma_separated(plan, rows).encode())
-    _write(workdir / "table.json", (json.dumps(records(plan, rows), indent=1) + "\n").encode())
-    _write(workdir / "plot.svg", plot(plan, rows))
+    output.write_file(workdir / "table.md", f"# {plan.question}\n\n{table}\n{unfinished(plan, workdir)}")
+    output.write_file(workdir / "table.csv", comma_separated(plan, rows))
+    output.write_file(workdir / "table.json", records(plan, rows))
+    output.write_file(workdir / "plot.svg", plot(plan, rows))
     return table
 
 
@@ -199,9 +198,3 @@ def _draw(axes: Any, place: int, row: Row, metric: str) -> None:
         axes.plot(row.scores[metric], seeds, "|", color=colour, ms=5, alpha=0.8, label="one seed")
     if metric in row.paper:
         axes.plot(row.paper[metric], place, "D", mfc="none", mec=THEIRS, mew=1.8, ms=9, label="the paper's")
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -9,6 +9,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from data_pipeline.files import whole
+
 SAVE_S = 120
 """SLURM's warning before the time limit: what a training has to save in."""
 
@@ -17,9 +19,7 @@ def write(workdir: pathlib.Path, points: int, parallel: int, options: Sequence[s
     """Write workdir/array.sbatch and return the lines that submit it and make the table after it."""
     (workdir / "slurm").mkdir(parents=True, exist_ok=True)
     path = workdir / "array.sbatch"
-    partial = path.with_suffix(".partial")
-    partial.write_text(script(workdir, points, parallel, options, command, pathlib.Path.cwd()))
-    partial.replace(path)
+    whole.write_file(path, script(workdir, points, parallel, options, command, pathlib.Path.cwd()).encode())
     return f"sbatch {shlex.quote(str(path))}\n# then, for the table:\n{shlex.join(command)}"
 
 

@@ -15,8 +15,16 @@ from scfm_jax import api
 from scfm_jax.inference import bags
 
 GENE_OPTIONS = ("graph", "graph_weighted", "gene_vectors")
-OPTIONS = ("store", "genes", "gene_table", "min_mapped", *GENE_OPTIONS)
-"""Keys of a config's "data" that are not the loader's."""
+OPTIONS = {
+    "store": "a folder made by experiments.ingest",
+    "genes": 'the model\'s genes: "store" for those of the store, or a file with one a line',
+    "gene_table": "tables of aliases and ids of genes, only needed where names differ (HGNC's hgnc_complete_set.txt)",
+    "min_mapped": "least share of the store's genes that the model must know",
+    "graph": "the model's gene graph, a file of experiments.go_graph",
+    "graph_weighted": "use the weights of its edges",
+    "gene_vectors": "vectors of the genes, a file",
+}
+"""Keys of a config's "data" that are not the loader's, and what they are."""
 
 
 @dataclasses.dataclass

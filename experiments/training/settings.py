@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from data_pipeline.files import whole
 from scfm_jax.saving import checkpoint
 
 SECTIONS = ("model_name", "model", "inputs", "loss", "data", "optim", "train", "init_from", "tune", "task")
@@ -53,9 +54,7 @@ def prepare_workdir(workdir: str | None, metadata: Mapping[str, Any]) -> pathlib
         raise PermissionError(f"--workdir={path}: the folder cannot be written to; name another one")
     if checkpoint.steps(path / "checkpoints"):
         _check_same_run(path, checkpoint.read_meta(path / "checkpoints"), metadata)
-    partial = path / f"config.json.{os.getpid()}"  # every process of a run is here
-    partial.write_text(json.dumps(metadata["config"], indent=2) + "\n")
-    partial.replace(path / "config.json")
+    whole.write_file(path / "config.json", (json.dumps(metadata["config"], indent=2) + "\n").encode())
     return path
 
 

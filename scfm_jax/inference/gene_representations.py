@@ -147,7 +147,10 @@ class GeneRepresentations:
             for rows, values in self:
                 for row, value in zip(rows, values, strict=True):
                     array[place[row]] = value
+            for there in sorted((partial / "all").rglob("*"), reverse=True):  # files before the folders they are in
+                _sync(there)
             (partial / "all").rename(path)
+            _sync(path.absolute().parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -159,6 +162,15 @@ class GeneRepresentations:
         if len(labels) != len(self.rows):
             raise ValueError(f"{len(labels)} labels for {len(self.rows)} cells: one for each is needed")
         return labels.where(labels.notna() & (labels != ""), None).map(str, na_action="ignore").to_numpy()
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @functools.partial(jax.jit, donate_argnames="sums")

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import os
 import time
 
 import jax
@@ -53,6 +54,14 @@ def peak_flops() -> float | None:
         return _measured_matmul() * jax.process_count()
     names = [name for name in PEAK_TFLOPS if name in device.device_kind]
     return PEAK_TFLOPS[max(names, key=len)] * 1e12 * jax.device_count() if names else None
+
+
+def name() -> str:
+    """Return what a run computes on: "2 x NVIDIA H100", "cpu, 2 cores"."""
+    device, n = jax.local_devices()[0], jax.device_count()
+    if device.platform == "cpu" and n == 1:
+        return f"cpu, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{n} x {device.device_kind}"
 
 
 def memory_bytes() -> int:

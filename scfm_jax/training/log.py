@@ -1,5 +1,6 @@
 """What a run writes down: JSON lines always, a progress bar on a terminal, TensorBoard and Weights & Biases.
 
+On stderr a line says step, loss, validation loss, cells/s and the time that is left; all else is in the files.
 metrics.jsonl holds what (config, seed, step) determine and nothing else, so two runs of one config are equal byte by
 byte; timing.jsonl holds speeds and memory; tensorboard/ has both, written without TensorFlow.
 """
@@ -12,12 +13,14 @@ import pathlib
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
+
+from scfm_jax.training import pace
 
 Values = Mapping[str, float | None]
 
@@ -57,9 +60,12 @@ class Log:
         self._wandb = _wandb_run(wandb, workdir, metadata or {}) if wandb else None
         self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
         self._total = total
+        self._began: tuple[float, int] | None = None
+        self._validated = ""
 
     def advance(self, step: int) -> None:
-        """Move the bar to `step`."""
+        """Note that `step` is done, and move the bar there."""
+        self._began = self._began or (time.monotonic(), step)  # after the first step: it compiles
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -78,7 +84,7 @@ class Log:
             self._board.add_event(_event(step, known))
         if self._wandb:
             self._wandb.log(known, step=step)
-        self._show(step, known)
+        self.say(self.line(step, {**values, **timing}))
 
     def sync(self) -> int:
         """Bring everything to disk and return the length of metrics.jsonl in bytes."""
@@ -99,35 +105,51 @@ class Log:
         if self._bar is not None:
             self._bar.close()
 
-    def _show(self, step: int, values: Values) -> None:
-        text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+    def say(self, text: str) -> None:
+        """Tell the user a line, above the bar where there is one."""
         if self._bar is not None:
-            self._bar.write(f"step {step}: {text}", file=sys.stderr)
+            self._bar.write(text, file=sys.stderr)
         else:
-            print(f"step {step}/{self._total} {text}", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
+
+    def line(self, step: int, values: Values) -> str:
+        """Return what the user sees of the values of a step; None stands for what is not finite."""
+        parts = [f"step {step}/{self._total}"]
+        if "loss" in values:
+            parts.append(f"loss {_short(values['loss'])}")
+        if "val/loss" in values:
+            self._validated = f"val loss {_short(values['val/loss'])}"
+        parts += [self._validated] if self._validated else []
+        if values.get("cells/s"):
+            parts.append(f"{values['cells/s']:,.0f} cells/s")
+        if self._began and self._began[1] < step < self._total:
+            speed = (time.monotonic() - self._began[0]) / (step - self._began[1])
+            parts.append(f"ETA {pace.words(speed * (self._total - step))}")
+        return "  ".join(parts)
 
 
 class Clock:
     """Where the time of a run goes: waiting for data, pauses that are not training (compiling, validating, saving),
-    steps.
+    steps. `clock` tells seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._restart()
 
     @contextlib.contextmanager
     def data(self) -> Iterator[None]:
         """Count the time inside as waiting for data."""
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self._data += time.perf_counter() - start
+        self._data += self._clock() - start
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Count the time inside not at all."""
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self._paused += time.perf_counter() - start
+        self._paused += self._clock() - start
 
     def count(self, cells: float, tokens: float, flops: float) -> None:
         """Count what was trained on, and the FLOPs it took, backward passes included."""
@@ -139,7 +161,7 @@ class Clock:
         Args:
           peak: FLOP/s of all devices at best (None: unknown, so no MFU). memory: bytes in use.
         """
-        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
+        seconds = max(self._clock() - self._start - self._paused, 1e-9)
         speeds = {"cells/s": self._cells / seconds, "tokens/s": self._tokens / seconds}
         if peak:
             speeds["mfu"] = self._flops / seconds / peak
@@ -148,12 +170,16 @@ class Clock:
         return speeds
 
     def _restart(self) -> None:
-        self._start, self._data, self._paused = time.perf_counter(), 0.0, 0.0
+        self._start, self._data, self._paused = self._clock(), 0.0, 0.0
         self._cells = self._tokens = self._flops = 0.0
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _short(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _event(step: int, values: Values) -> event_pb2.Event:

@@ -106,11 +106,12 @@ def fit(
         log = None
         if jax.process_index() == 0:
             log = Log(workdir, progress.step, progress.length, steps, tensorboard, wandb, metadata)
+            log.say(_opening(metadata, state, progress.step, steps, workdir))
         saving = {"folder": folder, "metadata": metadata, "keep": keep}
         trainer = Trainer(state, progress, log, log_every=log_every, max_skipped=max_skipped, **saving)
         stop_if_asked = _stop_vote(lock, devices)
         validate = validator(objective, validation, devices, stop_if_asked) if validation else None
-        program = _compiler(objective, build(state.params), microbatches, devices)
+        program = _compiler(objective, build(state.params), microbatches, devices, log.say if log else None)
         lock.save = trainer.save
         with lock.held(), contextlib.closing(loader.iter(progress.loader)) as batches:
             while True:
@@ -136,6 +137,17 @@ def fit(
         if log:
             log.close()
     return trainer.state
+
+
+def _opening(metadata: Mapping[str, Any], state: TrainState, step: int, steps: int, workdir: str | pathlib.Path) -> str:
+    """Return the line that says what is about to be trained, on what and where to."""
+    cells = metadata.get("split", {}).get("parts", {}).get("train", {}).get("cells")
+    data = f" on {cells:,} cells x {len(metadata['genes']):,} genes" if cells and metadata.get("genes") else ""
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return (
+        f"training {metadata.get('model', 'a model')}{data}: {size:,} parameters, {hardware.name()}, "
+        f"steps {step:,} to {steps:,}, in {workdir}"
+    )
 
 
 def _begin(
@@ -170,14 +182,23 @@ def _to_batch(arrays: Mapping[str, Any]) -> Batch:
 
 
 def _compiler(
-    objective: Objective, optimizer: optim.Optimizer, microbatches: int, devices: Mesh
+    objective: Objective,
+    optimizer: optim.Optimizer,
+    microbatches: int,
+    devices: Mesh,
+    say: Callable[[str], None] | None,
 ) -> Callable[[TrainState, Batch], Program]:
-    """Return a function that compiles the training step, once for each shape of batch; it reads no array."""
+    """Return a function that compiles the training step, once for each shape of batch; it reads no array.
+
+    `say` is told of each compilation.
+    """
     programs: dict[tuple, Program] = {}
 
     def program(state: TrainState, batch: Batch) -> Program:
         shape = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
         if shape not in programs:
+            if say:
+                say(f"compiling the training step for batches of {' x '.join(map(str, batch.genes.shape))}")
             layout = jax.tree.map(lambda leaf: leaf.sharding, state)
             step = jax.jit(
                 functools.partial(train_step, objective, optimizer, microbatches),

@@ -1,8 +1,10 @@
 """The loader promises: each cell once an epoch, exact counts, one order on any hosts, resume, disjoint parts."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from absl import flags
 
-from data_pipeline.batches.loader import Loader
+from data_pipeline.batches.loader import Loader, Options
 from data_pipeline.batches.obs import Filter
 from data_pipeline.batches.sampler import Eligible, Sampler
 from data_pipeline.batches.split import PARTS
@@ -399,9 +402,19 @@ def test_worker_processes_change_nothing_and_resume(store):
         Loader(store, batch=8, bag=16, labels=("batch",)),
         Loader(store, batch=8, bag=16, labels=("batch",), workers=2),
     )
-    expected = first(alone, 9)
+    expected, parsed = first(alone, 9), flags.FLAGS.is_parsed()
     assert all(same(a, b) for a, b in zip(expected, first(helped, 9), strict=True))
     assert all(same(a, b) for a, b in zip(expected[5:], first(helped, 4, {"step": 5}), strict=True))
+    assert flags.FLAGS.is_parsed() == parsed  # flags are a command's business
+
+
+def test_options_are_kept_and_cannot_be_changed(store):
+    loader = Loader(store, batch=8, bag=16)
+    assert loader.options == Options(batch=8, bag=16)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loader.options.batch = 4
+    again = pickle.loads(pickle.dumps(loader))
+    assert again.options == loader.options and same(again.batch(3), loader.batch(3))
 
 
 def test_genes_that_a_model_does_not_have_take_no_room(store):

@@ -1,5 +1,6 @@
 """Launching: scripts start what they say, two processes train as one, documented commands and keys exist."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from tests.harness import commands
 
 ROOT = commands.ROOT
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-SCRIPTS = sorted((ROOT / "experiments").glob("run_*.sh"))
+SCRIPTS = sorted((ROOT / "experiments/launch").glob("*.sh"))
 CONFIG = "--config=configs/pretrain_cellplm.py:tiny"
 OPTIONS = {
     "data.bag": 8,
@@ -137,17 +138,17 @@ def test_documented_commands_exist(path):
     blocks = re.findall(r"```(?:bash|yaml)\n(.*?)```", text, re.DOTALL)
     found = 0
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines() + re.findall(r"`(python -m [^`]+)`", text):
-        for name in re.findall(r"experiments/run_\w+\.sh", line):
+        for name in re.findall(r"experiments/\S+\.sh", line):
             assert (ROOT / name).is_file()
-        launched = re.search(r"-m experiments\.(\w+)|experiments/run_\w+\.sh", line)
+        launched = re.search(r"-m experiments\.(\w+)|experiments/launch/\w+\.sh", line)
         if not launched:
             continue
         found += 1
         command, arguments = launched[1] or "train", shlex.split(line[launched.end() :])
-        known = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "experiments" / f"{command}.py").read_text())
+        known = importlib.import_module(f"experiments.{command}").OPTIONS
         ours = [a for a in arguments if re.match(r"--config[.=]", a)]
         names = [a.removeprefix("--").partition("=")[0] for a in arguments if a.startswith("--") and a not in ours]
-        settings.check_names(line, [n for n in names if not n.startswith("evaluate.")], [*known, "config"])
+        settings.check_names(line, [n for n in names if not n.startswith("evaluate.")], known)
         if command == "train" and ours:
             config, *rest = sorted(ours, key=lambda a: not a.startswith("--config="))
             plan.parse(line, config.removeprefix("--config="), rest)

@@ -238,12 +238,12 @@ def test_at_most_so_many_at_a_time(plain, tmp_path):
 
 
 def test_sigterm_stops_children_and_the_same_plan_goes_on(tmp_path, monkeypatch):
-    """The real way a training stops: tests.tiny saves, and goes on from there to the end."""
+    """The real way a training stops: the tiny model saves, and goes on from there to the end."""
     monkeypatch.setattr(sweep_plan, "command", lambda arguments: [sys.executable, *map(str, arguments)])
     plan = make_plan(tmp_path, ["pass", "pass"])
     run = tmp_path / "p0" / "run"
     first = {"steps": 60, "slow": 0.1, "log_every": 1, "checkpoint_every": 0}
-    plan.points[0].train[:] = ["-m", "tests.tiny", run, json.dumps(first)]
+    plan.points[0].train[:] = ["-m", "tests.harness.tiny", run, json.dumps(first)]
     log = tmp_path / "p0" / "train.log"
 
     def interrupt() -> None:

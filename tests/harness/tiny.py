@@ -1,7 +1,7 @@
 """The smallest model that keeps the contract of `scfm_jax.models`, a loader of random counts, a command that trains it.
 
-python -m tests.tiny WORKDIR '{"steps": 20, ...}' trains as `experiments.train` does, signals included. Keys that are
-not keywords of `train.fit`: `stall` (sleep for a minute in "build", "compile", "train" or "validation", at the
+python -m tests.harness.tiny WORKDIR '{"steps": 20, ...}' trains as `experiments.train` does, signals included. Keys
+that are not keywords of `loop.fit`: `stall` (sleep for a minute in "build", "compile", "train" or "validation", at the
 `stall_at`-th call), `slow` (seconds per batch), `bad` (steps whose counts are NaN) and `dropout`.
 """
 
@@ -206,7 +206,7 @@ def _stalling(task: step.Objective, where: str, stall_at: int) -> dict[str, Any]
 def start(workdir: str | pathlib.Path, options: dict[str, Any], **environment: str) -> subprocess.Popen:
     """Start the command of this file in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.tiny", str(workdir), json.dumps(options)],
+        [sys.executable, "-m", "tests.harness.tiny", str(workdir), json.dumps(options)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,

@@ -1,15 +1,16 @@
 """The log: deterministic lines, cut back on resume, readable by TensorBoard; speeds that add up."""
 
 import json
-import time
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scfm_jax.training import hardware, progress
+from scfm_jax.training import hardware, pace, progress
 from scfm_jax.training.log import Clock, Log
+from tests.harness import tiny
 
 
 def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
@@ -19,6 +20,56 @@ def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1, "nb": null}\n'
     timing = json.loads((tmp_path / "timing.jsonl").read_text())
     assert timing["cells/s"] == 5.0 and timing["step"] == 1
+
+
+def test_a_line_says_what_one_watches_and_the_files_have_the_rest(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("scfm_jax.training.log.time.monotonic", lambda: now[0])
+    log = Log(tmp_path, 0, 0, 100, tensorboard=False)
+    log.advance(1)
+    now[0] = 9.0
+    timing = {"cells/s": 12345.6, "tokens/s": 9.0, "mfu": 0.5}
+    log.write(10, {"loss": 0.123456, "grad_norm": 7.0}, timing)
+    log.write(10, {"val/loss": 2.0, "val/nb": 3.0})
+    now[0] = 19 * 60.0
+    log.write(20, {"loss": float("nan"), "grad_norm": 7.0}, timing)
+    log.write(100, {"loss": 0.1}, timing)
+    log.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "step 10/100  loss 0.1235  12,346 cells/s  ETA 90 s",
+        "step 10/100  val loss 2  ETA 90 s",
+        "step 20/100  loss not finite  val loss 2  12,346 cells/s  ETA 80 min",
+        "step 100/100  loss 0.1  val loss 2  12,346 cells/s",
+    ]
+    first = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
+    assert first == '{"step": 10, "loss": 0.123456, "grad_norm": 7.0}'
+    assert json.loads((tmp_path / "timing.jsonl").read_text().splitlines()[0])["mfu"] == 0.5
+
+
+def test_a_run_opens_with_what_it_is_and_says_that_it_compiles(tmp_path, capsys):
+    tiny.fit(tmp_path, steps=4, log_every=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"training tiny: 808 parameters, .+, steps 0 to 4, in \S+", lines[0]), lines
+    assert lines[1] == "compiling the training step for batches of 8 x 4 x 10"
+    assert [line.split("  ")[0] for line in lines if line.startswith("step")] == ["step 2/4", "step 4/4"]
+
+
+def test_progress_is_told_now_and_then_and_at_the_end():
+    now, said = [0.0], []
+    for _ in pace.counted(range(66), "scored", said.append, clock=lambda: now[0]):
+        now[0] += 3
+    assert said[:2] == ["scored 2 of 66, ETA 3 min", "scored 4 of 66, ETA 3 min"]
+    assert said[-2:] == ["scored 64 of 66, ETA 6 s", "scored 66 of 66 in 3 min"] and len(said) == 33
+    assert list(pace.counted([], "scored", said.append)) == [] and len(said) == 33
+    assert [pace.words(s) for s in (0.2, 99, 100, 5400, 6000, 2e5)] == [
+        "0 s",
+        "99 s",
+        "2 min",
+        "90 min",
+        "1.7 h",
+        "2.3 days",
+    ]
 
 
 def test_resuming_cuts_the_log_back_to_where_it_was(tmp_path):
@@ -53,17 +104,19 @@ def test_tensorboard_reads_the_curves_and_forgets_steps_done_again(tmp_path):
 
 
 def test_speeds_leave_pauses_out_and_count_waits():
-    clock = Clock()
+    now = [100.0]
+    clock = Clock(lambda: now[0])
     with clock.data():
-        time.sleep(0.05)
+        now[0] += 1
     with clock.pause():
-        time.sleep(0.3)
-    time.sleep(0.05)
+        now[0] += 30
+    now[0] += 3
     clock.count(cells=10, tokens=20, flops=1e6)
     speeds = clock.report(peak=1e9, memory=2e9)
-    assert 50 < speeds["cells/s"] < 105 and speeds["tokens/s"] == 2 * speeds["cells/s"]
-    assert speeds["mfu"] == pytest.approx(speeds["cells/s"] * 1e5 / 1e9)
-    assert 0.2 < speeds["data_wait"] < 0.9 and speeds["memory_gb"] == 2.0
+    wanted = {"cells/s": 2.5, "tokens/s": 5.0, "mfu": 2.5e-4, "data_wait": 0.25, "memory_gb": 2.0}
+    assert speeds == pytest.approx(wanted)
+    now[0] += 2
+    assert clock.report(peak=1e9, memory=0)["data_wait"] == 0  # begun anew
     assert "mfu" not in clock.report(peak=None, memory=0)
 
 
