@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from scfm_jax import models
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+MODELS = ROOT / "scfm_jax/models"
 PACKAGES = ("scfm_jax", "data_pipeline", "configs", "experiments")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("[!_]*.py"))
@@ -78,9 +79,26 @@ def test_torch_is_only_met_where_published_files_are_read_and_where_its_speed_is
             assert path.parent.name == "published" or path == ROOT / "experiments/benches/scemb.py", path
 
 
+REQUIRED = {"Model", "SIZES", "VARIANTS", "TUNING", "prepare", "loss", "flops", "tokens"}
+OPTIONAL = {
+    "impute": ["model", "variables", "batch", "constants", "asked", "inputs", "loss"],
+    "mask_gene": ["model", "variables", "batch", "constants", "gene", "inputs"],
+    "gene_vectors": ["variables", "n_genes"],
+    "gene_ids": ["inputs"],
+    "fit": None,
+    "FITTED": None,
+    "project": ["params"],
+    "BATCH": None,
+    "SAMPLE": None,
+}
+"""Members that a model may have, and the arguments of those that are called by name or in order."""
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_model_keeps_the_contract(name):
     module = models.get(name)
+    assert set(module.__all__) >= REQUIRED, REQUIRED - set(module.__all__)
+    assert set(module.__all__) <= REQUIRED | set(OPTIONAL), "the folder exports the contract and no more"
     assert issubclass(module.Model, nn.Module)
     fields = {f for f in module.Model.__dataclass_fields__ if f not in ("parent", "name")}
     assert {"tiny", "paper"} <= set(module.VARIANTS)
@@ -96,8 +114,66 @@ def test_model_keeps_the_contract(name):
             assert set(options) <= accepts[part], f"{name}:{variant} {part}"
     assert list(inspect.signature(module.prepare).parameters)[:3] == ["batch", "constants", "rng"]
     assert {"step", "train"} <= accepts["inputs"]
-    assert callable(module.flops) and callable(module.tokens)
-    assert hasattr(__import__(f"{module.__name__}.published", fromlist=["x"]), "params")
+    assert list(inspect.signature(module.flops).parameters) == ["model", "inputs", "embed"]
+    assert list(inspect.signature(module.tokens).parameters) == ["inputs"]
+    assert set(module.TUNING) == {"lora", "inputs", "layers", "visible"}
+    assert set(module.TUNING["visible"]) <= accepts["inputs"]
+    for member, arguments in OPTIONAL.items():
+        if arguments and hasattr(module, member):
+            assert list(inspect.signature(getattr(module, member)).parameters) == arguments, member
+    assert hasattr(module, "fit") == hasattr(module, "FITTED")
+    assert getattr(module, "SAMPLE", False) in (False, True, "bag") and getattr(module, "BATCH", 1) > 0
+
+
+@pytest.mark.parametrize("name", [n for n in models.names() if (MODELS / n / "published.py").exists()])
+def test_published_weights_are_read_by_the_contract(name):
+    published = models.published(name)
+    assert list(inspect.signature(published.params).parameters) == ["state", "model"]
+    assert list(inspect.signature(published.state_dict).parameters) == ["variables", "model"]
+    assert next(iter(inspect.signature(published.config).parameters)) == "published"
+    assert next(iter(inspect.signature(published.load).parameters)) == "path"
+
+
+def test_contract_is_written_down():
+    for member in (*REQUIRED, *OPTIONAL, "published.py"):
+        assert re.search(rf"^  {re.escape(member)}\b", models.__doc__, re.M), member
+    assert '"slots"' in models.__doc__ and '"measured"' in models.__doc__
+
+
+def test_a_model_without_published_weights_says_so(monkeypatch, tmp_path):
+    folder = tmp_path / "sixth"
+    folder.mkdir()
+    (folder / "__init__.py").write_text('"""A model of a paper that released no weights."""\n')
+    (tmp_path / "notes.py").write_text("")
+    monkeypatch.setattr(models, "__path__", [str(tmp_path)])
+    assert models.names() == ["sixth"], "a folder is a model, a file is none"
+    with pytest.raises(ValueError, match=r"model 'sixth': no published weights.*published\.py"):
+        models.published("sixth")
+    sys.modules.pop("scfm_jax.models.sixth", None)
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.rglob("*.py")), ids=lambda p: p.relative_to(MODELS).as_posix())
+def test_files_of_models_are_short(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scfm_jax/layers").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_a_layer_has_two_users(path):
+    """Each model is one user, each other wing (tasks, api, training, inference) another; layers by what uses them."""
+    assert len(users(f"scfm_jax.layers.{path.stem}")) > 1, "move it to its only user"
+
+
+def users(module: str) -> set[str]:
+    """Return the models and wings that import a module of scfm_jax, themselves or through another layer."""
+    who = set()
+    for path in (ROOT / "scfm_jax").rglob("*.py"):
+        wing, *rest = path.relative_to(ROOT / "scfm_jax").parts
+        if module in imports(path) and f"scfm_jax.{wing}.{path.stem}" != module:
+            if wing == "layers":
+                who |= users(f"scfm_jax.layers.{path.stem}")
+            else:
+                who.add(f"{wing}/{rest[0]}" if wing == "models" else wing)
+    return who
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

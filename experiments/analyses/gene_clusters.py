@@ -64,7 +64,7 @@ def evaluate(
     network = _network(edges, names, run.genes, known, chosen, say) if edges else None
     member = _members(sets, names, run.genes, known, chosen, say) if sets else None
     if vectors == "auto":
-        vectors = "table" if run.name in task.TABLES else "mean"
+        vectors = "table" if task.has_vectors(run.module) else "mean"
     found: list[dict[str, Any]] = []
     for seed in range(seeds):
         spaces = {}

@@ -21,6 +21,7 @@ from data_pipeline.batches.loader import Loader
 from experiments.benches import step as bench_step
 from experiments.benches.step import Case
 from scfm_jax.models import scemb
+from scfm_jax.models.scemb.inputs import MASK, SPECIAL
 
 ROWS = {"512": {}, "4x128": {}, "1024": {}, "2048": {}}
 N_GENES = 20_000
@@ -57,17 +58,17 @@ def beside(row: str) -> tuple[str, Callable[[], None]] | None:
     torch.set_num_threads(os.cpu_count() or 1)
     shape = _size(row)
     config = transformers.BertConfig(
-        vocab_size=N_GENES + scemb.SPECIAL, max_position_embeddings=101, attn_implementation="sdpa"
+        vocab_size=N_GENES + SPECIAL, max_position_embeddings=101, attn_implementation="sdpa"
     )
     model = transformers.BertForMaskedLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-    genes, bins = torch.randint(scemb.SPECIAL, config.vocab_size, shape), torch.randint(1, 101, shape)
+    genes, bins = torch.randint(SPECIAL, config.vocab_size, shape), torch.randint(1, 101, shape)
     real = torch.ones_like(genes)
 
     def step() -> None:
         named = torch.rand(shape) < 0.15
         labels = torch.where(named, genes, -100)
-        hidden = torch.where(named, scemb.MASK, genes)
+        hidden = torch.where(named, MASK, genes)
         model(input_ids=hidden, attention_mask=real, position_ids=bins, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -15,6 +15,7 @@ from scfm_jax.models.cellplm import likelihood
 from scfm_jax.models.cellplm import published as convert
 from scfm_jax.models.cellplm.encoder import Block
 from scfm_jax.models.cellplm.latent import VAE, kl_weight
+from scfm_jax.models.cellplm.objective import decode, predict, reconstruction
 from scfm_jax.tasks import metrics
 from scfm_jax.types import Batch
 
@@ -139,7 +140,7 @@ def model_outputs(case: Case, settings: dict, inputs: dict, outputs, value) -> I
 
 def decoded(given: Arrays, objective: str, inputs: dict, outputs) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the decoder's means, dispersions and predictions."""
-    mean, theta = cellplm.decode(outputs.logits)
+    mean, theta = decode(outputs.logits)
     mean = mean[0]
     n_columns = given["x"].shape[1]
     kept = given.get("gene_mask", np.ones(n_columns, bool))
@@ -148,7 +149,7 @@ def decoded(given: Arrays, objective: str, inputs: dict, outputs) -> Iterator[tu
         scaled = mean * given["x"].sum(1, keepdims=True) * shown
         yield "pred", scaled[shown.any(1)][:, kept]
     elif objective in ("imputation", "denoise"):
-        pred = cellplm.predict(outputs, inputs)[0]
+        pred = predict(outputs, inputs)[0]
         if objective == "imputation" and "gene_idx" not in given:
             mean = pred  # scaled in place by the original, which then is the same array
         pred = pred[:, given.get("gene_idx", np.arange(n_columns))]
@@ -259,7 +260,7 @@ def objective(case: Case, name: str) -> np.ndarray:
     inputs["weights"] = (hidden.any(-1) if "recon" in name else jnp.ones(y.shape[:2])).astype(jnp.float32)
     mean = jnp.asarray(given["obj_mean"])[None]
     if "recon" in name:
-        value, weight = cellplm.reconstruction(mean, inputs)
+        value, weight = reconstruction(mean, inputs)
         return value / weight
     theta, measured = jnp.asarray(given["obj_disp"]), (inputs["measured"],)
 

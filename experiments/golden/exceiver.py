@@ -12,6 +12,7 @@ import numpy as np
 from experiments.parity import Case
 from scfm_jax.models import exceiver
 from scfm_jax.models.exceiver import published as convert
+from scfm_jax.models.exceiver.inputs import SHIFT
 from scfm_jax.training import optim
 from scfm_jax.types import Batch
 
@@ -85,7 +86,7 @@ def model_inputs(case: Case, constants: dict, options: dict, counts: np.ndarray)
     dense, ids = np.tile(np.asarray(inputs["zeros"]), (len(counts), 1)), np.tile(np.arange(n_genes), (len(counts), 1))
     rows, places = np.nonzero(slots < n_genes)
     at = (rows, slots[rows, places])
-    dense[at] = np.where(hidden, exceiver.SHIFT, values)[rows, places]
+    dense[at] = np.where(hidden, SHIFT, values)[rows, places]
     ids[at] = np.where(hidden, n_genes, slots)[rows, places]
     recorded = {
         "scaler_mean": constants["mean"], "scaler_scale": constants["scale"], "gene_vals": dense, "gene_ids": ids,

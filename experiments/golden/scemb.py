@@ -9,6 +9,8 @@ import numpy as np
 from experiments.parity import Case
 from scfm_jax.models import scemb
 from scfm_jax.models.scemb import published as convert
+from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL, perturb
+from scfm_jax.models.scemb.objective import gene_logits
 from scfm_jax.training import lora
 from scfm_jax.types import Batch
 
@@ -18,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 def model(case: Case) -> Arrays:
     """Run all that a case records, from its counts on."""
     given, meta = case.group("in"), case.meta
-    if (meta["pad_id"], meta["mask_id"], meta["n_special"]) != (scemb.PAD, scemb.MASK, scemb.SPECIAL):
+    if (meta["pad_id"], meta["mask_id"], meta["n_special"]) != (PAD, MASK, SPECIAL):
         raise ValueError("other special tokens than pad 0, mask 1, genes from 2")
     settings = convert.config(meta["config"], meta["pos_mode"])
     network = scemb.Model(**settings["model"])
@@ -30,8 +32,8 @@ def model(case: Case) -> Arrays:
     masked = embeddings(network, weights, clean | {"tokens": inputs["masked"]})  # inner activations are of this pass
     cells = {name: x for name, x in embeddings(network, weights, clean).items() if name.startswith("cell_emb")}
     ours |= objective(case, network, weights, inputs) | masked | cells
-    gene = int(given["perturb_token"]) - scemb.SPECIAL
-    changed = embeddings(network, weights, scemb.perturb(clean, gene))["cell_emb_last"]
+    gene = int(given["perturb_token"]) - SPECIAL
+    changed = embeddings(network, weights, perturb(clean, gene))["cell_emb_last"]
     ours |= {"perturb_mask_cell_emb_last": changed, "perturb_mask_cosine": cosine(ours["cell_emb_last"], changed)}
     ours |= prefixed(network, weights, clean, given["prefix_k"], given["prefix_v"])
     tuned = lora.apply(weights, adapter(case, network))
@@ -60,7 +62,7 @@ def sentences(case: Case) -> tuple[Arrays, dict[str, jnp.ndarray]]:
         return jax.jit(lambda batch: scemb.prepare(batch, constants, jax.random.key(0), **options))(batch)
 
     whole = prepare(max_len=n_genes, mask_rate=0)
-    rows, columns = jnp.arange(n_cells)[:, None], whole["tokens"][:, 0] - scemb.SPECIAL
+    rows, columns = jnp.arange(n_cells)[:, None], whole["tokens"][:, 0] - SPECIAL
     columns = jnp.where(columns < 0, n_genes, columns)
 
     def dense(x: jnp.ndarray) -> jnp.ndarray:
@@ -68,7 +70,7 @@ def sentences(case: Case) -> tuple[Arrays, dict[str, jnp.ndarray]]:
 
     draws = {"mask": given["labels"][:, None] >= 0, "tokens": given["masked_input_ids"][:, None]}
     inputs = prepare(max_len=meta["max_len"], position=meta["pos_mode"], draws=jax.tree.map(jnp.asarray, draws))
-    real = inputs["tokens"][:, 0] != scemb.PAD
+    real = inputs["tokens"][:, 0] != PAD
     ours = {"lognorm": dense(whole["values"]), "bins": dense(whole["positions"])}
     return ours | {"input_ids": inputs["tokens"][:, 0], "attention_mask": real}, inputs
 
@@ -85,7 +87,7 @@ def objective(case: Case, network: scemb.Model, weights: dict, inputs: dict) -> 
 
     def scores(weights):
         places = jnp.broadcast_to(jnp.arange(inputs["tokens"].shape[2]), inputs["tokens"].shape)
-        return scemb.gene_logits(network.apply({"params": weights}, inputs | {"places": places}).logits)
+        return gene_logits(network.apply({"params": weights}, inputs | {"places": places}).logits)
 
     loss, grads = jax.jit(jax.value_and_grad(value))(weights)
     found = {"mlm_loss": loss, "mlm_logits": jax.jit(scores)(weights)[:, 0]}

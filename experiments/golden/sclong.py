@@ -26,9 +26,10 @@ HIDDEN = -10.0  # in recorded labels: not scored
 
 def model(case: Case) -> Arrays:
     """Run forward, loss, gradients and a few steps of Adam with the case's weights, mask and top genes."""
-    given, state = case.group("in"), case.group("param")
-    settings = convert.config({key: value for key, value in case.meta["config"].items() if key in convert.DEFAULTS})
-    network = sclong.Model(n_genes=given["x"].shape[1] - 1, key_max="global", **settings["model"])
+    state = case.group("param")
+    recorded = ("n_genes", "seed", "nb_features")  # beside the constructor's arguments
+    settings = convert.config({key: value for key, value in case.meta["config"].items() if key not in recorded})
+    network = sclong.Model(key_max="global", **settings["model"])
     variables = convert.params(state, network)
     inputs = model_inputs(case, network)
     weights = variables.pop("params")

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.parity import Case
 from scfm_jax.models import sct
 from scfm_jax.models.sct import published as convert
+from scfm_jax.models.sct.objective import gene_logits
 from scfm_jax.types import Batch
 
 Arrays = dict[str, np.ndarray]
@@ -28,7 +29,7 @@ def model(case: Case) -> Arrays:
 
     def objective(weights):
         outputs, extra = network.apply({"params": weights}, inputs, train=True, mutable=["intermediates"])
-        scores = sct.gene_logits(outputs.logits["features"], outputs.logits["head"])
+        scores = gene_logits(outputs.logits["features"], outputs.logits["head"])
         return sct.loss(outputs, inputs)[0], (outputs, scores, extra["intermediates"])
 
     (value, found), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(weights)

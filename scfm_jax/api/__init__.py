@@ -8,7 +8,6 @@ Raw counts of any file that `data_pipeline.files.h5ad` reads are mapped gene by 
 `run.mapping.report` says how that went.
 """
 
-import importlib
 import inspect
 import os
 import pathlib
@@ -87,8 +86,7 @@ def from_published(
     Raises:
       ValueError, OSError: no such model, or a file that is not what it should be; names, shapes and keys are listed.
     """
-    models.get(model)
-    read = importlib.import_module(f"scfm_jax.models.{model}.published").load
+    read = models.published(model).load
     if config is None and list(inspect.signature(read).parameters.values())[1].default is inspect.Parameter.empty:
         raise ValueError(f"{weights}: the weights of {model} need the config that was published with them")
     sections, variables, genes = read(weights, *([] if config is None else [config]))

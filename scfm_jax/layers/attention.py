@@ -36,19 +36,19 @@ def softmax_attention(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array,
 def flow_attention(q: Array, k: Array, v: Array, mask: Array, asking: Array | None = None, eps: float = 1e-6) -> Array:
     """Flow attention: competition among sources by softmax, allocation among sinks by sigmoid, flows conserved.
 
-    The released CellPLM divides by the incoming flow only, which is what is done here. `asking`: the queries that are
-    there, where they are others than the keys.
+    The released CellPLM divides by the incoming flow only, which is what is done here. `asking`: the real
+    queries, where they differ from the real keys.
     """
-    there = mask[:, :, None, None].astype(jnp.float32)  # [B, T, 1, 1]
-    sinks = there if asking is None else asking[:, :, None, None].astype(jnp.float32)
+    real = mask[:, :, None, None].astype(jnp.float32)  # [B, T, 1, 1]
+    sinks = real if asking is None else asking[:, :, None, None].astype(jnp.float32)
     q = jax.nn.sigmoid(q.astype(jnp.float32)) * sinks
-    k = jax.nn.sigmoid(k.astype(jnp.float32)) * there
+    k = jax.nn.sigmoid(k.astype(jnp.float32)) * real
     incoming = 1 / ((q + eps) * (k.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
     outgoing = 1 / ((k + eps) * (q.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
     sink = ((q + eps) * ((k * outgoing).sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
     source = ((k + eps) * ((q * incoming).sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
-    source = jnp.where(there > 0, jnp.clip(source, -1, 1), -jnp.inf)
-    competition = jax.nn.softmax(source, axis=1, where=there > 0) * there.sum(1, keepdims=True)
+    source = jnp.where(real > 0, jnp.clip(source, -1, 1), -jnp.inf)
+    competition = jax.nn.softmax(source, axis=1, where=real > 0) * real.sum(1, keepdims=True)
     values = jnp.einsum("bchk,bchd->bhkd", k, v * competition)
     return jax.nn.sigmoid(sink) * jnp.einsum("bchk,bhkd->bchd", q * incoming, values)
 
@@ -61,7 +61,7 @@ def exact_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 
 class Favor(NamedTuple):
-    """How `favor_attention` computes; see there."""
+    """The options of `favor_attention`."""
 
     kernel: str
     peak: str
@@ -137,8 +137,8 @@ def _favor_forward(how: Favor, q: Array, k: Array, v: Array, mask: Array, projec
     def ask(start: Array, length: int, out: Array) -> Array:
         u, _, shift = _scores(how, _part(q, start, length), projection)
         features = _kernel(how, u, shift, u.max(-1)) + how.eps
-        found = jnp.einsum("bhcm,bhmd->bhcd", features, context)
-        return _write(out, found / jnp.einsum("bhcm,bhm->bhc", features, total)[..., None], start)
+        gathered = jnp.einsum("bhcm,bhmd->bhcd", features, context)
+        return _write(out, gathered / jnp.einsum("bhcm,bhm->bhc", features, total)[..., None], start)
 
     out = _each(how, q.shape[1], ask, jnp.zeros(q.shape, jnp.float32))
     return out, (q, k, v, mask, projection, out, context, total, peak, rows)
@@ -212,8 +212,8 @@ def _through_peak(how: Favor, dk: Array, d_peak: Array, k: Array, rows: Array, p
     where = groups.argmax(-1)
     inside = {"global": (n_sets, n_heads, n_tokens), "set": (n_heads, n_tokens), "per_head": (n_tokens,)}[how.peak]
     index = jnp.unravel_index(where, inside)
-    own = jnp.indices(d_peak.shape)
-    place = (*own[: 3 - len(index)], *index)  # set, head, token
+    group = jnp.indices(d_peak.shape)
+    place = (*group[: 3 - len(index)], *index)  # set, head, token
     place = (place[0], place[2], place[1])
     scale = size**-0.25
     top = (k[place].astype(jnp.float32) @ projection.T).argmax(-1)

@@ -40,6 +40,6 @@ def measured_genes(table: Array, batch: Batch) -> Array:
 
 def unit_coordinates(coords: Array, mask: Array) -> Array:
     """Scale each bag's coordinates to [0, 1]; NaN stays NaN. [B, C, 2]"""
-    known = jnp.where(mask[..., None], coords, jnp.nan)
-    low, high = jnp.nanmin(known, 1, keepdims=True), jnp.nanmax(known, 1, keepdims=True)
+    real = jnp.where(mask[..., None], coords, jnp.nan)
+    low, high = jnp.nanmin(real, 1, keepdims=True), jnp.nanmax(real, 1, keepdims=True)
     return (coords - low) / jnp.maximum(high - low, 1e-9)

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 
 def check_choices(model: nn.Module, choices: Mapping[str, Collection]) -> None:
-    """Raise ValueError for a field of `model` that is none of its choices, {field: values there are}."""
-    for name, known in choices.items():
-        if getattr(model, name) not in known:
-            raise ValueError(f"{name} {getattr(model, name)!r}: there are {', '.join(map(repr, known))}")
+    """Raise ValueError for a field of `model` whose value is not one of its choices, {field: values}."""
+    for name, values in choices.items():
+        if getattr(model, name) not in values:
+            raise ValueError(f"{name} {getattr(model, name)!r}: there are {', '.join(map(repr, values))}")

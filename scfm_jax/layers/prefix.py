@@ -23,7 +23,7 @@ def learned(module: nn.Module, length: int, width: int) -> tuple[Array, Array]:
 def before(module: nn.Module, k: Array, v: Array, mask: Array, length: int) -> tuple[Array, Array, Array]:
     """Put `length` learned keys and values of `module` before the others; 0 changes nothing.
 
-    [B, T, H, K], [B, T, H, K], keys that are there [B, T] -> the same with S + T in place of T
+    [B, T, H, K], [B, T, H, K], mask of real keys [B, T] -> the same with S + T in place of T
     """
     if not length:
         return k, v, mask

@@ -1,7 +1,7 @@
 """Matrix product and GELU with gradients written down, as a CPU works them out fastest.
 
-A kernel's gradient xᵀd needs one of the two turned. Left to itself XLA may turn the wider one, and takes from a third
-to five times longer; here it is the narrower. Of the GELU only its input is kept.
+A kernel's gradient xᵀd needs a transpose of one operand. Left to itself XLA may transpose the wider one, and takes from
+a third to five times longer; here it is the narrower. Of the GELU only its input is kept.
 """
 
 import jax
@@ -28,8 +28,8 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
     rows, pulls = (y.reshape(-1, y.shape[-1]) for y in (x, grad))
     if jax.default_backend() == "cpu" and x.shape[-1] > grad.shape[-1]:
-        turned = jax.lax.optimization_barrier(pulls.T)
-        by_kernel = jax.lax.optimization_barrier(turned @ rows).T
+        transposed = jax.lax.optimization_barrier(pulls.T)
+        by_kernel = jax.lax.optimization_barrier(transposed @ rows).T
     else:
         by_kernel = jnp.einsum("td,tf->df", rows, pulls)
     return jnp.einsum("...f,df->...d", grad, kernel), by_kernel

@@ -9,8 +9,8 @@ def at(dense: Array, slots: Array, fill: float = 0.0) -> Array:
     """Return `dense` [..., V] at the gene slots [..., P]; `fill` where the slot is not a gene (V: padding)."""
     shape = (*slots.shape[:-1], dense.shape[-1])
     inside = slots < dense.shape[-1]
-    found = jnp.take_along_axis(jnp.broadcast_to(dense, shape), jnp.where(inside, slots, 0), -1)
-    return jnp.where(inside, found, fill)
+    values = jnp.take_along_axis(jnp.broadcast_to(dense, shape), jnp.where(inside, slots, 0), -1)
+    return jnp.where(inside, values, fill)
 
 
 def scatter(slots: Array, values: Array, size: int) -> Array:

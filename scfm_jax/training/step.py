@@ -30,6 +30,8 @@ class Objective(NamedTuple):
       loss: (params, buffers, batch, constants, rng, step, train) -> (scalar, (metrics, new buffers)). The weight of
         metrics["loss"], where it reports one, is the weight of the batch among others; by default its number of cells.
       flops: (batch, constants) -> forward FLOPs of the batch, from shapes alone.
+      passes: a step takes so many times these: 3 where all is trained (forward, and the gradients of what passes
+        through the layers and of their parameters), 2 or 1 where less is.
       project: params -> params, done after every update; None for nothing.
     """
 
@@ -37,6 +39,7 @@ class Objective(NamedTuple):
     loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
     flops: Callable[..., float]
     project: Callable[[Any], Any] | None = None
+    passes: float = 3
 
 
 def pretraining(module: ModuleType, model: nn.Module, inputs: dict[str, Any], loss: dict[str, Any]) -> Objective:

@@ -35,6 +35,8 @@ FORMAT = "tuned"
 FILE = "tuned.safetensors"
 WHOLE = (f"{TASK}/", f"{VECTORS}/")
 PREFIX = r"(.*/)?prefix_(key|value)$"
+PASSES = {"full": 3, "lora": 2, "prefix": 2, "frozen": 1}
+"""See `step.Objective`: with additions alone trained, gradients pass through the layers but not to their kernels."""
 TRAINED = {"lora": f"{LORA}/", "prefix": PREFIX, "frozen": "$"}
 
 
@@ -97,7 +99,7 @@ def frozen(tune: Mapping[str, Any]) -> tuple[str, ...]:
 
 def objective(inner: Objective, tune: Mapping[str, Any]) -> Objective:
     """Return the objective with what the method adds to the parameters: made at the start, merged before every use."""
-    added = _added(tune)
+    inner, added = inner._replace(passes=PASSES[tune["method"]]), _added(tune)
     if added is None:
         return inner
 

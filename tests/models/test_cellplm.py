@@ -14,6 +14,7 @@ from scfm_jax.layers import bags, position, sparse
 from scfm_jax.models import cellplm
 from scfm_jax.models.cellplm import latent, likelihood
 from scfm_jax.models.cellplm import published as convert
+from scfm_jax.models.cellplm.objective import gene_logits
 from scfm_jax.types import Batch
 
 KEY = jax.random.key(0)
@@ -381,11 +382,24 @@ def test_flops_formula_agrees_with_the_compiler(kind):
 
     def scores(variables, inputs):
         outputs = model.apply(variables, inputs)
-        return outputs.cells, cellplm.gene_logits(outputs.logits)
+        return outputs.cells, gene_logits(outputs.logits)
 
     cost = jit(scores).lower(variables, inputs).compile().cost_analysis()
     assert cellplm.flops(model, inputs) == pytest.approx(cost["flops"], rel=0.15)
     assert int(cellplm.tokens(inputs)) == int(batch.cell_mask.sum())
+
+
+@pytest.mark.parametrize("kind", ["flowformer", "performer"])
+def test_flops_of_a_layer_agree_with_the_compiler(kind):
+    """Of two layers more, so that no term of the rest hides one that is wrong in a layer."""
+    inputs, flops = prepare() | {"measured": jnp.ones((B, V), bool)}, []
+    for layers in (1, 3):
+        model, variables = build(enc_mod=kind, enc_hid=256, enc_layers=layers)
+        run = jit(lambda variables, inputs, model=model: model.apply(variables, inputs).cells)
+        counted = run.lower(variables, inputs).compile().cost_analysis()["flops"]
+        flops.append((cellplm.flops(model, inputs, embed=True), counted))
+    formula, counted = np.subtract(flops[1], flops[0])
+    assert formula == pytest.approx(counted, rel=0.1)
 
 
 def test_wrong_options_say_what_there_is():

@@ -21,6 +21,8 @@ from scfm_jax.models import exceiver
 from scfm_jax.models.exceiver import latent_attention, perceiver
 from scfm_jax.models.exceiver import published as convert
 from scfm_jax.models.exceiver import scaler as gene_statistics
+from scfm_jax.models.exceiver.network import ZEROS, Head
+from scfm_jax.models.exceiver.objective import slot_variance
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.leaves import path_name
 from scfm_jax.types import Batch
@@ -252,7 +254,7 @@ def test_values_are_added_one_after_another_where_asked():
 
 def test_a_positive_head_starts_so_whatever_the_seed_and_is_else_the_released_one():
     def last(positive: bool, seed: int) -> float:
-        head = exceiver.Head(8, 1, positive)
+        head = Head(8, 1, positive)
         drawn = head.init(jax.random.key(seed), jnp.zeros((1, 1, 8)))["params"]
         return float(drawn["linear_1"]["kernel"][0, 0])
 
@@ -345,7 +347,7 @@ def test_the_order_of_the_sums_is_all_that_in_order_changes():
 
 def test_maps_of_attention_are_weights_over_the_genes():
     inputs = prepared(bag())
-    for zero_mask in exceiver.ZEROS:
+    for zero_mask in ZEROS:
         model, variables = built(inputs, zero_mask=zero_mask)
         maps = quick(lambda v, model=model: model.apply(v, inputs, method="attention"))(variables)[:, 0]
         assert maps.shape == (4, 6, GENES)
@@ -395,7 +397,7 @@ def test_genes_without_counts_are_excluded_exactly():
     inputs = prepared(bag(1))
     silent = jnp.setdiff1d(jnp.arange(GENES), inputs["genes"])
     other = inputs | {"zeros": inputs["zeros"] + 3.0}
-    for zero_mask in exceiver.ZEROS:
+    for zero_mask in ZEROS:
         model, variables = built(inputs, zero_mask=zero_mask)
         changed = variables["params"] | {"genes": variables["params"]["genes"].at[silent].add(2.0)}
         run = quick(lambda v, x, model=model: model.apply(v, x).cells)
@@ -499,7 +501,7 @@ def test_explained_variance_flat_and_by_slot():
     assert flat == pytest.approx(1 - error.var() / truth.var(), rel=1e-4, abs=1e-5)
     assert slots == pytest.approx((1 - error.var(0) / truth.var(0)).mean(), rel=1e-4, abs=1e-5)
     still = jnp.array([[1.0, 1, 2], [1, 1, 3]])
-    assert exceiver.slot_variance(jnp.array([[1.0, 0, 2], [1, 5, 3]]), still) == pytest.approx(2 / 3)
+    assert slot_variance(jnp.array([[1.0, 0, 2], [1, 5, 3]]), still) == pytest.approx(2 / 3)
 
 
 def test_unknown_labels_and_padding_do_not_count():

@@ -23,6 +23,8 @@ from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.models import cellplm, scemb, sct
 from scfm_jax.models.scemb import dropout, softmax
 from scfm_jax.models.scemb import published as convert
+from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL, perturb
+from scfm_jax.models.scemb.variants import GENEFORMER
 from scfm_jax.saving.published import stacks
 from scfm_jax.training import lora, optim, signals, step
 from scfm_jax.types import Batch
@@ -89,7 +91,7 @@ def test_sizes_are_those_of_bert_and_geneformer():
     published |= {"intermediate_size": 512, "max_position_embeddings": 2048, "hidden_act": "relu"}
     published |= {"hidden_dropout_prob": 0.02, "attention_probs_dropout_prob": 0.02}
     settings = convert.config(published)
-    assert scemb.Model(**settings["model"]) == scemb.Model(n_genes=25_424, **scemb.GENEFORMER)
+    assert scemb.Model(**settings["model"]) == scemb.Model(n_genes=25_424, **GENEFORMER)
     assert settings["inputs"] == {"position": "rank", "max_len": 2048}
     assert size(scemb.Model(**settings["model"])) == 10_288_722
 
@@ -186,7 +188,7 @@ def test_bins_are_those_of_numpy(n_bins):
         np.testing.assert_allclose(there, np.log1p(np.sort(counts[counts > 0])[::-1] / counts.sum() * 1e6), rtol=1e-5)
         edges = np.quantile(there, np.linspace(0, 1, n_bins))
         np.testing.assert_array_equal(positions[: len(there)], np.digitize(there, edges))
-        expected = np.lexsort((np.arange(length), -counts))[: len(there)] + scemb.SPECIAL
+        expected = np.lexsort((np.arange(length), -counts))[: len(there)] + SPECIAL
         np.testing.assert_array_equal(tokens, np.pad(expected, (0, length - len(there))))
         assert not positions[len(there) :].any()
 
@@ -215,7 +217,7 @@ def test_sentences_are_cut_after_binning_and_leave_out_what_the_model_has_not():
     options = {"step": 0, "train": True, "n_bins": 10}
     a = scemb.prepare(batch, less, jax.random.key(1), **options)
     jax.tree.map(np.testing.assert_array_equal, a, scemb.prepare(alone, constants(), jax.random.key(1), **options))
-    assert a["tokens"].max() < 20 + scemb.SPECIAL
+    assert a["tokens"].max() < 20 + SPECIAL
 
 
 def test_neither_order_of_genes_in_the_file_nor_padding_changes_an_output():
@@ -233,7 +235,7 @@ def test_neither_order_of_genes_in_the_file_nor_padding_changes_an_output():
         model, variables = built(a, cell_layer=kind)
         run = quick(lambda x, model=model, variables=variables: model.apply(variables, x))
         np.testing.assert_allclose(run(a).cells, run(b).cells, rtol=1e-5, atol=1e-5)
-        real = (a["tokens"] != scemb.PAD)[..., None]
+        real = (a["tokens"] != PAD)[..., None]
         np.testing.assert_allclose(run(a).genes * real, run(b).genes[:, :, :30] * real, rtol=1e-4, atol=1e-5)
 
 
@@ -242,7 +244,7 @@ def test_an_empty_cell_is_finite_and_zero():
     batch = batch.replace(cell_mask=batch.cell_mask.at[2].set(False))
     inputs = prepared(batch)
     model, variables = built(inputs)
-    assert not inputs["weights"][2].any() and (inputs["tokens"][2] == scemb.PAD).all()
+    assert not inputs["weights"][2].any() and (inputs["tokens"][2] == PAD).all()
     outputs = quick(lambda v: model.apply(v, inputs))(variables)
     assert np.isfinite(outputs.genes).all() and not outputs.cells[2].any() and outputs.cells[1].any()
 
@@ -252,7 +254,7 @@ def test_an_empty_cell_is_finite_and_zero():
 
 def test_rates_are_those_of_bert_and_what_has_no_room_is_not_hidden():
     tokens = jnp.broadcast_to(jnp.arange(40) + 2, (100_000, 1, 40))
-    hide = jax.jit(lambda key: scemb.hide(key, tokens, 40, 0.15, (0.8, 0.1, 0.1)))
+    hide = jax.jit(lambda key: hide(key, tokens, 40, 0.15, (0.8, 0.1, 0.1)))
     found = hide(jax.random.key(0))
     hidden, masked = np.zeros((100_000, 40), bool), np.asarray(found["masked"][:, 0])
     row, places, weights = np.arange(100_000)[:, None], np.asarray(found["places"][:, 0]), found["weights"][:, 0] > 0
@@ -260,27 +262,27 @@ def test_rates_are_those_of_bert_and_what_has_no_room_is_not_hidden():
     assert abs(hidden.mean() - 0.15) < 1e-3 and hidden.sum(1).max() == places.shape[1] == 16
     assert (masked[~hidden] == np.asarray(tokens[:, 0])[~hidden]).all()
     new, old = masked[hidden], np.asarray(tokens[:, 0])[hidden]
-    assert abs((new == scemb.MASK).mean() - 0.8) < 2e-3 and new.min() == scemb.MASK and new.max() == 41
+    assert abs((new == MASK).mean() - 0.8) < 2e-3 and new.min() == MASK and new.max() == 41
     assert abs((new == old).mean() - (0.1 + 0.1 / 40)) < 2e-3
     targets = np.asarray(found["targets"][:, 0])
-    assert (targets[weights] == places[weights] + 2).all() and (targets[~weights] == scemb.PAD).all()
-    text = scemb.hide(jax.random.key(0), tokens[:9], 40, 0.15, (1.0, 0.0, 0.0))
-    assert ((text["masked"] == scemb.MASK).sum(-1) == text["weights"].sum(-1)).all()
+    assert (targets[weights] == places[weights] + 2).all() and (targets[~weights] == PAD).all()
+    text = hide(jax.random.key(0), tokens[:9], 40, 0.15, (1.0, 0.0, 0.0))
+    assert ((text["masked"] == MASK).sum(-1) == text["weights"].sum(-1)).all()
     with pytest.raises(ValueError, match="add up to 1"):
-        scemb.hide(jax.random.key(0), tokens[:9], 40, 0.15, (0.8, 0.1, 0.2))
+        hide(jax.random.key(0), tokens[:9], 40, 0.15, (0.8, 0.1, 0.2))
 
 
 def test_padding_is_never_hidden():
     inputs = prepared(cells(n=200, expressed=8), mask_rate=0.5)
     there = np.take_along_axis(np.asarray(inputs["tokens"]), np.asarray(inputs["places"]), -1)
-    assert (there[np.asarray(inputs["weights"]) > 0] >= scemb.SPECIAL).all() and inputs["weights"].sum() > 100
-    assert (inputs["masked"][inputs["tokens"] == scemb.PAD] == scemb.PAD).all()
+    assert (there[np.asarray(inputs["weights"]) > 0] >= SPECIAL).all() and inputs["weights"].sum() > 100
+    assert (inputs["masked"][inputs["tokens"] == PAD] == PAD).all()
 
 
 def test_a_masked_gene_is_never_seen_by_its_own_prediction():
     inputs = prepared(cells(), mask_rate=0.4, mask_replace=(1.0, 0.0, 0.0))
     model, variables = built(inputs)
-    hidden = inputs["masked"] == scemb.MASK
+    hidden = inputs["masked"] == MASK
     other = inputs | {"tokens": jnp.where(hidden, 3, inputs["tokens"]), "targets": inputs["targets"] * 0 + 3}
     changed = inputs | {"masked": jnp.where(hidden | (inputs["tokens"] == 0), inputs["masked"], 3)}
     for train in (True, False):
@@ -304,17 +306,17 @@ def test_in_evaluation_the_embedding_sees_everything():
 def test_a_deleted_gene_leaves_the_cell_as_if_it_had_not_been_in_the_sentence(position):
     inputs = prepared(cells(), mask_rate=0, position=position)
     model, variables = built(inputs, n_positions=11 if position == "bin" else 30)
-    gene = int(inputs["tokens"][0, 0, 4]) - scemb.SPECIAL
+    gene = int(inputs["tokens"][0, 0, 4]) - SPECIAL
     keep = np.arange(30) != 4
     by_hand = {name: inputs[name][..., keep] for name in ("tokens", "positions")}
     if position == "rank":
         by_hand["positions"] = inputs["positions"][..., :29]
     by_hand |= {"edges": inputs["edges"]} if position == "bin" else {}
     run = quick(lambda x: model.apply(variables, x).cells)
-    deleted, masked = (run(scemb.perturb(inputs, gene, how)) for how in ("delete", "mask"))
+    deleted, masked = (run(perturb(inputs, gene, how)) for how in ("delete", "mask"))
     np.testing.assert_allclose(deleted[0], run(by_hand)[0], rtol=1e-5, atol=1e-5)
     assert np.abs(deleted[0] - masked[0]).max() > 1e-4 and np.abs(run(inputs)[0] - masked[0]).max() > 1e-4
-    absent = [i for i in range(4) if not (inputs["tokens"][i] == gene + scemb.SPECIAL).any()]
+    absent = [i for i in range(4) if not (inputs["tokens"][i] == gene + SPECIAL).any()]
     np.testing.assert_array_equal(masked[np.array(absent, int)], run(inputs)[np.array(absent, int)])
 
 
@@ -355,7 +357,7 @@ def test_attention_maps_are_those_of_the_fused_path_and_never_of_padding():
     maps = np.asarray(extra["intermediates"]["block_1"]["attention"][0])
     assert maps.shape == (4, 2, 30, 30)
     np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
-    assert not (maps * np.asarray(inputs["tokens"] == scemb.PAD)[:, :, None]).any()
+    assert not (maps * np.asarray(inputs["tokens"] == PAD)[:, :, None]).any()
 
 
 def test_dropout_has_its_rate_and_keeps_the_mean():
@@ -501,7 +503,10 @@ def test_training_an_adapter_leaves_every_weight_bitwise_as_it_was(tmp_path):
 
 
 ELSEWHERE = {
-    "cellplm": (cellplm.Model(**cellplm.TINY, n_genes=GENES, scan=True), ("query/kernel", "decoder/.*kernel")),
+    "cellplm": (
+        cellplm.Model(**cellplm.VARIANTS["tiny"]["model"], n_genes=GENES, scan=True),
+        ("query/kernel", "decoder/.*kernel"),
+    ),
     "sct": (
         sct.Model(**sct.VARIANTS["tiny"]["model"], n_genes=GENES),
         ("down_./.*conv/kernel", "mlp_in/kernel", "head_0_kernel"),

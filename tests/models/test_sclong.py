@@ -17,6 +17,9 @@ from scfm_jax import api, models
 from scfm_jax.layers import graph
 from scfm_jax.models import sclong
 from scfm_jax.models.sclong import published as convert
+from scfm_jax.models.sclong.genes import GeneVectors, start
+from scfm_jax.models.sclong.inputs import MASK, TRANSFORMS, to_counts
+from scfm_jax.models.sclong.network import split
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.published import torch_state
 from scfm_jax.training import optim, step
@@ -143,6 +146,7 @@ def check_published(folder, model):
     (folder / "graph.csv").write_text("\n".join(["source,target,importance", *edges]))
     theirs = {theirs: getattr(model, ours) for theirs, ours in convert.RENAMED.items()}
     theirs |= {name: getattr(model, name) for name in convert.SAME}
+    assert "go_num_layers" in theirs, "the authors' word"
     (folder / "config.json").write_text(json.dumps({"genes": "genes.txt", "graph": "graph.csv", **theirs}))
     run = api.from_published("sclong", folder / "weights.pth", folder / "config.json")
     assert run.genes == names and run.constants["graph_weight"].shape == (2 * GENES,)
@@ -152,6 +156,41 @@ def check_published(folder, model):
     back = api.load(folder / "run.safetensors")
     np.testing.assert_array_equal(back.constants["graph_weight"], run.constants["graph_weight"])
     assert back.model == run.model
+
+
+def test_two_graph_layers_of_a_config_in_the_authors_words_are_their_formula():
+    """X1 = relu(S X0 W0^T + b0), X2 = S X1 W1^T + b1, S[t, s] = w / sqrt(deg[t] deg[s]), deg of incoming weights."""
+    theirs = {name: getattr(built()[0], ours) for name, ours in convert.RENAMED.items()}
+    theirs |= {name: TINY.get(name, False) for name in convert.SAME if name in TINY} | {"go_num_layers": 2}
+    settings = convert.config({**theirs, "max_seq_len": GENES + 1})["model"]
+    assert settings["graph_layers"] == 2 and settings["n_genes"] == GENES
+    model = sclong.Model(**settings)
+    rng = np.random.default_rng(3)
+    state = convert.state_dict(jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape), convert.shapes(model)), model)
+    assert {f"go_conv.sim_layers.{i}.lin.weight" for i in (0, 1)} < set(state)
+    edges, n = np.unique(rng.integers(0, GENES, (200, 2)), axis=0).T, GENES + 1
+    weight = rng.random(edges.shape[1])
+    dense = np.zeros((n, n))
+    dense[edges[1], edges[0]] = weight
+    degree = dense.sum(1)
+    rate = np.where(degree > 0, degree, np.inf) ** -0.5
+    dense = rate[:, None] * dense * rate
+    x = np.asarray(state["go_conv.emb.weight"], float)
+    for i in (0, 1):
+        lin = [np.asarray(state[f"go_conv.sim_layers.{i}.lin.{leaf}"], float) for leaf in ("weight", "bias")]
+        x = dense @ (np.maximum(x, 0) if i else x) @ lin[0].T + lin[1]
+    network = graph.build(*edges, weight, n_nodes=n)
+    params = convert.params(state, model)["params"]["identity"]
+    layer = GeneVectors(n, model.base_dim, layers=2, table=False)
+    np.testing.assert_allclose(layer.apply({"params": params}, None, network), x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gene_list_of_another_length_than_the_config_is_refused(tmp_path):
+    (tmp_path / "genes.txt").write_text("A\nB\nPAD\n")
+    config = {"genes": "genes.txt", "graph": "graph.csv", "max_seq_len": 5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="max_seq_len=5, but 2 genes and PAD"):
+        convert.load(tmp_path / "weights.pth", tmp_path / "config.json")
 
 
 # --------------------------------------------------------------------------------------------------- values and masks
@@ -169,7 +208,7 @@ def test_exactly_so_many_expressed_genes_are_scored(expressed):
             batch.genes[cell, 0].tolist()
         )
         np.testing.assert_array_equal(inputs["targets"][cell, 0][weights], inputs["values"][cell, 0][rows[weights]])
-        hidden = np.flatnonzero(inputs["masked"][cell, 0] == sclong.MASK)
+        hidden = np.flatnonzero(inputs["masked"][cell, 0] == MASK)
         assert set(hidden) <= set(rows[weights].tolist())
         kept = np.setdiff1d(np.arange(GENES), hidden)
         np.testing.assert_array_equal(inputs["masked"][cell, 0][kept], inputs["values"][cell, 0][kept])
@@ -177,21 +216,21 @@ def test_exactly_so_many_expressed_genes_are_scored(expressed):
 
 def test_share_of_hidden_genes_among_the_scored():
     inputs = prepared(bag(cells=400, expressed=24))
-    hidden = (inputs["masked"] == sclong.MASK).sum() / inputs["weights"].sum()
+    hidden = (inputs["masked"] == MASK).sum() / inputs["weights"].sum()
     assert abs(float(hidden) - 0.9) < 0.03
     everything = prepared(bag(), replace_rate=1.0)
-    assert (everything["masked"] == sclong.MASK).sum() == everything["weights"].sum()
+    assert (everything["masked"] == MASK).sum() == everything["weights"].sum()
     assert "masked" not in prepared(bag(), mask_rate=0.0)
 
 
 def test_values_are_turned_back_into_counts():
     batch = bag()
     batch = batch.replace(counts=jnp.minimum(batch.counts, 10))
-    for transform in sclong.TRANSFORMS:
+    for transform in TRANSFORMS:
         inputs = prepared(batch, transform=transform)
         expected = np.zeros((3, 1, GENES + 1))
         np.put_along_axis(expected, np.asarray(batch.genes), np.asarray(batch.counts), -1)
-        found = sclong.to_counts(inputs["values"], inputs, transform)
+        found = to_counts(inputs["values"], inputs, transform)
         np.testing.assert_allclose(found, expected[..., :GENES], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(inputs["values"].max(-1), 10, rtol=1e-6)
 
@@ -214,9 +253,9 @@ def test_order_of_genes_and_genes_without_a_slot_do_not_matter():
 
 def test_a_hidden_value_does_not_influence_its_prediction():
     inputs, run = prepared(bag(), replace_rate=1.0), compiled()
-    hidden = inputs["masked"] == sclong.MASK
+    hidden = inputs["masked"] == MASK
     other = inputs | {"values": jnp.where(hidden, 10 - inputs["values"], inputs["values"])}
-    seen = inputs | {"masked": jnp.where(hidden, sclong.MASK, 10 - inputs["masked"])}
+    seen = inputs | {"masked": jnp.where(hidden, MASK, 10 - inputs["masked"])}
     for train in (True, False):
         scored = [np.asarray(run(x, train).logits["scored"]) for x in (inputs, other, seen)]
         np.testing.assert_array_equal(scored[0], scored[1])
@@ -271,10 +310,10 @@ def test_without_the_low_group_only_the_top_genes_count():
 
 def test_the_groups_and_back():
     x = jnp.array([[0.0, 3, 0, -10, 5], [1, 1, 1, 1, 1]])
-    order, inverse = sclong.split(x, 2)
+    order, inverse = split(x, 2)
     np.testing.assert_array_equal(order, [[4, 1, 0, 2, 3], [0, 1, 2, 3, 4]])
     np.testing.assert_array_equal(np.take_along_axis(order, inverse, 1), np.tile(np.arange(5), (2, 1)))
-    np.testing.assert_array_equal(sclong.split(x[:1], 2, jnp.array([[[0, 4]]]))[0], [[0, 4, 1, 2, 3]])
+    np.testing.assert_array_equal(split(x[:1], 2, jnp.array([[[0, 4]]]))[0], [[0, 4, 1, 2, 3]])
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -451,11 +490,11 @@ def test_gene_vectors_of_every_format_start_the_tables(tmp_path):
         np.testing.assert_array_equal(found[1], vectors)
     given = api.gene_constants({"gene_vectors": tmp_path / "both.npz"}, ["A", "B", "C"])["gene_vectors"]
     np.testing.assert_array_equal(given, [[3, 4], [1, 2], [0, 0]])
-    table = sclong.start(jax.random.key(0), jnp.asarray(given), (4, 2))
+    table = start(jax.random.key(0), jnp.asarray(given), (4, 2))
     np.testing.assert_array_equal(table[jnp.array([0, 1, 3])], [[3, 4], [1, 2], [0, 0]])
     assert (table[2] != 0).all(), "a gene without a vector starts at random"
     with pytest.raises(ValueError, match="base_dim=5"):
-        sclong.start(jax.random.key(0), jnp.asarray(given), (4, 5))
+        start(jax.random.key(0), jnp.asarray(given), (4, 5))
 
 
 @pytest.mark.parametrize(

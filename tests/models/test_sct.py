@@ -22,8 +22,9 @@ from scfm_jax.layers import position
 from scfm_jax.models import sct
 from scfm_jax.models.sct import bins, convolution
 from scfm_jax.models.sct import published as convert
+from scfm_jax.models.sct.objective import gene_logits, predict
 from scfm_jax.saving.leaves import path_name
-from scfm_jax.types import Batch
+from scfm_jax.types import Batch, Outputs
 from tests.conftest import SHARED, needs_shared
 from tests.harness import ROOT
 
@@ -194,9 +195,7 @@ def test_counts_that_are_hidden_may_change_places_and_no_score_moves():
         ]
     )
     model, variables = built(prepared(batch))
-    run = quick(
-        lambda x: sct.gene_logits(*(model.apply(variables, x, train=True).logits[k] for k in ("features", "head")))
-    )
+    run = quick(lambda x: gene_logits(*(model.apply(variables, x, train=True).logits[k] for k in ("features", "head"))))
     first, second = (prepared(batch.replace(counts=c), draws={"mask": hidden}) for c in (batch.counts, swapped[None]))
     assert (first["tokens"] != second["tokens"]).any()
     np.testing.assert_array_equal(run(first), run(second))
@@ -416,7 +415,7 @@ def test_chunks_remat_and_scan_change_nothing():
 def test_predictions_are_counts_within_the_range_of_the_cell():
     inputs = prepared(bag(), nonzero_rate=0.5)
     model, variables = built(inputs)
-    counts = quick(lambda v: sct.predict(model.apply(v, inputs, train=True), inputs))(variables)
+    counts = quick(lambda v: predict(model.apply(v, inputs, train=True), inputs))(variables)
     assert counts.shape == (1, 4, GENES) and (counts >= 0).all() and counts.max() < bag().counts.max() * 1.2
 
 
@@ -428,7 +427,7 @@ def test_predictions_undo_what_prepare_did(log, target_sum):
     inputs = quick(lambda b: prepared(b, mask="none", log=log, target_sum=target_sum, n_bins=15))(batch)
     sure = {"kernel": jnp.eye(17) * 1e3, "bias": jnp.zeros(17)}
     features = jax.nn.one_hot(inputs["tokens"], 17)
-    counts = sct.predict(sct.Outputs(cells=None, logits={"features": features, "head": [sure]}), inputs)
+    counts = predict(Outputs(cells=None, logits={"features": features, "head": [sure]}), inputs)
     truth = jnp.zeros((1, 4, GENES + 1)).at[0, jnp.arange(4)[:, None], batch.genes[0]].set(batch.counts[0])[..., :-1]
     values, scale = bins.normalized(truth, target_sum, log)
     predicted = counts * scale[..., None]

@@ -109,8 +109,8 @@ def _chunk(logits, log_theta, slots, counts, scored, weights):
         ratio = genes_mean * factor / shift
         log_ratio, share = jnp.log(1 + ratio), 1 / (1 + ratio)
         mu_at = mean_at * factor
-        there = t > 0
-        nll_at = jnp.where(there, log_gamma + t * (jnp.log(shift_at + mu_at) - jnp.log(mu_at + EPS)), 0)
+        positive = t > 0
+        nll_at = jnp.where(positive, log_gamma + t * (jnp.log(shift_at + mu_at) - jnp.log(mu_at + EPS)), 0)
         parts.append((weights * ((theta * log_ratio).sum(-1) + nll_at.sum(-1))).sum())
         slope = jnp.where(genes, factor * share, 0)  # of theta log(1 + ratio), by the unscaled mean
         slope_at = factor * t * (1 / (shift_at + mu_at) - 1 / (mu_at + EPS))
@@ -118,7 +118,7 @@ def _chunk(logits, log_theta, slots, counts, scored, weights):
         d_mean += slope - jnp.where(genes, inner / jnp.where(total > 0, total, 1), 0)
         d_mean_at += slope_at
         d_theta += log_ratio - (1 - share)
-        d_theta_at += jnp.where(there, psi, 0) + t / (shift_at + mu_at)
+        d_theta_at += jnp.where(positive, psi, 0) + t / (shift_at + mu_at)
     inside = (mean > MEAN_RANGE[0]) & (mean < MEAN_RANGE[1])
     d_logits = jnp.where(inside, w * mean * (d_mean + scatter(slots, d_mean_at, mean.shape[-1])), 0)
     d_theta = jnp.einsum("br,brv->v", weights, d_theta)

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.models.cellplm import Model
+from scfm_jax.models.cellplm.encoder import KINDS
+from scfm_jax.models.cellplm.latent import LATENTS
+from scfm_jax.models.cellplm.network import Model
 from scfm_jax.saving.published import files, stacks, torch_state
 from scfm_jax.saving.published.torch_state import Entry, Path, linear, norm
 
@@ -26,12 +28,12 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
 
     ValueError lists every unknown, missing or mis-shaped name at once. See `unused` for what is rightly left over.
     """
-    found = torch_state.variables(state, entries(model), shapes(model), unused(state, model))
-    return _encoder(found, lambda tree: stacks.stack(tree, *LAYERS, model.enc_layers)) if model.scan else found
+    tree = torch_state.variables(state, entries(model), shapes(model), unused(state, model))
+    return _encoder(tree, lambda layers: stacks.stack(layers, *LAYERS, model.enc_layers)) if model.scan else tree
 
 
 def unused(state: dict[str, np.ndarray], model: Model) -> list[str]:
-    """Return the names in a published state dict that are known and that `model` rightly has no use for."""
+    """Return the names in a published state dict that belong to CellPLM but not to this `model`."""
     names = {name.removeprefix("module.") for name in state} - {name for name, *_ in entries(model)}
     beyond = re.compile(r"decoder\." if model.head != "decoder" else r"head\.")
     return sorted(name for name in names if UNUSED.match(name) or beyond.match(name))
@@ -174,7 +176,17 @@ DEFAULTS = dict(
     num_clusters=16, batch_num=0, dataset_num=0, platform_num=0, input_covariate=False, dae=True, head_type=None,
 )  # fmt: skip
 OBJECTIVES = {"nb": "nb", "recon": "recon", "imputation": "imputation", "denoising": "denoise", "denoise": "denoise"}
-UNSUPPORTED = {"dsbn": True, "dar": True, "ecs": True, "cat_pe": True, "mask_type": "hidden"}
+FIXED = {"dsbn": False, "dar": False, "ecs": False, "cat_pe": False, "mask_type": "input"}
+CHOICES = {
+    "enc_mod": KINDS,
+    "latent_mod": LATENTS,
+    "dec_mod": ("nbmlp", "mlp"),
+    "norm": ("groupnorm", "layernorm"),
+    "head_type": (None, "annotation", "embedder"),
+    "objective": tuple(OBJECTIVES),
+}
+IGNORED = ("activation", "pe_type", "gene_emb", "w_ce", "cat_dim", "conti_dim")
+"""Arguments without an effect: never read, multiplied away, the start of a table, and those of latent_mod "split"."""
 
 
 def config(published: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -184,16 +196,15 @@ def config(published: dict[str, Any]) -> dict[str, dict[str, Any]]:
     that no published checkpoint uses and that is not supported, or a key that is missing.
     """
     c = DEFAULTS | published
-    for key, value in UNSUPPORTED.items():
-        if c.get(key) == value:
-            raise ValueError(f"published config: {key}={value!r} is not supported; published checkpoints do not use it")
+    files.check_fixed(published, FIXED)
+    for key, values in CHOICES.items():
+        if key in c and c[key] not in values:
+            raise ValueError(f"published config: {key}={c[key]!r}: only {', '.join(map(repr, values))} are supported")
     needed = ("enc_mod", "enc_hid", "enc_layers", "post_latent_dim", "dec_hid", "dec_layers")
     if missing := [key for key in needed if key not in c]:
         raise ValueError(f"published config: no {', '.join(missing)}; is this a CellPLM config?")
-    head = {None: "decoder"}.get(c["head_type"], c["head_type"])
+    head = c["head_type"] or "decoder"
     kind = c.get("objective", "nb" if "nb" in c["dec_mod"] else "recon")
-    if head not in ("decoder", "annotation", "embedder") or kind not in OBJECTIVES:
-        raise ValueError(f"published config: head_type {head!r}, objective {kind!r} are not supported")
     objective = "annotation" if head == "annotation" else OBJECTIVES[kind]
     same = ("enc_mod", "enc_hid", "enc_layers", "enc_head", "latent_mod", "num_clusters", "w_li", "w_en", "lamda",
             "dec_mod", "dec_hid", "dec_layers", "norm", "input_covariate")  # fmt: skip

@@ -63,9 +63,9 @@ def look(queries: Array, background: Background, chunk: int = 0) -> tuple[Array,
 
 
 def merged(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Return what `attend` finds among the keys of two that it, or `look`, has found."""
+    """Combine two results of `attend` or `look` into that over the keys of both."""
     log_sum = jnp.logaddexp(first[1], second[1])
-    return sum(out * jnp.exp(own - log_sum) for out, own in (first, second)), log_sum
+    return sum(out * jnp.exp(part - log_sum) for out, part in (first, second)), log_sum
 
 
 def room(chunk: int) -> int:
@@ -82,7 +82,7 @@ def attend_in_order(queries: Array, keys: Array, values: Array, bias: Array) -> 
     """Return what `attend` does, from weights that exist whole, values added key after key and rounded every time.
 
     So sums PyTorch's batched product on a CPU where heads have width 1, and over P keys it is off by about sqrt(P)
-    roundings: `attend` is closer to the exact sum. Memory: N H Q P (D + 1) numbers. Arguments as there.
+    roundings: `attend` is closer to the exact sum. Memory: N H Q P (D + 1) numbers. Arguments: those of `attend`.
     """
     logits = logits_of(queries, keys) + bias[:, None, None]
     weights = jnp.exp(logits - jax.lax.stop_gradient(_peak(logits)))
@@ -104,9 +104,9 @@ def _forward(queries, keys, values, bias, n):
         top = _peak(logits)
         return None, _normalised(*gather(jnp.exp(logits - top), values), top)
 
-    found = tuple(join(x, queries.shape[2]) for x in scan(part, None, split(queries, n))[1])
-    found = checkpoint_name(found, "attended")
-    return found, (queries, keys, values, bias, *found)
+    attended = tuple(join(x, queries.shape[2]) for x in scan(part, None, split(queries, n))[1])
+    attended = checkpoint_name(attended, "attended")
+    return attended, (queries, keys, values, bias, *attended)
 
 
 def _backward(n, saved, grads):
@@ -123,8 +123,8 @@ def _backward(n, saved, grads):
 
     zeros = tuple(jnp.zeros(x.shape) for x in (keys, values))
     sums, d_queries = scan(part, zeros, tuple(split(x, n) for x in (queries, log_sum, grads[0], level)))
-    found = (join(d_queries, queries.shape[2]), *sums, jnp.zeros_like(bias))
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (queries, keys, values, bias))
+    gradients = (join(d_queries, queries.shape[2]), *sums, jnp.zeros_like(bias))
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), gradients, (queries, keys, values, bias))
 
 
 _attend.defvjp(_forward, _backward)
@@ -132,7 +132,7 @@ _attend.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _look(queries, keys, values, seen, lift, n):
-    """Return what all cells' queries [H, Q, K] find in the background [N, H, Q, D] and the sums' logarithms."""
+    """Return what queries [H, Q, K] gather from the background in each cell [N, H, Q, D], and the sums' logarithms."""
     return _look_forward(queries, keys, values, seen, lift, n)[0]
 
 
@@ -142,8 +142,8 @@ def _look_forward(queries, keys, values, seen, lift, n):
         both = jnp.einsum("nv,hqdv->nhqd", seen, weights[:, :, None] * _with_ones(values)[:, None])
         return None, _normalised(both[..., :-1], both[..., -1:], top)
 
-    found = tuple(join(x, queries.shape[1]) for x in scan(part, None, split(queries[None], n))[1])
-    return found, (queries, keys, values, seen, *found)
+    attended = tuple(join(x, queries.shape[1]) for x in scan(part, None, split(queries[None], n))[1])
+    return attended, (queries, keys, values, seen, *attended)
 
 
 def _look_backward(lift, n, saved, grads):
@@ -163,8 +163,8 @@ def _look_backward(lift, n, saved, grads):
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), (keys, values))
     sums, d_q = scan(part, zeros, tuple(split(x, n) for x in (queries[None], log_sum, grads[0], level)))
-    found = (join(d_q, queries.shape[1])[0], *sums, jnp.zeros_like(seen))
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (queries, keys, values, seen))
+    gradients = (join(d_q, queries.shape[1])[0], *sums, jnp.zeros_like(seen))
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), gradients, (queries, keys, values, seen))
 
 
 _look.defvjp(_look_forward, _look_backward)
@@ -202,8 +202,8 @@ def logits_of(q: Array, keys: Array) -> Array:
 def gather(weights: Array, values: Array) -> tuple[Array, Array]:
     """Return (sums of the values times the weights [N, H, Q, D], sums of the weights [N, H, Q, 1])."""
     if values.shape[2] > 1:
-        found = jnp.einsum("nhqp,nhdp->nhqd", weights, values, preferred_element_type=jnp.float32)
-        return found, weights.sum(-1, keepdims=True)
+        attended = jnp.einsum("nhqp,nhdp->nhqd", weights, values, preferred_element_type=jnp.float32)
+        return attended, weights.sum(-1, keepdims=True)
     both = jnp.einsum("nhqp,nhdp->nhqd", weights, _with_ones(values), preferred_element_type=jnp.float32)
     return both[..., :-1], both[..., -1:]
 

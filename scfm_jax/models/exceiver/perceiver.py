@@ -45,7 +45,7 @@ def feed_forward(x: Array, weights: tuple[Array, ...], rate: float, key: Array |
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias` with the initialisers that are given, zeros for the bias if none."""
+    """`x @ kernel + bias` with initialisers of one's choice; the bias starts at zero by default."""
 
     fan_in: int
     features: int

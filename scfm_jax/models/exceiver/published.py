@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.models.exceiver import HEADS, VARIANTS, Model
+from scfm_jax.models.exceiver.network import HEADS, Model
+from scfm_jax.models.exceiver.variants import VARIANTS
 from scfm_jax.saving.published import stacks, torch_state
 from scfm_jax.saving.published.files import UNKNOWN
 from scfm_jax.saving.published.torch_state import Entry, linear, norm
@@ -38,8 +39,8 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
     ValueError lists every unknown, missing or mis-shaped name at once.
     """
     left_over = [name for name in state if name.startswith(UNUSED)]
-    found = torch_state.variables(_split(state, model), entries(model), shapes(model), left_over)["params"]
-    return {"params": found | {"process": stacks.stack(found["process"], *LAYERS, model.num_layers)}}
+    tree = torch_state.variables(_split(state, model), entries(model), shapes(model), left_over)["params"]
+    return {"params": tree | {"process": stacks.stack(tree["process"], *LAYERS, model.num_layers)}}
 
 
 def state_dict(variables: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
@@ -85,7 +86,7 @@ def _split(state: dict[str, np.ndarray], model: Model) -> dict[str, np.ndarray]:
 def entries(model: Model) -> Iterator[Entry]:
     """Yield where every published name goes in the variables of `model` with its layers apart."""
     rows = {"genes": True, "mask": model.mask_token == "learned", "class": model.n_classes > 0}
-    for name in (name for name, there in rows.items() if there):
+    for name in (name for name, exists in rows.items() if exists):
         yield ROWS[name], (("params", name),), False
     yield "query_emb", (("params", "latents"),), False
     for block in ("encoder", "decoder"):
@@ -121,6 +122,9 @@ def _attention(name: str, path: tuple[str, ...], packed: bool) -> Iterator[Entry
 
 
 SAME = ("seq_dim", "query_len", "query_dim", "num_layers", "dropout")
+OPTIONAL = {"num_layers": 1, "nhead": 1, "dim_feedforward": 2048, "dropout": 0.0, "classify_dim": 0, "frac": 0.15}
+IGNORED = ("learning_rate", "weight_decay", "warmup_steps")
+"""Arguments of the training that the weights come from."""
 
 
 def config(published: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -129,15 +133,15 @@ def config(published: dict[str, Any]) -> dict[str, dict[str, Any]]:
     They are those that the released weights were trained with: zeros favoured, mask frozen, own scaler for validation.
     ValueError names keys that are missing.
     """
-    needed = (*SAME, "seq_len", "nhead", "dim_feedforward")
-    if missing := [key for key in needed if key not in published]:
+    c = OPTIONAL | published
+    if missing := [key for key in (*SAME, "seq_len") if key not in c]:
         raise ValueError(f"published hyperparameters: no {', '.join(missing)}; is this an Exceiver checkpoint?")
-    model = VARIANTS["published"]["model"] | {key: published[key] for key in SAME}
-    model |= {"n_genes": published["seq_len"], "n_classes": published.get("classify_dim") or 0}
-    model |= {"num_heads": published["nhead"], "ffn_dim": published["dim_feedforward"]}
+    model = VARIANTS["published"]["model"] | {key: c[key] for key in SAME}
+    model |= {"n_genes": c["seq_len"], "n_classes": c["classify_dim"] or 0}
+    model |= {"num_heads": c["nhead"], "ffn_dim": c["dim_feedforward"]}
     if wrong := [w for w in ("query_dim", "seq_dim") if model[w] % HEADS]:
         raise ValueError(f"published hyperparameters: {wrong[0]}={model[wrong[0]]} must be a multiple of {HEADS}")
-    return {"model": model, "inputs": {"mask_rate": published.get("frac", 0.15), "scaler": "per_split"}, "loss": {}}
+    return {"model": model, "inputs": {"mask_rate": c["frac"], "scaler": "per_split"}, "loss": {}}
 
 
 def load(

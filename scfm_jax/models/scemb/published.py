@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scfm_jax.models.scemb import MASK, PAD, SPECIAL, Model
+from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL
+from scfm_jax.models.scemb.network import Model
 from scfm_jax.models.scemb.transformer import ACTIVATIONS
 from scfm_jax.saving.published import files, stacks, torch_state
 from scfm_jax.saving.published.torch_state import Entry, linear, norm
@@ -89,6 +90,16 @@ OPTIONAL = {
     "attention_probs_dropout_prob": ("attention_dropout", 0.1),
 }
 
+FIXED = {
+    "pad_token_id": PAD,
+    "position_embedding_type": "absolute",
+    "tie_word_embeddings": True,
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+IGNORED = ("initializer_range", "use_cache", "classifier_dropout", "chunk_size_feed_forward")
+"""Keys without an effect on what given weights compute: their start, a decoder's cache, another head, memory."""
+
 
 def config(published: dict[str, Any], position: str = "rank") -> dict[str, dict[str, Any]]:
     """Return the "model", "inputs" and "loss" keywords of a published BERT config (config.json).
@@ -104,10 +115,7 @@ def config(published: dict[str, Any], position: str = "rank") -> dict[str, dict[
     model |= {ours: published.get(theirs, default) for theirs, (ours, default) in OPTIONAL.items()}
     if model["activation"] not in ACTIVATIONS:
         raise ValueError(f"published config: hidden_act={model['activation']!r}: there are {', '.join(ACTIVATIONS)}")
-    fixed = {"pad_token_id": PAD, "position_embedding_type": "absolute", "tie_word_embeddings": True}
-    for key, value in fixed.items():
-        if published.get(key, value) != value:
-            raise ValueError(f"published config: {key}={published[key]!r}: only {value!r} is supported")
+    files.check_fixed(published, FIXED)
     model["n_genes"] = published["vocab_size"] - SPECIAL
     n = model["n_positions"]
     inputs = {"position": position} | ({"max_len": n} if position == "rank" else {"n_bins": n - 1})

@@ -24,7 +24,7 @@ def attend(
 
     Args:
       q: [N, T, H, K]. k, v: [N, S, H, K].
-      real: keys that there are, in each cell one at least. [N, S]
+      real: True for keys that are not padding, at least one in each cell. [N, S]
       rate, key: of the dropout.
       chunk: weights that exist at a time, of all cells together; 0 for what suits the backend.
     """

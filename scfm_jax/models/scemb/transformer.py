@@ -3,7 +3,7 @@
 Attention is exact. On a CPU, and where its weights are dropped out, it is `softmax_attention`'s, in parts; else it goes
 through `jax.nn.dot_product_attention`, on a GPU in 16 bits through cuDNN's fused kernel; its weights exist whole only
 where maps are asked for among the intermediates. Prefixes are keys and values beside those of the tokens, never masked:
-`prefix` of them are learned, and more are projected from vectors that are given.
+`prefix` of them are learned, and more are projected from `vectors`.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,9 @@ normal = nn.initializers.normal(0.02)
 class Block(nn.Module):
     """`x = norm(x + attention(x))`, then `x = norm(x + W2 activation(W1 x))`, dropout on both branches.
 
-    Returns x and its mean over the real tokens. With `places` only the tokens there ask, and x is what becomes of them
-    [N, M, D]; the mean is then of no use. Intermediates: attention [N, H, T, S], prefixes first; output.
+    Returns x and its mean over the real tokens. If `places` [N, M] is given, only those tokens are queries, and only
+    they are returned [N, M, D]; the mean is then of no use. Intermediates: attention [N, H, T, S], prefixes first;
+    output.
     """
 
     heads: int

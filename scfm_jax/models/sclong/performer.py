@@ -31,10 +31,10 @@ def n_features(size: int) -> int:
 
 
 class Layer(nn.Module):
-    """One block; with `rows` only those tokens ask, though all are asked, and only they come out.
+    """One block. If `rows` is given, only those tokens are queries (all are keys), and only they are returned.
 
-    Of its own for the backward pass it keeps its input, the heads, what they gather, and the hidden layer before its
-    activation; norms and activations are computed again.
+    For the backward pass it keeps its input, the heads, what they gather, and the hidden layer before its activation;
+    norms and activations are computed again.
 
     Intermediates: attended (before the output projection), branch, mlp_branch.
     """

@@ -5,7 +5,8 @@ arguments (a pickle, which can run code and is never opened here). The config th
 
     {"genes": "selected_genes_27k.txt", "graph": "human_ens_gene2go_graph.csv"}
 
-beside which the two files lie; arguments that differ from those of the published model (`DEFAULTS`) go there as well.
+beside which the two files lie; arguments that differ from those of the published model (`DEFAULTS`) go there as well,
+by their names in the authors' constructor (`ARGUMENTS` lists them all).
 """
 
 import pathlib
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax.layers import graph
-from scfm_jax.models.sclong import Model
+from scfm_jax.models.sclong import performer
+from scfm_jax.models.sclong.network import Model
 from scfm_jax.saving.published import files, stacks, torch_state
 from scfm_jax.saving.published.torch_state import Entry, linear, norm
 
@@ -26,8 +28,17 @@ LAYERS = ("layer", "layers")  # one by one, stacked
 DEFAULTS = dict(
     top_seq_len=4096, base_dim=200, mini_enc_depth=2, mini_enc_heads=8, mini_enc_dim_head=64, large_dim=1280,
     large_enc_depth=42, large_enc_heads=32, large_enc_dim_head=64, dec_depth=2, dec_heads=8, dec_dim_head=64,
-    mask_token_thres=-1, ff_mult=4, generalized_attention=False, qkv_bias=False, graph_layers=1,
+    feature_redraw_interval=1000, auto_check_redraw=True, generalized_attention=False, qkv_bias=False,
+    g2v_position_emb=True, go_num_layers=1,
 )  # fmt: skip
+FIXED = dict(
+    mask_token_thres=-1, ff_mult=4, local_attn_heads=0, causal=False, reversible=False, ff_glu=False, emb_dropout=0.0,
+    ff_dropout=0.0, attn_dropout=0.0, kernel_fn="ReLU", use_scalenorm=False, use_rezero=False, cross_attend=False,
+    no_projection=False, go_use_gene2vec=True,
+)  # fmt: skip
+IGNORED = ("local_window_size", "ff_chunks", "device", "gene2vec_file", "G_go", "G_go_weight")
+"""Arguments that change no number: windows of local heads (there are none), memory, and where arrays lie."""
+ARGUMENTS = ("max_seq_len", "nb_features", *DEFAULTS, *FIXED, *IGNORED)
 RENAMED = {
     "mini_enc_depth": "mini_depth",
     "mini_enc_heads": "mini_heads",
@@ -36,8 +47,10 @@ RENAMED = {
     "large_enc_heads": "large_heads",
     "large_enc_dim_head": "large_key_size",
     "dec_dim_head": "dec_key_size",
+    "go_num_layers": "graph_layers",
+    "g2v_position_emb": "gene_table",
 }
-SAME = ("top_seq_len", "base_dim", "large_dim", "dec_depth", "dec_heads", "qkv_bias", "graph_layers")
+SAME = ("top_seq_len", "base_dim", "large_dim", "dec_depth", "dec_heads", "qkv_bias")
 
 
 def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
@@ -134,14 +147,23 @@ def _stack(variables: dict[str, Any], model: Model) -> dict[str, Any]:
 def config(published: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the "model", "inputs" and "loss" keywords of the arguments of the original's constructor.
 
-    ValueError names one that no published model has.
+    ValueError names an argument that the constructor does not have, or a value that is not supported.
     """
+    if unknown := sorted(set(published) - set(ARGUMENTS)):
+        raise ValueError(
+            f"published config: {', '.join(unknown)}: the constructor's arguments are {', '.join(ARGUMENTS)}"
+        )
+    files.check_fixed(published, FIXED)
     c = DEFAULTS | published
-    fixed = {"mask_token_thres": -1, "ff_mult": 4}
-    if wrong := [f"{key}={c[key]!r}" for key, value in fixed.items() if c[key] != value]:
-        raise ValueError(f"published config: {', '.join(wrong)}: only {fixed} is supported")
+    for name in ("mini_enc_dim_head", "large_enc_dim_head", "dec_dim_head"):
+        if c.get("nb_features") not in (None, performer.n_features(c[name])):
+            only = f"None, or {performer.n_features(c[name])} for {name}={c[name]}"
+            raise ValueError(f"published config: nb_features={c['nb_features']!r}: only {only} is supported")
     model = {key: c[key] for key in SAME} | {ours: c[theirs] for theirs, ours in RENAMED.items()}
     model["kernel"] = "relu" if c["generalized_attention"] else "softmax"
+    model["redraw"] = (c["feature_redraw_interval"] or 0) if c["auto_check_redraw"] else 0
+    if "max_seq_len" in c:
+        model["n_genes"] = c["max_seq_len"] - 1  # and PAD
     return {"model": model, "inputs": {}, "loss": {}}
 
 
@@ -151,17 +173,19 @@ def load(path: str | pathlib.Path, config_path: str | pathlib.Path) -> tuple[dic
     The config's "data" says where the graph is and how it is taken. ValueError or OSError says in one line which of the
     files is not what it should be.
     """
-    given = files.json_object(config_path)
-    if not {"genes", "graph"} <= set(given):
+    described = files.json_object(config_path)
+    if not {"genes", "graph"} <= set(described):
         raise ValueError(
             f'{config_path}: should be {{"genes": FILE, "graph": FILE}}, the authors\' gene list and graph'
         )
     folder = pathlib.Path(config_path).parent
-    genes = [line.strip() for line in (folder / given.pop("genes")).read_text().split()]
+    genes = [line.strip() for line in (folder / described.pop("genes")).read_text().split()]
     genes = [name for name in genes if name != "PAD"]
-    data = {"graph": str(folder / given.pop("graph"))}
-    if unknown := sorted(set(given) - set(DEFAULTS)):
-        raise ValueError(f"{config_path}: {', '.join(unknown)}: arguments are {', '.join(DEFAULTS)}")
-    settings = config(given)
-    variables = params(torch_state.read(path), Model(n_genes=len(genes), **settings["model"]))
+    data = {"graph": str(folder / described.pop("graph"))}
+    settings = config(described)
+    if settings["model"].setdefault("n_genes", len(genes)) != len(genes):
+        raise ValueError(
+            f"{config_path}: max_seq_len={described['max_seq_len']}, but {len(genes)} genes and PAD are listed"
+        )
+    variables = params(torch_state.read(path), Model(**settings["model"]))
     return {**settings, "data": data}, variables, genes

@@ -24,8 +24,8 @@ def normalized(counts: Array, target_sum: float, log: bool) -> tuple[Array, Arra
 
 def binned(values: Array, edges: Array) -> Array:
     """Return the bin of each value, 0 where it is not positive, int32. [B, C, P], [B, C, n_bins] -> [B, C, P]"""
-    found = sum((values >= edges[..., i, None]).astype(jnp.int32) for i in range(edges.shape[-1] - 1))
-    return jnp.where(values > 0, found, 0)
+    place = sum((values >= edges[..., i, None]).astype(jnp.int32) for i in range(edges.shape[-1] - 1))
+    return jnp.where(values > 0, place, 0)
 
 
 def expected_counts(shares: Array, edges: Array, scale: Array, log: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from scfm_jax.models.sct import Model
+from scfm_jax.models.sct.network import Model
 from scfm_jax.saving.published import files, stacks
 
 ROOT = "long_range_nt"
@@ -45,9 +45,9 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
     ValueError lists every unknown, missing or mis-shaped name at once.
     """
     wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes(model)["params"]).items()}
-    flat, wrong, known = {}, [], set()
+    flat, wrong, expected = {}, [], set()
     for name, path, turn in entries(model):
-        known.add(name)
+        expected.add(name)
         if name not in state:
             wrong.append(f"missing {name}")
             continue
@@ -56,7 +56,7 @@ def params(state: dict[str, np.ndarray], model: Model) -> dict[str, Any]:
             flat[path] = jnp.asarray(TURNS[turn].ours(np.asarray(state[name], np.float32)))
         else:
             wrong.append(f"shape of {name} {np.shape(state[name])}, which should be {right}")
-    wrong += [f"unknown {name}" for name in state if name not in known]
+    wrong += [f"unknown {name}" for name in state if name not in expected]
     if wrong:
         raise ValueError(f"{len(wrong)} names of the parameter tree do not fit this config: {'; '.join(wrong)}")
     tree = unflatten_dict(flat)
@@ -126,7 +126,7 @@ def _layers(model: Model, theirs: str, kind: str, turn: str, stage: str, prefix:
 # ------------------------------------------------------------------------------------------------------ config, files
 
 
-SAME = ("num_downsamples", "embed_dim", "key_size", "num_layers", "num_scales", "sigma_min", "sigma_max")
+SAME = ("num_downsamples", "embed_dim", "num_layers", "num_scales", "sigma_min", "sigma_max")
 RENAMED = {
     "token_embed_dim": "token_dim",
     "ffn_embed_dim": "ffn_dim",
@@ -134,7 +134,10 @@ RENAMED = {
     "num_hidden_layers_head": "head_layers",
     "use_skip_connection": "skip",
 }
-OPTIONAL = {"num_scales": 10, "sigma_min": 1.0, "sigma_max": 10.0, "num_hidden_layers_head": 1}
+OPTIONAL = {"num_scales": 10, "sigma_min": 1.0, "sigma_max": 10.0, "num_hidden_layers_head": 1, "key_size": None}
+FIXED = {"layer_norm_eps": 1e-5}
+IGNORED = ("interpolation_method", "max_positions", "embeddings_layers_to_save", "attention_maps_to_save")
+"""Keys without an effect on what the model computes: two that the code never reads, two of what it returns besides."""
 
 
 def config(published: dict[str, Any], n_genes: int = 0) -> dict[str, dict[str, Any]]:
@@ -143,25 +146,26 @@ def config(published: dict[str, Any], n_genes: int = 0) -> dict[str, dict[str, A
     Args:
       n_genes: length of the gene list, before padding.
 
-    ValueError names keys that are missing, and token ids or an epsilon that no published config has.
+    "data" has the number of cells of a bag, where it is there. ValueError names keys that are missing, and token ids or
+    an epsilon that no published config has.
     """
+    files.check_fixed(published, FIXED)
     c = OPTIONAL | published
     needed = [*SAME, *RENAMED, "alphabet_size", "mask_token_id", "pad_token_id"]
     if missing := [key for key in needed if key not in c]:
         raise ValueError(f"published config: no {', '.join(missing)}; is this an sCT config?")
     n_bins = c["alphabet_size"] - 2
     if (c["mask_token_id"], c["pad_token_id"]) != (n_bins, n_bins + 1):
-        raise ValueError(
-            f"published config: mask {c['mask_token_id']} and pad {c['pad_token_id']} of {c['alphabet_size']} tokens: "
-            "only mask and pad as the last two are supported"
-        )
-    if c.get("layer_norm_eps", 1e-5) != 1e-5:
-        raise ValueError(f"published config: layer_norm_eps={c['layer_norm_eps']}: only 1e-5 is supported")
+        ids = ", ".join(f"{key}={c[key]}" for key in ("mask_token_id", "pad_token_id", "alphabet_size"))
+        raise ValueError(f"published config: {ids}: only mask and padding as the last two are supported")
     model = {key: c[key] for key in SAME} | {ours: c[theirs] for theirs, ours in RENAMED.items()}
     model |= {"n_genes": n_genes, "n_bins": n_bins, "pooling": "avg", "pos": "rope", "norm": "shared"}
+    model["key_size"] = c["key_size"] or c["embed_dim"] // c["attention_heads"]
+    model["remat"] = bool(c.get("use_gradient_checkpointing", False))
     model["spatial"] = "code" if c.get("use_spatial_information") else "none"
     inputs = {"n_bins": n_bins, "score_unmeasured": True, "coords": "raw"}
-    return {"model": model, "inputs": inputs, "loss": {}}
+    bag = {"data": {"bag": c["num_cells"]}} if "num_cells" in c else {}
+    return {"model": model, "inputs": inputs, "loss": {}, **bag}
 
 
 def load(

@@ -1,7 +1,8 @@
-"""Files of published weights and what lies beside them: JSON, safetensors, npz; nothing is unpickled."""
+"""Files of published weights and what lies beside them: JSON, safetensors, npz, arguments; nothing is unpickled."""
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,18 @@ def json_object(path: str | pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: should hold one JSON object")
     return content
+
+
+def check_fixed(published: Mapping[str, Any], fixed: Mapping[str, Any], what: str = "published config") -> None:
+    """Raise ValueError, in one line that names them, for arguments whose only supported value is another.
+
+    Args:
+      fixed: {name of an argument: the value that is supported}.
+    """
+    if wrong := {name: value for name, value in published.items() if name in fixed and value != fixed[name]}:
+        asked = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
+        only = ", ".join(f"{name}={fixed[name]!r}" for name in wrong)
+        raise ValueError(f"{what}: {asked}: only {only} is supported")
 
 
 def arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:

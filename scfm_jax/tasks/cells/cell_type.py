@@ -124,7 +124,7 @@ def objective(
         def prepare(batch, constants):
             return module.prepare(batch, constants, jax.random.key(0), step=0, train=True, **inputs)
 
-        return module.flops(model, jax.eval_shape(prepare, batch, constants))
+        return module.flops(model, jax.eval_shape(prepare, batch, constants), embed=True)
 
     return Objective(init, loss, flops, getattr(module, "project", None))
 

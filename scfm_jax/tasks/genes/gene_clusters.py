@@ -15,36 +15,34 @@ Arrays in, arrays out.
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from scipy import sparse, stats
 
+from scfm_jax import models
 from scfm_jax.tasks.cells.embedding import leiden
 
-TABLES = {
-    "cellplm": ("params", "genes"),
-    "exceiver": ("params", "genes"),
-    "scemb": ("params", "word"),
-    "sclong": ("params", "identity", "genes"),
-}
-"""Where a model keeps the vectors of its genes; rows that are no genes come first in scEMB and last elsewhere."""
 ALIKE = 50
 """Genes that count as alike in number of interactions."""
 
 
+def has_vectors(module: ModuleType) -> bool:
+    """Return whether a model keeps a table of gene vectors: its contract's optional member `gene_vectors`."""
+    return hasattr(module, "gene_vectors")
+
+
 def vectors(model: str, variables: Mapping[str, Any], n_genes: int) -> np.ndarray:
     """Return the model's table of gene vectors, float32; ValueError where the model has none. [V, D]"""
-    node: Any = variables
-    for key in TABLES.get(model, ("no table",)):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    if node is None:
+    module = models.get(model)
+    table = module.gene_vectors(variables, n_genes) if has_vectors(module) else None
+    if table is None:
         raise ValueError(
             f"model {model} has no table of gene vectors; give --input, a file over whose cells its gene "
             "representations are averaged"
         )
-    table = np.asarray(node, np.float32)
-    return table[-n_genes:] if model == "scemb" else table[:n_genes]
+    return np.asarray(table, np.float32)
 
 
 def clusters(x: np.ndarray, *, neighbours: int = 15, resolution: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -52,9 +50,9 @@ def clusters(x: np.ndarray, *, neighbours: int = 15, resolution: float = 1.0, se
     if len(x) <= neighbours or not np.isfinite(x).all():
         raise ValueError(f"{len(x)} gene vectors: more than {neighbours}, all of them finite, are needed")
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    found = leiden(unit, resolution=resolution, seed=seed, k=neighbours)
-    order = np.argsort(-np.bincount(found), kind="stable")
-    return np.argsort(order)[found]
+    labels = leiden(unit, resolution=resolution, seed=seed, k=neighbours)
+    order = np.argsort(-np.bincount(labels), kind="stable")
+    return np.argsort(order)[labels]
 
 
 def alike(*values: np.ndarray, size: int = ALIKE) -> np.ndarray:
@@ -142,9 +140,9 @@ def sets(cluster: np.ndarray, member: sparse.csr_matrix, *, least: int = 5, most
     p = stats.hypergeom.sf(hits - 1, n, size[which], large[where])
     q = false_discovery(p, number * len(kept))
     order = np.argsort(p, kind="stable")
-    found = {"cluster": where, "set": which, "overlap": hits, "size": size[which]}
-    found |= {"expected": size[which] * large[where] / n, "p": p, "q": q}
-    return {name: values[order] for name, values in found.items()}
+    table = {"cluster": where, "set": which, "overlap": hits, "size": size[which]}
+    table |= {"expected": size[which] * large[where] / n, "p": p, "q": q}
+    return {name: values[order] for name, values in table.items()}
 
 
 def false_discovery(p: np.ndarray, tests: int | None = None) -> np.ndarray:

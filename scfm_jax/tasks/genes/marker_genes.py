@@ -95,13 +95,13 @@ def candidates(share: np.ndarray, least: float, at_least: int = TOP) -> np.ndarr
     Raises:
       ValueError: there are no more than `at_least` of them, so that a ranking would choose nothing.
     """
-    found = np.flatnonzero(share >= least)
-    if len(found) <= at_least:
+    chosen = np.flatnonzero(share >= least)
+    if len(chosen) <= at_least:
         raise ValueError(
-            f"{len(found)} genes are expressed in {least:.0%} of the cells of a type: too few to choose {at_least}; "
+            f"{len(chosen)} genes are expressed in {least:.0%} of the cells of a type: too few to choose {at_least}; "
             "lower the share or the number"
         )
-    return found
+    return chosen
 
 
 def top(score: np.ndarray, n: int = TOP) -> np.ndarray:
@@ -137,9 +137,9 @@ def enrichment(score: np.ndarray, markers: np.ndarray, level: np.ndarray, n: int
     chance, expected = np.ones(1), 0.0
     for value in np.unique(level[markers]):
         inside = level == value
-        size, known, taken = int(inside.sum()), int(markers[inside].sum()), int(chosen[inside].sum())
-        chance = np.convolve(chance, stats.hypergeom.pmf(np.arange(known + 1), size, taken, known))
-        expected += taken * known / size
+        size, marked, taken = int(inside.sum()), int(markers[inside].sum()), int(chosen[inside].sum())
+        chance = np.convolve(chance, stats.hypergeom.pmf(np.arange(marked + 1), size, taken, marked))
+        expected += taken * marked / size
     hits = int((chosen & markers).sum())
     above, pairs, variance = _wins(score, markers, level)
     beyond = (above - pairs / 2) / np.sqrt(variance) if variance else np.nan
@@ -157,12 +157,12 @@ def _wins(score: np.ndarray, markers: np.ndarray, level: np.ndarray) -> tuple[fl
     above = pairs = variance = 0.0
     for value in np.unique(level[markers]):
         inside = level == value
-        size, known = int(inside.sum()), int(markers[inside].sum())
-        if known < size:
+        size, marked = int(inside.sum()), int(markers[inside].sum())
+        if marked < size:
             ranks = stats.rankdata(score[inside])
-            above += ranks[markers[inside]].sum() - known * (known + 1) / 2
-            pairs += known * (size - known)
-            variance += known * (size - known) / size * ((ranks - ranks.mean()) ** 2).sum() / (size - 1)
+            above += ranks[markers[inside]].sum() - marked * (marked + 1) / 2
+            pairs += marked * (size - marked)
+            variance += marked * (size - marked) / size * ((ranks - ranks.mean()) ** 2).sum() / (size - 1)
     return above, pairs, variance
 
 

@@ -14,8 +14,9 @@ Null: the same for genes that are as highly expressed in control cells, against 
 (1 + as good ones) / (1 + all). Many genes move cells in like directions, whence the null, not 0, is what counts.
 Ceiling (`reliability`): the cosine of the real shifts of two halves of the cells; near 0 nothing can be predicted.
 
-Ways to perturb (HOW): mask (what the model puts for hidden genes; `MASKED`), delete (no counts, before normalisation),
-overexpress (as many counts as the cell's highest gene). The first two are of cells that express the gene.
+Ways to perturb (HOW): mask (what the model puts for hidden genes: `mask_gene` of its contract), delete (no counts,
+before normalisation), overexpress (as many counts as the cell's highest gene). The first two are of
+cells that express the gene.
 """
 
 import functools
@@ -24,7 +25,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from flax import linen as nn
@@ -107,7 +107,8 @@ class Embedder:
         self._state, self._rules, self._name = (dict(variables), dict(constants)), bags.rules(module, config), name
         self.alone = not self._rules.together
         self._plain = jax.jit(functools.partial(_cells, module, model, inputs))
-        self._masked = MASKED.get(name) and jax.jit(functools.partial(MASKED[name], module, model, inputs))
+        mask = getattr(module, "mask_gene", None)
+        self._masked = mask and jax.jit(functools.partial(_masked, mask, model, inputs))
 
     def __call__(self, counts: sp.csr_matrix, masked: np.ndarray | None, group: np.ndarray) -> np.ndarray:
         """Return the embeddings of cells; see `Embed`."""
@@ -226,54 +227,15 @@ def p_value(observed: float, null: Sequence[float]) -> float:
     return (1 + int((np.asarray(null) >= observed).sum())) / (1 + len(null))
 
 
-# -------------------------------------------------------------------------------------------------- masks of the models
+# ----------------------------------------------------------------------------------------------------------- embeddings
 
 
 def _cells(module, model, inputs, variables, constants, batch: Batch) -> Array:
     """Return the embeddings of a batch, as `infer.embed` has them. [B, C, D]"""
-    given = _prepared(module, batch, constants, inputs)
-    return model.apply(variables, given, train=False, rngs={"latent": jax.random.key(0)}).cells
+    prepared = module.prepare(batch, constants, jax.random.key(0), step=0, train=False, **inputs)
+    return model.apply(variables, prepared, train=False, rngs={"latent": jax.random.key(0)}).cells
 
 
-def _prepared(module, batch: Batch, constants, inputs, **changes: Any) -> dict[str, Any]:
-    return module.prepare(batch, constants, jax.random.key(0), step=0, train=False, **{**inputs, **changes})
-
-
-def _exceiver(module, model, inputs, variables, constants, batch: Batch, gene: Array) -> Array:
-    """The gene's vector and value become those of the mask token."""
-    given = _prepared(module, batch, constants, inputs)
-    latents = model.apply(variables, given, given["genes"] == gene[..., None], False, method="encode")
-    return latents.reshape(*gene.shape, -1)
-
-
-def _scemb(module, model, inputs, variables, constants, batch: Batch, gene: Array) -> Array:
-    """The gene's token becomes the mask's and keeps its position (the paper's way)."""
-    given = _prepared(module, batch, constants, inputs, mask_rate=0.0)
-    return model.apply(variables, module.perturb(given, gene[..., None], "mask"), train=False).cells
-
-
-def _sct(module, model, inputs, variables, constants, batch: Batch, gene: Array) -> Array:
-    """The gene's bin becomes the mask's."""
-    given = _prepared(module, batch, constants, inputs, mask="none")
-    hit = jnp.arange(given["tokens"].shape[-1]) == gene[..., None]
-    tokens = jnp.where(hit, model.n_bins, given["tokens"])
-    return model.apply(variables, given | {"tokens": tokens}, train=False).cells
-
-
-def _sclong(module, model, inputs, variables, constants, batch: Batch, gene: Array) -> Array:
-    """The gene's value becomes the one that stands for [MASK]."""
-    given = _prepared(module, batch, constants, inputs, mask_rate=0.0)
-    hit = (jnp.arange(given["values"].shape[-1]) == gene[..., None]) & (given["values"] != 0)
-    values = jnp.where(hit, module.MASK, given["values"])
-    return model.apply(variables, given | {"values": values}, train=False).cells
-
-
-def _cellplm(module, model, inputs, variables, constants, batch: Batch, gene: Array) -> Array:
-    """The gene's value becomes 0, as that of any hidden one; the others are not scaled."""
-    given = _prepared(module, batch, constants, inputs)
-    values = jnp.where(given["slots"] == gene[..., None], 0, given["values"])
-    return model.apply(variables, given | {"values": values}, train=False, rngs={"latent": jax.random.key(0)}).cells
-
-
-MASKED = {"cellplm": _cellplm, "exceiver": _exceiver, "scemb": _scemb, "sclong": _sclong, "sct": _sct}
-"""How each model masks a gene in each cell, -1 for none: (..., batch, gene [B, C]) -> embeddings [B, C, D]."""
+def _masked(mask, model, inputs, variables, constants, batch: Batch, gene: Array) -> Array:
+    """Return the embeddings of cells in which a gene is masked, -1 for none: `gene` [B, C] -> [B, C, D]"""
+    return mask(model, variables, batch, constants, gene, inputs=inputs)
