@@ -1,9 +1,9 @@
 """Score a model's embedding of a labelled file beside its baselines, and write down both.
 
-Leaves in the workdir what `experiments.report` shows: embedding.h5ad, the file and its embedding, and scores.json.
+Leaves in the workdir what `experiments.report` shows: embedding.h5ad, the file and its embedding, scores.json, and
+beside.npz, the embeddings that were compared.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_pipeline.files import h5ad
+from data_pipeline.files import h5ad, whole
+from experiments.pages import output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import embedding as task
 
 MOST_CELLS = 20_000
 """Cells that are scored; of larger files a random sample."""
+BESIDE = "beside.npz"
+"""File of the scored cells' embeddings by each method, of the first seed, and their labels."""
 SHOWN = ("accuracy", "f1", "nmi", "ari", "nmi_best", "ari_best", "batch_accuracy")
 
 
@@ -67,10 +70,12 @@ def evaluate(
     task.countable(labels)
     embedding = embed_file(run, source, workdir, say=say, **options)[cells]
     rows = []
+    first: dict[str, np.ndarray] = {}
     for seed in seeds:
         twin = run.twin(seed).embed(source, say=lambda _: None, **options)[cells]
         for name, x in ((run.name, embedding), ("PCA-50", task.pca(matrix, seed=seed)), ("random twin", twin)):
             rows.append({"embedding": name, "seed": seed, **task.score(x, labels, batches, seed=seed)})
+            first.setdefault(name, x.astype(np.float32))
         say(f"scored with seed {seed}")
     scores = {
         "input": pathlib.Path(source).name,
@@ -82,9 +87,9 @@ def evaluate(
         "types": rows[0]["types"],
         "rows": rows,
     }
-    partial = workdir / "scores.json.partial"
-    partial.write_text(json.dumps(scores, indent=1) + "\n")
-    partial.replace(workdir / "scores.json")
+    with whole.writing(workdir / BESIDE) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, label=labels.astype(str), **first)
+    output.write_file(workdir / "scores.json", scores)
     return scores
 
 
