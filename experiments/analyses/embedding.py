@@ -1,9 +1,9 @@
 """Score a model's embedding of a labelled file beside its baselines, and write down both.
 
-Leaves in the workdir what `experiments.report` shows: embedding.h5ad, the file and its embedding, and scores.json.
+Leaves in the workdir what `experiments.report` shows: embedding.h5ad, the file and its embedding, scores.json, and
+beside.npz, the embeddings that were compared.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -13,12 +13,15 @@ import numpy as np
 import pandas as pd
 
 from data_pipeline.files import h5ad, whole
+from experiments.pages import output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import embedding as task
 from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
 """Cells that are scored; of larger files a random sample."""
+BESIDE = "beside.npz"
+"""File of the scored cells' embeddings by each method, of the first seed, and their labels."""
 SHOWN = ("accuracy", "f1", "nmi", "ari", "nmi_best", "ari_best", "batch_accuracy")
 
 
@@ -71,8 +74,11 @@ def evaluate(
         "random twin": lambda seed: run.twin(seed).embed(source, say=lambda _: None, **options)[cells],
     }
     rows = []
+    first: dict[str, np.ndarray] = {}
     for seed, name in pace.counted([(seed, name) for seed in seeds for name in ways], "scored", say):
-        rows.append({"embedding": name, "seed": seed, **task.score(ways[name](seed), labels, batches, seed=seed)})
+        x = ways[name](seed)
+        rows.append({"embedding": name, "seed": seed, **task.score(x, labels, batches, seed=seed)})
+        first.setdefault(name, x.astype(np.float32))
     scores = {
         "input": pathlib.Path(source).name,
         "weights": run.source,
@@ -83,7 +89,9 @@ def evaluate(
         "types": rows[0]["types"],
         "rows": rows,
     }
-    whole.write_file(workdir / "scores.json", (json.dumps(scores, indent=1) + "\n").encode())
+    with whole.writing(workdir / BESIDE) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, label=labels.astype(str), **first)
+    output.write_file(workdir / "scores.json", scores)
     return scores
 
 

@@ -108,6 +108,25 @@ def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[En
     return _save(figure, "png"), legend
 
 
+def beside(maps: Mapping[str, tuple[np.ndarray, str]], values: pd.Series) -> tuple[bytes, list[Entry]]:
+    """Draw maps of the same cells side by side as PNG, coloured by one column, and return their common legend.
+
+    Args:
+      maps: {name of the embedding: (cells in two dimensions [n, 2], what is written below)}.
+      values: of the column. [n]
+    """
+    figure = Figure(figsize=(4.2 * len(maps), 4.4), layout="constrained")
+    legend: list[Entry] = []
+    for axes, (name, (xy, words)) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        legend = _categories(axes, xy, values, float(np.clip(9_000 / len(xy), 2, 20)))
+        axes.set_title(name, fontsize=12, weight="bold")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel(words, fontsize=10)
+        axes.spines[:].set_color(FAINT)
+    return _save(figure, "png"), legend
+
+
 def intervals(rows: Sequence[Method], text: str) -> bytes:
     """Draw each method as a mean with its 95 % interval and single seeds, as SVG; kinds differ in mark and colour."""
     figure = Figure(figsize=(4.3, 0.9 + 0.27 * len(rows)), layout="constrained")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.analyses import embedding as embedding_analysis
-from experiments.pages import document, figures
+from experiments.pages import document, figures, output
 from experiments.pages.document import Html, Section
 from scfm_jax.saving import checkpoint
 from scfm_jax.tasks.cells.embedding import METRICS
@@ -75,7 +75,7 @@ def write(
         missing.append("no metrics: the run has not logged a step yet")
     sections = [
         Section("Scores", scores),
-        Section("Embedding", maps),
+        Section("Embedding", compared(workdir) + maps),
         Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
         Section("Genes", _genes(meta, provenance)),
         Section("Not here", document.listed(missing)),
@@ -136,6 +136,32 @@ def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
     return document.table("Scores of the embedding", ["", *means.index], rows) + document.note(note)
 
 
+def compared(workdir: pathlib.Path) -> str:
+    """Return the embedding beside PCA and the random twin as HTML, and leave the picture as beside.png.
+
+    "" where `experiments.evaluate` has not compared them yet.
+    """
+    if not (workdir / embedding_analysis.BESIDE).exists() or not (workdir / "scores.json").exists():
+        return ""
+    with np.load(workdir / embedding_analysis.BESIDE) as file:
+        arrays = dict(file)
+    scores = json.loads((workdir / "scores.json").read_text())
+    means, labels = embedding_analysis.summary(scores), pd.Series(arrays.pop("label"))
+    rows = np.arange(len(labels))
+    if len(rows) > MOST_CELLS // 4:
+        rows = np.sort(np.random.default_rng(0).choice(len(rows), MOST_CELLS // 4, replace=False))
+    shown = [metric for metric in ("accuracy", "nmi") if metric in means]
+    maps = {
+        name: (figures.umap(x[rows]), ", ".join(f"{METRICS[m]} {means[m][name]:.2f}" for m in shown))
+        for name, x in arrays.items()
+    }
+    picture, entries = figures.beside(maps, labels.iloc[rows].reset_index(drop=True))
+    output.write_file(workdir / "beside.png", picture)
+    caption = f"The same {len(rows):,} cells by each embedding, coloured by {scores['label']}"
+    alt = f"{caption}: " + "; ".join(f"{name}, {words}" for name, (_, words) in maps.items())
+    return document.figure(caption, picture, "png", alt, legend_of(entries))
+
+
 def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, Any], str]:
     """Return (provenance, section of pictures) of the newest embedding in an .h5ad file."""
     obs, embedding, provenance = _read_embedding(path)
@@ -162,13 +188,18 @@ def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str, insi
     picture, entries = figures.cells(xy, values, column)
     alt = f"{caption}: UMAP of {len(xy)} cells coloured by {column}: "
     alt += ", ".join(f"{e.name} ({e.cells})" for e in entries)
-    legend = "".join(
+    legend = legend_of(entries)
+    return document.figure(caption, picture, "png", alt, legend if inside else ""), legend
+
+
+def legend_of(entries: Sequence[figures.Entry]) -> str:
+    """Return a legend as HTML, "" where there is nothing in it."""
+    lines = "".join(
         f'<li><span style="color:{e.colour}" aria-hidden="true">{e.mark}</span> {document.text(e.name)} '
         f"<small>{e.cells:,}</small></li>"
         for e in entries
     )
-    legend = f'<ul class="legend">{legend}</ul>' if legend else ""
-    return document.figure(caption, picture, "png", alt, legend if inside else ""), legend
+    return f'<ul class="legend">{lines}</ul>' if lines else ""
 
 
 def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
