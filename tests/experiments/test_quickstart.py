@@ -1,6 +1,7 @@
 """The quickstart: counts recovered exactly, and the whole walk in one command."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def store_of(tmp_path, n_genes: int):
 def test_many_genes_are_cut_down_to_the_most_variable(tmp_path, capsys):
     store = store_of(tmp_path, 300)
     config = quickstart.configured(tmp_path, 50)
-    chosen = open(config.data.genes).read().split()
+    chosen = pathlib.Path(config.data.genes).read_text().split()
     assert len(chosen) == len(set(chosen)) == 50 and [g for g in store.genes if g in chosen] == chosen
     scores = dict(zip(store.genes, expression.variability(store), strict=True))
     allowed = np.array(store.genes)[expression.expressed(store) >= quickstart.MIN_SHARE]
