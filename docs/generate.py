@@ -4,6 +4,9 @@ A hook of mkdocs (see mkdocs.yml). Nothing of it is kept in the repository, so n
 """
 
 import ast
+import html
+import importlib
+import inspect
 import pathlib
 import re
 import sys
@@ -66,9 +69,21 @@ def tree() -> str:
 
 
 def commands() -> str:
-    """Return every command: what it does, how it is called, its options."""
+    """Return every command: what it does, how it is called, its options, as its own file declares them."""
     sys.path.insert(0, str(ROOT))
-    return "# Commands\n"  # STUB
+    listing = importlib.import_module("experiments.__main__").commands()
+    lines = ["# Commands", "", "`python -m experiments` lists them; installed, the same program is called `scfm`.", ""]
+    lines += ["| command | what it does |", "|---|---|"]
+    lines += [f"| [{name}](#{name}) | {purpose} |" for name, purpose in listing.items()]
+    for name in listing:
+        module = importlib.import_module(f"experiments.{name}")
+        lines += ["", f"## {name}", "", "```text", inspect.cleandoc(module.__doc__), "```", ""]
+        table = module.OPTIONS
+        lines += ["| flag | default | what it means |", "|---|---|---|"] if table else []
+        for flag, option in table.items():
+            default = "" if option.default in (None, [], "") else f"`{option.default}`"
+            lines.append(f"| `--{flag}` | {default} | {html.escape(option.help).replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
 
 
 def api() -> Iterator[tuple[str, str]]:

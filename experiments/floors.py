@@ -26,20 +26,19 @@ from experiments import cli
 PARTS = ("imputation", "denoising", "transfer", "pretraining")
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("input", None, "File of raw counts.")
-flags.DEFINE_list("reference", [], "Files of other studies, such as those that a model was trained on.")
-flags.DEFINE_string("output", None, "Folder to write; must not exist.")
-flags.DEFINE_list("parts", list(PARTS), "What to score.")
-flags.DEFINE_string("genes", None, "Gene list, a gene a line; all genes of the input, if left out.")
-flags.DEFINE_integer("number", 0, "Genes of the list to take, the most widely expressed of --reference; 0: all.", 0)
-flags.DEFINE_list("rates", ["0.15", "0.8"], "Shares of genes to hide.")
-flags.DEFINE_integer("seeds", 5, "Number of evaluation seeds.", 1)
-flags.DEFINE_integer("cells", 200, "Cells of a seed of imputation and denoising, in whole bags drawn at random.", 2)
-flags.DEFINE_integer("reference_cells", 1000, "Cells of the reference that imputation learns from.", 1)
-flags.DEFINE_integer("bag", 10, "Cells of a bag, which are drawn together.", 2)
-flags.DEFINE_string("sample_key", "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.')
-flags.DEFINE_list("gene_table", [], "Tables that translate gene names, HGNC or GENCODE style.")
-flags.DEFINE_float("min_mapped", 0.01, "Least share of a file's genes that the list must know.", 0, 1)
+OPTIONS = cli.options(
+    "input output sample_key gene_table",
+    reference=(list, [], "Files of other studies, such as those that a model was trained on."),
+    parts=(list, list(PARTS), "What to score."),
+    genes=(str, None, "Gene list, a gene a line; all genes of the input, if left out."),
+    number=(int, 0, "Genes of the list to take, the most widely expressed of --reference; 0: all.", 0),
+    rates=(list, ["0.15", "0.8"], "Shares of genes to hide."),
+    seeds=(int, 5, "Number of evaluation seeds.", 1),
+    cells=(int, 200, "Cells of a seed of imputation and denoising, in whole bags drawn at random.", 2),
+    reference_cells=(int, 1000, "Cells of the reference that imputation learns from.", 1),
+    bag=(int, 10, "Cells of a bag, which are drawn together.", 2),
+    min_mapped=(float, 0.01, "Least share of a file's genes that the list must know.", 0, 1),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,4 +66,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, OPTIONS)

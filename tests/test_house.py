@@ -31,22 +31,35 @@ def imports(path: pathlib.Path) -> set[str]:
     return found
 
 
+NOWHERE = ("tensorflow", "jax.experimental.pjit")
+GROUND = ("jax", "flax", "optax", "orbax", "torch", "scfm_jax", "configs", "experiments")
+DEVICE = ("data_pipeline", "configs", "experiments", "anndata", "scanpy")
+NEVER = {
+    "data_pipeline/": GROUND,
+    "data_pipeline/files/": ("data_pipeline.genes", "data_pipeline.store", "data_pipeline.batches"),
+    "data_pipeline/genes/": ("data_pipeline.store", "data_pipeline.batches"),
+    "data_pipeline/store/": ("data_pipeline.batches",),
+    "scfm_jax/api/": ("configs", "experiments"),
+    "scfm_jax/tasks/": (*DEVICE, "scfm_jax.api"),
+    "scfm_jax/inference/": (*DEVICE, "scfm_jax.api", "scfm_jax.tasks", "scfm_jax.models"),
+    "scfm_jax/models/": (*DEVICE, *(f"scfm_jax.{wing}" for wing in ("api", "tasks", "inference", "training"))),
+    "scfm_jax/training/": (*DEVICE, *(f"scfm_jax.{wing}" for wing in ("api", "tasks", "inference", "models"))),
+    "scfm_jax/saving/": (*DEVICE, *(f"scfm_jax.{w}" for w in ("api", "tasks", "inference", "models", "training"))),
+    "scfm_jax/layers/": (
+        *DEVICE,
+        *(f"scfm_jax.{wing}" for wing in ("api", "tasks", "inference", "models", "training", "saving")),
+    ),
+    "configs/": ("experiments", "data_pipeline"),
+}
+"""What may not be imported: the order is experiments, configs, api, tasks, inference, models, layers."""
+
+
 def forbidden(path: pathlib.Path) -> list[str]:
     """Return the import prefixes that this file may not use."""
     place = path.relative_to(ROOT).as_posix()
-    never = ["tensorflow", "jax.experimental.pjit"]
-    if place.startswith("data_pipeline/"):
-        return [*never, "jax", "flax", "optax", "orbax", "scfm_jax", "experiments", "torch"]
-    if place.startswith("scfm_jax/api/"):
-        return [*never, "experiments"]
-    if place.startswith("scfm_jax/"):
-        never += ["data_pipeline", "experiments", "anndata", "scanpy"]
-        if place.startswith(("scfm_jax/models/", "scfm_jax/layers/")):
-            never += [f"scfm_jax.{wing}" for wing in ("tasks", "training", "inference", "api")]
-        if place.startswith("scfm_jax/layers/") or place == "scfm_jax/types.py":
-            never += ["scfm_jax.models"]
-        if place.startswith("scfm_jax/models/") and place.count("/") > 2:
-            never += [f"scfm_jax.models.{other}" for other in models.names() if other != path.parent.name]
+    never = [*NOWHERE, *(name for folder, names in NEVER.items() if place.startswith(folder) for name in names)]
+    if path.parent.parent == MODELS:
+        never += [f"scfm_jax.models.{other}" for other in models.names() if other != path.parent.name]
     return never
 
 
@@ -205,12 +218,20 @@ def test_readme_commands_are_those_that_ci_runs():
         assert command in ci, command
 
 
-def test_readme_map_names_every_file_there_is():
-    readme = (ROOT / "README.md").read_text()
-    block = readme.split("<!-- map -->")[1]
-    named = set(re.findall(r"`([\w/]+\.py)`", block))
-    real = {p.relative_to(ROOT).as_posix() for p in SOURCES if p.name != "__init__.py"}
-    assert named == real, f"missing {sorted(real - named)}, gone {sorted(named - real)}"
+def test_readme_is_a_page_or_two_and_what_it_names_is_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 140
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    assert len(links) > 5 and not [link for link in links if not (ROOT / link).exists()]
+    named = set(re.findall(r"experiments\.(\w+)", text))
+    assert not [name for name in named if not (ROOT / "experiments" / f"{name}.py").exists()], named
+
+
+def test_every_page_of_the_website_is_in_its_navigation():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    named = set(re.findall(r"(\w+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    assert named - pages == {"index.md", "commands.md", "map.md"}, "those are made by docs/generate.py"
+    assert pages <= named
 
 
 def test_nothing_names_a_machine():
