@@ -95,7 +95,7 @@ class Suite:
         self.entrants, self.studies, self.reference = list(entrants), list(studies), list(reference)
         self.folder, self.n_cells, self.n_seeds, self.say = folder, cells, seeds, say
         self.columns = {study.name: shared_genes(study, entrants) for study in studies}
-        self._code = functools.cache(lambda *modules: keys.code(modules, source))
+        self._source, self._code = source, functools.cache(lambda *modules: keys.code(modules, source))
         self.plan = [
             self._cell(entrant, task, study, seed)
             for seed in range(seeds)
@@ -134,7 +134,7 @@ class Suite:
 
     def _picture(self, entrant: Entrant | None, study: Study) -> None:
         try:
-            pictures.write(entrant, study, 0, self.n_cells, self.folder / "pictures")
+            pictures.write(entrant, study, 0, self.n_cells, self.folder / "pictures", self._source)
         except Inapplicable:
             pass
         except Exception as error:  # as in `fill`

@@ -8,19 +8,31 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from data_pipeline.files import whole
-from experiments.suite import embeddings, tasks
+from experiments.suite import embeddings, keys, tasks
 from experiments.suite.entrants import Entrant, Study
 from scfm_jax.tasks.cells import embedding
 
 
-def write(entrant: Entrant | None, study: Study, seed: int, cells: int, folder: pathlib.Path) -> None:
+def write(
+    entrant: Entrant | None,
+    study: Study,
+    seed: int,
+    cells: int,
+    folder: pathlib.Path,
+    source: keys.Source = keys.source,
+) -> None:
     """Write the embedding of a run, or PCA-50, and the confusion of five neighbours, unless they are there already.
+
+    They are if nothing that they depend on has changed since, the code (of which `source` is the text) included.
 
     Raises:
       Inapplicable: the study has no labels, or the run cannot be given any study.
     """
     tasks.check_needs({"labels"}, entrant, study)
-    key = f"{entrant.weights if entrant else ''} {study.sha256} {seed} {cells}"
+    modules = [__name__, *([entrant.run.module.__name__] if entrant else [])]
+    content = {"weights": entrant.weights if entrant else None, "data": study.sha256, "tables": study.tables_sha256}
+    content |= {"columns": [study.label, study.batch], "seed": seed, "cells": cells}
+    key = keys.of({**content, "code": keys.code(modules, source)})
     path = folder / f"{entrant.name if entrant else 'PCA-50'}@{study.name}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as arrays:

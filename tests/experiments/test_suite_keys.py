@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from experiments.suite import entrants, fill, keys, tasks
+from experiments.suite import entrants, fill, keys, pictures, tasks
 from scfm_jax import models
 from tests.harness import ROOT, suites
 
@@ -101,6 +101,19 @@ def test_all_code_that_an_imputed_number_passes_through_counts(module, changed):
     assert {("first", "gene_imputation"), ("second", "gene_imputation"), ("", "gene_imputation")} <= changed(
         edited(module)
     )
+
+
+def test_a_picture_is_drawn_again_where_its_code_changed(ground, tmp_path):
+    study = entrants.Study(ground[1][0])
+
+    def draw(source: keys.Source) -> int:
+        """Return which file the picture is."""
+        pictures.write(None, study, 0, 60, tmp_path, source)
+        return next(tmp_path.iterdir()).stat().st_ino
+
+    first = draw(keys.source)
+    assert draw(keys.source) == first and draw(edited("scfm_jax.models.cellplm.network")) == first
+    assert draw(edited("scfm_jax.tasks.cells.embedding")) != first
 
 
 def test_a_model_counts_where_it_runs(changed):
