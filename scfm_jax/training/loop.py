@@ -1,7 +1,7 @@
 """The loop: one function trains every model and task, on every mesh, and can be stopped and resumed anywhere.
 
 A run is a function of (config, seed): N steps equal k steps, a restart in a new process and N - k steps, bit by bit,
-for the state and for metrics.jsonl. What makes it so is in `run.py`; what a step computes is in `step.py`.
+for the state and for metrics.jsonl. What makes it so is in `progress.py`; what a step computes is in `step.py`.
 
 The devices are kept busy: step n is dispatched, then the metrics of n - 1 are read and the batch of n + 1 is fetched.
 """
