@@ -6,8 +6,8 @@
   python -m experiments.bench infer --model=sclong [--row=L]
   python -m experiments.bench lengths --store=DIR            (scEMB: batches of cells of like length against padding)
 
-`--row` chooses among the sizes that `experiments/bench_<model>.py` has; `--plan` compiles the step and says what memory
-it would take, without running it.
+`--row` chooses among the sizes that `experiments/benches/<model>.py` has; `--plan` compiles the step and says what
+memory it would take, without running it.
 
 Speeds are of this machine under its load of the moment, so cpu seconds are printed too.
 """

@@ -256,3 +256,14 @@ def test_what_is_printed_is_a_command_line_again():
     words = key_notes.text({"optim": {"no_decay": ("bias$", "norm")}}, "x").splitlines()[1].split("  # ")[0].rstrip()
     said = subprocess.run(["bash", "-c", f"printf %s {words}"], capture_output=True, text=True).stdout
     assert said == '--config.optim.no_decay=("bias$", "norm")'
+
+
+def test_sweeps_are_found_by_name_too_and_a_typo_lists_them_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made, variant = config_file.load("sweep_sct_ablation:small", "sweep")
+    assert callable(made.get_sweep) and variant == "small"
+    with pytest.raises(
+        FileNotFoundError, match=r"--sweep=sweep_sct_ablatoin: .*did you mean sweep_sct_ablation"
+    ) as error:
+        config_file.find("sweep_sct_ablatoin", "sweep")
+    assert "pretrain" not in str(error.value)
