@@ -6,12 +6,12 @@ REQUIRES = [
     "jax>=0.10.2",
     "flax>=0.12",
     "optax>=0.2.5",
-    "orbax-checkpoint>=0.11.28",
+    "orbax-checkpoint>=0.11.28,<1",  # 1.0 has another API under the same names
     "jraph>=0.0.6.dev0",
     "numpy>=2.0",
     "scipy>=1.14",
     "pandas>=2.2",
-    "anndata>=0.12",
+    "anndata>=0.12,<0.15",  # 0.14 writes text with missing values in a way of its own
     "zarr>=3.0",
     "tensorstore>=0.1.70",
     "ml-collections>=1.0",
@@ -20,7 +20,7 @@ REQUIRES = [
     "dask[distributed]>=2025.1",
     "scanpy>=1.11",
     "scikit-learn>=1.5",
-    "igraph>=0.11",
+    "graspologic-native>=1.3",  # Leiden, under the MIT licence
     "matplotlib>=3.9",
     "seaborn>=0.13",
     "google-crc32c>=1.5",
@@ -37,7 +37,10 @@ EXTRAS = {
     "bench": ["torch>=2.2", "transformers>=4.48"],
     "harmony": ["harmonypy>=2.0"],
     "wandb": ["wandb>=0.18"],
+    "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # mkdocs 2 has no plugins
     "cuda12": ["jax[cuda12]>=0.10.2"],
+    "cuda13": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from data_pipeline.files.columns import codes
+
 SCOPED = ("batch", "donor", "group")
 IMPLICIT = ("study", "group", "n_genes")
 
@@ -45,10 +47,7 @@ def column(study, name: str) -> pd.Series | pd.Categorical | np.ndarray:
 
 def coded(study, name: str) -> tuple[np.ndarray, list[str]]:
     """Return (index into the values, -1 where unknown [n]; the values as text) of a column of a study."""
-    values = pd.Categorical(column(study, name))
-    text = [str(v) for v in values.categories]
-    known = np.array([bool(v) for v in text] + [False])
-    return np.where(known[values.codes], values.codes, -1), text
+    return codes(column(study, name))
 
 
 def scoped(study, name: str, value: str) -> str:

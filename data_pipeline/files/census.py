@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from data_pipeline.files.columns import text
+
 MEASUREMENT, LAYER = "RNA", "raw"
 PRESENCE = "feature_dataset_presence_matrix"
 # The public bucket of the Census; local paths and other stores do not look at it.
@@ -67,7 +69,7 @@ def datasets(query: Query) -> list[Query]:
         if "dataset_id" not in reader.experiment.obs.schema.names:
             found = [None]
         else:
-            found = sorted(set(reader.obs(["dataset_id"])["dataset_id"].astype(str)))
+            found = sorted(set(text(reader.obs(["dataset_id"])["dataset_id"])) - {None})
     if not found:
         raise ValueError(f"{query.uri}: no cell fulfils {query.condition!r}; loosen --census_query")
     return [dataclasses.replace(query, dataset=dataset) for dataset in found]

@@ -12,18 +12,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
 from data_pipeline.files import whole
 from data_pipeline.files.matrix import open_rows
 from data_pipeline.files.sources import Source, open_source
+
+if TYPE_CHECKING:  # it costs a second to import
+    import anndata
 
 LARGEST = 2**31 - 1
 CHUNK = 4096  # cells read at a time
@@ -31,7 +32,7 @@ GAP = 32  # rows between two wanted ones that are read rather than skipped
 
 
 def read_counts(
-    source: str | os.PathLike | anndata.AnnData,
+    source: "str | os.PathLike | anndata.AnnData",
     *,
     layer: str | None = None,
     raw: bool | None = None,
@@ -188,7 +189,7 @@ def why_not_counts(values: np.ndarray) -> str | None:
 
 
 def write_embedding(
-    source: str | os.PathLike | anndata.AnnData,
+    source: "str | os.PathLike | anndata.AnnData",
     output: str | os.PathLike,
     key: str,
     embedding: np.ndarray,
@@ -203,6 +204,8 @@ def write_embedding(
     OSError of one line, to overwrite `output`, to overwrite `key` without `replace`, and an embedding of another number
     of cells; whatever fails leaves nothing behind.
     """
+    from anndata.io import write_elem  # here, for what it costs to import
+
     output, embedding = Path(output), np.asarray(embedding, np.float32)
     if output.exists():
         raise FileExistsError(f"{output}: exists already and is not overwritten: choose another name or remove it")
@@ -215,7 +218,7 @@ def write_embedding(
         if key in cells.obsm and not replace:
             raise ValueError(f"{cells.path}: obsm[{key!r}] is there already: choose another key, or replace it")
         with _whole(output) as partial:
-            if isinstance(source, anndata.AnnData):
+            if not isinstance(source, str | os.PathLike):
                 source.write_h5ad(partial)
             elif isinstance(cells.root, h5py.File):
                 shutil.copyfile(cells.path, partial)
@@ -242,6 +245,9 @@ def _whole(output: Path) -> Iterator[Path]:
 
 def _stream(cells: Source, path: Path) -> None:
     """Write tables and what else is small, then every matrix a run of cells at a time."""
+    import anndata
+    from anndata.io import read_elem, sparse_dataset, write_elem
+
     frame = anndata.AnnData(obs=cells.table("obs"), var=cells.table("var"), obsm=dict(cells.obsm))
     frame.write_h5ad(path)
     with h5py.File(path, "r+") as file:
@@ -254,16 +260,17 @@ def _stream(cells: Source, path: Path) -> None:
                 write_elem(file, "raw", {})
                 file["raw"].attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
                 write_elem(file["raw"], "var", cells.table("raw/var"))
-            place = "raw/X" if name == "raw" else name
-            if place in file:
-                del file[place]
+            folder, _, key = ("raw/X" if name == "raw" else name).rpartition("/")
+            group = file.require_group(folder) if folder else file
+            if key in group:
+                del group[key]
             for start in range(0, rows.shape[0], CHUNK):
                 block = rows.read(start, min(start + CHUNK, rows.shape[0]))
                 block.indptr = block.indptr.astype(np.int64)
                 if start:
-                    sparse_dataset(file[place]).append(block)
+                    sparse_dataset(group[key]).append(block)
                 else:
-                    write_elem(file, place, block)
+                    write_elem(group, key, block)  # not "layers/counts": anndata 0.13 refuses paths
             rows.close()
 
 

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 BLOCK = 1 << 23  # entries of a matrix read at a time
@@ -23,6 +22,8 @@ def open_rows(element: Any) -> "Csr | Csc | Dense | Columns":
 
     ValueError where it is none of these.
     """
+    from anndata.abc import CSCDataset, CSRDataset  # here, for what it costs to import
+
     if isinstance(element, Csr | Csc | Dense | Columns):
         return element
     if isinstance(element, CSRDataset | CSCDataset):

@@ -4,14 +4,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
 
 from data_pipeline.files import matrix
+
+if TYPE_CHECKING:  # it costs a second to import
+    import anndata
 
 
 @dataclass
@@ -29,12 +31,12 @@ class Source:
     root: Any = None
 
 
-def open_source(source: str | os.PathLike | anndata.AnnData) -> Source:
+def open_source(source: "str | os.PathLike | anndata.AnnData") -> Source:
     """Open a .h5ad, an AnnData .zarr folder, a 10x .h5, a 10x mtx folder, or an AnnData object.
 
     FileNotFoundError, PermissionError or ValueError, in one line, where it is none of these.
     """
-    return _from_anndata(source) if isinstance(source, anndata.AnnData) else _from_path(Path(source))
+    return _from_path(Path(source)) if isinstance(source, str | os.PathLike) else _from_anndata(source)
 
 
 def _from_path(path: Path) -> Source:
@@ -67,6 +69,8 @@ def _from_path(path: Path) -> Source:
 
 def _from_groups(path: Path, root: Any, close: Callable[[], None] = lambda: None) -> Source:
     """Open AnnData's layout in an HDF5 file or a zarr group."""
+    from anndata.io import read_elem  # here, for what it costs to import
+
     missing = [name for name in ("obs", "var") if name not in root]
     if missing:
         raise ValueError(
@@ -80,12 +84,12 @@ def _from_groups(path: Path, root: Any, close: Callable[[], None] = lambda: None
 
     def table(name: str) -> pd.DataFrame:
         try:
-            return anndata.io.read_elem(root[name])
+            return read_elem(root[name])
         except Exception as error:  # anndata raises many kinds for a damaged table
             text = " ".join(str(error).split())
             raise ValueError(f"{path}: the table {name} cannot be read: {text}") from error
 
-    obsm = _Lazy({name: lambda name=name: root[f"obsm/{name}"] for name in _keys(root, "obsm")}, anndata.io.read_elem)
+    obsm = _Lazy({name: lambda name=name: root[f"obsm/{name}"] for name in _keys(root, "obsm")}, read_elem)
     return Source(str(path), matrices, table, obsm, close, root)
 
 
@@ -119,8 +123,9 @@ def _from_zarr(path: Path) -> Source:
     return _from_groups(path, root)
 
 
-def _from_anndata(adata: anndata.AnnData) -> Source:
-    matrices = {"X": adata.X} | {f"layers/{name}": adata.layers[name] for name in adata.layers}
+def _from_anndata(adata: "anndata.AnnData") -> Source:
+    layers = {f"layers/{name}": adata.layers[name] for name in adata.layers if name is not None}
+    matrices = {"X": adata.X} | layers  # from anndata 0.13 on, X is also the layer None
     tables = {"obs": adata.obs, "var": adata.var}
     if adata.raw is not None:
         matrices["raw"], tables["raw/var"] = adata.raw.X, adata.raw.var

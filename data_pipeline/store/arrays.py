@@ -44,7 +44,8 @@ def _metadata(shape: tuple[int, ...], dtype: np.dtype) -> dict:
 
 
 def _spec(path: str | os.PathLike) -> dict:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{os.fspath(path)}/"}}
+    path = os.path.realpath(path)  # TensorStore refuses a path with ".."
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
 
 
 def open_array(path: str | os.PathLike) -> ts.TensorStore:

@@ -105,7 +105,7 @@ def ingest(
     A study that the store has already is kept; where its source or settings were others, that is a ValueError before
     anything is written. ValueError, FileNotFoundError or OSError where nothing at all can be done.
     """
-    store, settings = pathlib.Path(store).absolute(), settings or Settings()
+    store, settings = pathlib.Path(os.path.expanduser(store)).absolute(), settings or Settings()
     with ledger.writing(store) as manifest:
         pending = _pending(sources, manifest, settings, say)
         failed, tables = {}, [str(pathlib.Path(table).absolute()) for table in tables or ()]

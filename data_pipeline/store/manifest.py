@@ -208,7 +208,7 @@ def damage(path: pathlib.Path, record: dict, under: str = "") -> list[str]:
 
 def verify(path: str | os.PathLike) -> list[str]:
     """Check every file of a store against its checksum; return a line per file that is damaged, missing or unknown."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.expanduser(path))
     try:
         manifest = read(path)
     except OSError as error:

@@ -11,7 +11,6 @@ import re
 import tempfile
 from functools import cached_property
 
-import anndata
 import numpy as np
 import pandas as pd
 import zarr
@@ -127,8 +126,10 @@ class Study:
         return self._whole("obsm/neighbours") if self.record["spatial"] else None
 
     def _table(self, key: str) -> pd.DataFrame:
+        from anndata.io import read_elem  # here, for what it costs to import
+
         self._check(f"{key}/", everything=True)
-        return anndata.io.read_elem(zarr.open_group(self.path, mode="r")[key])
+        return read_elem(zarr.open_group(self.path, mode="r")[key])
 
     def _whole(self, key: str) -> np.ndarray:
         self._check(f"{key}/")
@@ -158,7 +159,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(os.path.expanduser(path))  # of --store=~/x the shell leaves the ~
         self.manifest = ledger.read(self.path)
         pairs = ledger.read_genes(self.path, self.manifest)
         self.genes = [gene for gene, _ in pairs]

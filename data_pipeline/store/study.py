@@ -11,7 +11,6 @@ import importlib.metadata
 import pathlib
 import zlib
 
-import anndata
 import numpy as np
 import pandas as pd
 import zarr
@@ -226,6 +225,8 @@ def _var(counts, mapping, genes: list[str], zeroed: np.ndarray) -> pd.DataFrame:
 
 def _write_tables(root: zarr.Group, obs: pd.DataFrame, var: pd.DataFrame) -> None:
     """Write obs and var as AnnData does, with a crc32c behind zstd in every chunk."""
+    import anndata  # here, for what it costs to import
+
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     codecs = {"compressors": [ZstdCodec(level=3), Crc32cCodec()]}
     with anndata.settings.override(auto_shard_zarr_v3=False):

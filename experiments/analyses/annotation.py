@@ -22,6 +22,7 @@ from scipy import sparse
 
 from configs import finetune_cell_type
 from data_pipeline.files import h5ad
+from data_pipeline.files.columns import text
 from data_pipeline.genes import vocab
 from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.store import open_store
@@ -82,9 +83,9 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
             column, values = plan.split
             if column not in cells.obs:
                 raise ValueError(f"--split={column}: no such obs column in {path}")
-            chosen = cells.obs[column].astype(str).isin(values).to_numpy()
-            tests.append(cells[chosen])
-            cells = cells[~chosen]
+            chosen = np.isin(text(cells.obs[column]), list(values))
+            tests.append(cells[chosen].copy())
+            cells = cells[~chosen].copy()
         if cells.n_obs:
             cells.write_h5ad(data / f"train_{number}.h5ad")
     test = read(plan.test, plan.test_label, plan.names) if plan.test else anndata.concat(tests, join="outer")
@@ -113,11 +114,11 @@ def read(path: str, label: str, names: Mapping[str, str]) -> anndata.AnnData:
     with h5ad.read_counts(path) as counts:
         if label not in counts.obs:
             raise ValueError(f"{path}: no obs column {label!r}; there are {', '.join(map(str, counts.obs.columns))}")
-        given = counts.obs[label].astype(str)
-        types = given.map(lambda name: names.get(name, name)).to_numpy()
-        kept = np.flatnonzero([name != LEFT_OUT and name.lower() not in UNLABELLED for name in types])
-        keep = [name for name in ("batch", "donor", "study") if name in counts.obs]
-        obs = counts.obs.iloc[kept][keep].astype(str).assign(**{LABEL: types[kept]})
+        types = np.array([names.get(name, name) for name in text(counts.obs[label])], object)
+        kept = np.flatnonzero([name not in (None, LEFT_OUT) and name.lower() not in UNLABELLED for name in types])
+        obs = counts.obs.iloc[kept]
+        keep = {name: pd.Categorical(text(obs[name])) for name in ("batch", "donor", "study") if name in obs}
+        obs = pd.DataFrame({**keep, LABEL: types[kept]}, index=obs.index)
         var = pd.DataFrame(index=pd.Index(counts.genes, dtype=str))
         second = vocab.second_names(counts.var)
         if second is not None:

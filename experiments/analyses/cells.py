@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from data_pipeline.files import h5ad
+from data_pipeline.files.columns import text
 from data_pipeline.genes import vocab
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
@@ -51,8 +52,8 @@ class ModelCells:
         if name not in self.obs:
             there = ", ".join(map(str, self.obs.columns)) or "none"
             raise ValueError(f"--{flag}={name}: no such obs column; there are {there}")
-        values = self.obs[name].astype(object)
-        return np.where(encode(values) >= 0, values.map(str), "")
+        values = text(self.obs[name])
+        return np.where(encode(values) >= 0, values, "")
 
 
 def read(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipeline.files import h5ad, whole
+from data_pipeline.files.columns import text
 from experiments.pages import output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import embedding as task
@@ -64,8 +65,8 @@ def evaluate(
         if n > MOST_CELLS:
             cells = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
         matrix = counts.take(cells)
-    labels = obs[label].to_numpy()[cells]
-    batches = obs[batch].to_numpy()[cells] if batch in obs and obs[batch].nunique() > 1 else None
+    labels = text(obs[label])[cells]
+    batches = text(obs[batch])[cells] if batch in obs and obs[batch].nunique() > 1 else None
     task.countable(labels)
     embedding = embed_file(run, source, workdir, say=say, **options)[cells]
     ways = {

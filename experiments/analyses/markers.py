@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from data_pipeline.files import h5ad
+from data_pipeline.files.columns import text
 from data_pipeline.genes import vocab
 from experiments.analyses import marker_table
 from experiments.pages import heat_map, output
@@ -124,9 +125,7 @@ def _types(obs: pd.DataFrame, labels: str, wanted: Mapping[str, Any]) -> np.ndar
         raise ValueError(
             f"--labels={labels}: no such obs column; there are {', '.join(map(str, obs.columns)) or 'none'}"
         )
-    types = obs[labels].astype(object)
-    types = types.where(types.notna(), "").map(str)
-    types = types.mask(types.str.lower().isin(UNLABELLED), None).to_numpy()
+    types = np.array([None if (name or "").lower() in UNLABELLED else name for name in text(obs[labels])], object)
     number = pd.Series(types).value_counts()
     for label in wanted:
         if number.get(label, 0) < 5:

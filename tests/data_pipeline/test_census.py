@@ -11,7 +11,6 @@ from data_pipeline.store.ingest import census_sources, ingest
 from data_pipeline.store.store import open_store
 
 soma = pytest.importorskip("tiledbsoma", reason="tiledbsoma is not installed (extra `census`)")
-soma_io = pytest.importorskip("tiledbsoma.io")
 
 N_CELLS, N_GENES = 60, 40
 ABSENT = 7  # genes that data set "b" did not measure
@@ -34,7 +33,7 @@ def cells():
 def release(cells, tmp_path_factory):
     """A Census in miniature: the same collections, names and presence matrix as a real release."""
     root = tmp_path_factory.mktemp("census")
-    soma_io.from_anndata(str(root / "experiment"), cells, "RNA", X_layer_name="raw")
+    _write_experiment(root / "experiment", cells)
     table = pd.DataFrame({"soma_joinid": [0, 1], "dataset_id": ["b", "a"]})
     presence = sp.coo_matrix(np.stack([np.arange(N_GENES) >= ABSENT, np.ones(N_GENES, bool)]).astype(np.uint8))
     _write_table(str(root / "datasets"), table)
@@ -47,6 +46,26 @@ def release(cells, tmp_path_factory):
         data.set("homo_sapiens", soma.Experiment.open(str(root / "experiment")))
         info.set("datasets", soma.DataFrame.open(str(root / "datasets")))
     return str(root / "release")
+
+
+def _write_experiment(place, cells):
+    """Write what `tiledbsoma.io.from_anndata` would, which cannot read the AnnData objects of anndata 0.13."""
+    with soma.Experiment.create(str(place)) as experiment:
+        measurement = experiment.add_new_collection("ms").add_new_collection("RNA", soma.Measurement)
+        measurement.add_new_collection("X")
+    for table, part, names in ((cells.obs, "obs", "obs_id"), (cells.var, "ms/RNA/var", "var_id")):
+        table = table.rename_axis(names).reset_index().rename_axis("soma_joinid").reset_index()
+        _write_table(str(place / part), table)
+    counts = cells.X.tocoo()
+    with soma.SparseNDArray.create(str(place / "ms/RNA/X/raw"), type=_arrow("float32"), shape=counts.shape) as array:
+        array.write(_arrow_coo(counts))
+    for folder, kind, name in (
+        ("", soma.Experiment, "obs"),
+        ("ms/RNA", soma.Measurement, "var"),
+        ("ms/RNA/X", soma.Collection, "raw"),
+    ):
+        with kind.open(str(place / folder), "w") as group:
+            group.set(name, soma.open(str(place / folder / name)), use_relative_uri=True)
 
 
 def _arrow(name):

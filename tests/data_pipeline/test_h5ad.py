@@ -198,7 +198,7 @@ def test_10x_mtx_folder_is_read(tmp_path):
         check_same(counts, dense(adata))
 
 
-def damage(path, how):  # noqa: C901: a table of ways
+def damage(path, how):
     """Make `path` into a malformed input of one kind."""
     adata = cells()
     if how == "missing":

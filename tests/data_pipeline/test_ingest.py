@@ -107,6 +107,16 @@ def test_a_given_scheduler_is_used(whole, inputs, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("way", ["a/../store", "./store/", "~/store"])
+def test_the_way_that_a_store_is_called_by_does_not_matter(inputs, tmp_path, monkeypatch, way):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not take(inputs[:1], way)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "store"]
+    assert open_store(way).study("study0").n_cells == 100 and verify(way) == []
+
+
 def test_a_second_ingest_keeps_what_is_there(whole, inputs):
     before, said = contents(whole), []
     assert take(inputs, whole, say=said.append) == {}

@@ -107,6 +107,33 @@ def test_a_study_is_an_ordinary_anndata(stored, source):
     pd.testing.assert_frame_equal(study.obs, read.obs)
 
 
+@pytest.mark.parametrize("way", ["..", "relative", "link", "link and ..", "slash", "~"])
+def test_a_store_is_the_same_whichever_way_leads_to_it(stored, tmp_path, monkeypatch, way):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(stored)
+    (tmp_path / "there").symlink_to(stored.parent)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(stored.parent))
+    path = {
+        "..": f"{stored.parent}/../{stored.parent.name}/{stored.name}",
+        "relative": "../link",
+        "link": tmp_path / "link",
+        "link and ..": f"{tmp_path}/there/../{stored.parent.name}/{stored.name}",  # of where the link leads to
+        "slash": f"{stored}/",
+        "~": f"~/{stored.name}",
+    }[way]
+    study, wanted = open_store(path).study("s"), open_store(stored).study("s")
+    assert (matrix(study, N_GENES) != matrix(wanted, N_GENES)).nnz == 0 and study.obs.equals(wanted.obs)
+    np.testing.assert_array_equal(study.coords, wanted.coords)
+    assert verify(path) == []
+
+
+def test_a_store_is_written_by_a_path_that_goes_up(source, tmp_path):
+    (tmp_path / "a").mkdir()
+    put(f"{tmp_path}/a/../store", source)
+    assert open_store(tmp_path / "store").study("s").n_cells == N_CELLS
+
+
 def test_cells_are_permuted_within_their_group(stored, source, tmp_path):
     study = open_store(stored).study("s")
     assert study.groups == ["b1", "b10", "b2"]

@@ -2,17 +2,20 @@
 
 import json
 import pathlib
+import warnings
 
 import anndata
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from configs import finetune_cell_type, finetune_cellplm_annotation, pretrain_cellplm
 from data_pipeline import synthetic
+from data_pipeline.store.store import open_store
 from experiments import train
 from experiments.analyses import annotation, annotation_table
 from scfm_jax import api, models
@@ -133,7 +136,7 @@ def test_a_head_alone_learns_the_types_and_leaves_the_model_as_it_was(table, com
     run = api.load(out / "runs/cellplm_frozen_0")
     shares = run.annotate(out / "data/test.h5ad", say=lambda _: None)
     assert list(shares.columns) == [f"type{i}" for i in range(4)]
-    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
     with pytest.raises(ValueError, match="no head for cell types"):
         api.load(base).annotate(out / "data/test.h5ad")
 
@@ -243,7 +246,7 @@ def test_baselines_know_types_that_differ_and_shares_add_up():
     counts = sp.csr_matrix(rng.poisson(np.where(y[:, None] == 0, means, means[::-1])).astype(np.float32))
     for name, classify in annotation_baselines.BASELINES.items():
         shares = classify(counts[::2], y[::2], counts[1::2], 3, 0)
-        np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+        np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
         assert (shares[:, 1] == 0).all(), "a type that nobody has"
         assert (shares.argmax(1) == y[1::2]).mean() == (0.5 if name == "most common type" else 1.0)
 
@@ -274,7 +277,29 @@ def test_held_out_donors_are_annotated_and_not_trained_on(files, tmp_path):
     plan = annotation.Plan(
         (str(files[0]),), None, ("donor", (donors[0],)), "cell_type", "cell_type", {"type3": "-"}, 12, 5, 0.5
     )
-    classes = annotation.prepare(plan, tmp_path, say=lambda _: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", anndata.ImplicitModificationWarning)
+        classes = annotation.prepare(plan, tmp_path, say=lambda _: None)
     known, new = (anndata.read_h5ad(tmp_path / f"data/{name}.h5ad") for name in ("train_0", "test"))
     assert set(new.obs["donor"]) == {donors[0]} and donors[0] not in set(known.obs["donor"])
     assert classes == ["type0", "type1", "type2"] and new.n_obs <= 12 and "type3" not in set(known.obs["cell_type"])
+
+
+def test_what_is_missing_stays_missing_and_is_no_class(files, tmp_path):
+    cells = anndata.read_h5ad(files[0])
+    donor = cells.obs["donor"].astype(object).to_numpy(copy=True)
+    label = cells.obs["cell_type"].astype(object).to_numpy(copy=True)
+    donor[:5], label[3:9] = None, None
+    cells.obs["donor"], cells.obs["cell_type"] = pd.Categorical(donor), pd.Categorical(label)
+    cells.obs["batch"] = np.nan
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    known = annotation.read(str(tmp_path / "x.h5ad"), "cell_type", {})
+    assert known.n_obs == cells.n_obs - 6 and set(known.obs["cell_type"]) == set(label) - {None}
+    assert known.obs["donor"].isna().sum() == 3 and set(known.obs["donor"].dropna()) == set(donor) - {None}
+    assert known.obs["batch"].isna().all()
+    held = sorted(set(donor) - {None})[0]
+    plan = (str(tmp_path / "x.h5ad"),), None, ("donor", (held,)), "cell_type", "cell_type", {}, 0, 5, 0.5
+    classes = annotation.prepare(annotation.Plan(*plan), tmp_path / "out", say=lambda _: None)
+    assert classes == sorted(set(label) - {None})
+    stored = open_store(tmp_path / "out/data/store").study("train_0").obs
+    assert stored["donor"].isna().sum() == 3 and not {"nan", held} & set(stored["donor"])

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from scfm_jax import models
 from scfm_jax.inference import infer
@@ -218,6 +217,8 @@ def score(truth: Sequence[str], shares: np.ndarray, classes: Sequence[str]) -> d
 
     Raises ValueError where lengths differ, or a true type is not among the classes.
     """
+    from sklearn.metrics import f1_score, recall_score, roc_auc_score  # here: a training run needs none of it
+
     classes = list(classes)
     if shares.shape != (len(truth), len(classes)):
         raise ValueError(f"probabilities {shares.shape}: {len(truth)} cells and {len(classes)} types are needed")
@@ -246,5 +247,7 @@ def calibration_error(y: np.ndarray, shares: np.ndarray) -> float:
 
 def confusion(truth: Sequence[str], shares: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Return how many cells of each type (row) are taken for each (column). [classes, classes]"""
+    from sklearn.metrics import confusion_matrix
+
     named = [classes[i] for i in shares.argmax(1)]
     return confusion_matrix(list(truth), named, labels=list(classes))

@@ -8,11 +8,10 @@ take, each for itself, the best of 0.1, 0.2, ..., 1.4 *by the labels*, as papers
 2024), and are therefore optimistic.
 """
 
-import random
 from collections.abc import Sequence
 
-import igraph
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score
@@ -81,8 +80,8 @@ def countable(labels: Sequence, folds: int = 5) -> tuple[np.ndarray, np.ndarray]
 
 
 def encode(labels: Sequence) -> np.ndarray:
-    """Return labels as int codes in sorted order, -1 where there is none: None, NaN, or a word of UNLABELLED. [n]"""
-    text = ["" if x is None or x != x else str(x) for x in labels]
+    """Return labels as int codes in sorted order, -1 where there is none: missing, or a word of UNLABELLED. [n]"""
+    text = ["" if pd.isna(x) else str(x) for x in labels]
     names = sorted({x for x in text if x.lower() not in UNLABELLED})
     code = {name: i for i, name in enumerate(names)}
     return np.array([code.get(x, -1) for x in text], np.int64)
@@ -97,20 +96,23 @@ def knn_scores(x: np.ndarray, y: np.ndarray, *, seed: int = 0, folds: int = 5, k
 
 
 def leiden(x: np.ndarray, *, resolution: float = 1.0, seed: int = 0, k: int = 15) -> np.ndarray:
-    """Return Leiden clusters (modularity, igraph) of the k-nearest-neighbour graph of x [n, D], as int [n].
+    """Return Leiden clusters (by modularity) of the k-nearest-neighbour graph of x [n, D], as int [n].
 
     Edges are weighted by the Jaccard index of the two cells' neighbourhoods (PhenoGraph; Levine et al., Cell 2015).
     """
+    from graspologic_native import leiden_csr  # here: only clusters need it
+
     n = len(x)
     k = min(k, n - 1)
     near = sp.csr_matrix(NearestNeighbors(n_neighbors=k).fit(x).kneighbors_graph()) + sp.identity(n, format="csr")
-    shared = (near @ near.T).multiply((near + near.T) > 0).tocoo()
-    upper = shared.row < shared.col
-    weights = shared.data[upper] / (2 * (k + 1) - shared.data[upper])
-    graph = igraph.Graph(n, np.column_stack([shared.row[upper], shared.col[upper]]))
-    igraph.set_random_number_generator(random.Random(seed))
-    found = graph.community_leiden("modularity", weights=weights.tolist(), resolution=resolution, n_iterations=2)
-    return np.asarray(found.membership)
+    shared = sp.csr_matrix((near @ near.T).multiply((near + near.T) > 0))
+    shared.setdiag(0)
+    shared.eliminate_zeros()
+    shared.sort_indices()
+    weights = shared.data / (2 * (k + 1) - shared.data)
+    graph = shared.indptr.astype(np.int64), shared.indices.astype(np.int32), weights.astype(np.float64), n
+    _, clusters = leiden_csr(*graph, resolution=resolution, iterations=2, seed=seed)
+    return np.array([clusters[cell] for cell in range(n)], np.int64)
 
 
 def pca(counts: sp.csr_matrix, *, components: int = 50, genes: int = 2000, seed: int = 0) -> np.ndarray:

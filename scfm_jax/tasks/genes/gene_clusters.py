@@ -3,7 +3,7 @@
 Exceiver (Connell et al., LMRL 2022): the vectors of all genes, a nearest-neighbour graph, Leiden with scanpy's defaults
 (15 neighbours, resolution 1), and of each cluster whether its proteins interact more than chance has it (39 of 59 did,
 by STRING's own test) and which GO terms it is rich in. Here for any model that has a vector for each gene; the graph is
-that of `embedding.leiden` (Jaccard weights, igraph), on unit vectors, so that neighbours are those of cosine.
+that of `embedding.leiden` (Jaccard weights), on unit vectors, so that neighbours are those of cosine.
 
 Interactions (`interactions`): edges within a cluster against the same number with genes exchanged at random among those
 of like number of interactions. Well-studied proteins have many, so a cluster of them earns nothing. Whoever gives the
