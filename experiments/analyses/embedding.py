@@ -91,7 +91,7 @@ def evaluate(
         "rows": rows,
     }
     with whole.writing(workdir / BESIDE) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, label=labels.astype(str), **first)
+        np.savez_compressed(file, label=np.array([name or "" for name in labels]), **first)
     output.write_file(workdir / "scores.json", scores)
     return scores
 

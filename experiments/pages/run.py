@@ -146,7 +146,7 @@ def compared(workdir: pathlib.Path) -> str:
     with np.load(workdir / embedding_analysis.BESIDE) as file:
         arrays = dict(file)
     scores = json.loads((workdir / "scores.json").read_text())
-    means, labels = embedding_analysis.summary(scores), pd.Series(arrays.pop("label"))
+    means, labels = embedding_analysis.summary(scores), pd.Series(arrays.pop("label")).replace("", None)
     rows = np.arange(len(labels))
     if len(rows) > MOST_CELLS // 4:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), MOST_CELLS // 4, replace=False))
