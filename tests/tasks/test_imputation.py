@@ -399,10 +399,10 @@ def test_command_writes_and_prints_the_table(ground):
     done = commands.run("impute", *given, "--rates=0.15,0.8", "--cells=30", folder=ground)
     assert done.code == 0, done.err
     written = json.loads((ground / "run" / "imputation_gene.json").read_text())
-    assert len(written["rows"]) == 6 * 2 * 2 and written["cells"] == 30 and written["ruler"] == "visible"
+    assert len(written["rows"]) == 8 * 2 * 2 and written["cells"] == 30 and written["ruler"] == "visible"
     assert all(set(imputation.METRICS) <= set(row) for row in written["rows"])
     assert written["trained_on"] and "caution: by its name x.h5ad" in done.out
-    for words in ("cellplm", "random twin", "gene mean", "most common bin", "5 neighbours", "diffusion", "15%", "80%"):
+    for words in ("cellplm", "random twin", "gene mean", "most common bin", "never 0", "5 neighbours", "diffusion", "80%"):
         assert words in done.out
     more = commands.run("impute", *given, "--task=fixed_gene", f"--reference={ground}/other.h5ad", folder=ground)
     assert more.code == 0 and "zeros" in more.out, more.err
