@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 15))
-UNLABELLED = {"", "nan", "na", "none", "unknown", "unassigned"}
+UNLABELLED = {"", "nan", "na", "<na>", "none", "unknown", "unassigned"}
 METRICS = {
     "accuracy": "5-NN accuracy",
     "f1": "5-NN macro-F1",
