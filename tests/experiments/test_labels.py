@@ -14,6 +14,7 @@ from data_pipeline.genes.vocab import map_genes
 from data_pipeline.store.store import write_study
 from experiments.analyses import annotation, markers
 from experiments.analyses.cells import ModelCells
+from scfm_jax.inference import bags
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.tasks.cells import embedding, latent_ami
 
@@ -130,6 +131,17 @@ def test_the_labels_of_scores(labelled):
         assert embedding.encode(labels).tolist() == codes
     found = latent_ami.columns(adata.obs, ("cell_type",))
     assert found["cell_type"].tolist() == codes
+
+
+def test_what_astype_makes_of_a_missing_value_is_no_label_either():
+    assert embedding.encode([str(value) for value in (None, np.nan, pd.NA, "a")]).tolist() == [-1, -1, -1, 0]
+
+
+def test_samples_are_the_same_and_cells_of_none_are_together(labelled):
+    adata, texts = labelled
+    parts, _ = bags.samples(adata.obs, "batch", 100, 0)
+    names = list(dict.fromkeys(texts))
+    assert {tuple(rows) for rows in parts} == {tuple(i for i in range(N) if texts[i] == name) for name in names}
 
 
 def test_the_groups_of_mean_representations(labelled):

@@ -104,6 +104,14 @@ def test_the_same_seed_gives_the_same_scores():
     assert evaluate(planted(), seeds=1)["rows"] == evaluate(planted(), seeds=1)["rows"]
 
 
+def test_cells_without_a_type_do_not_count():
+    adata = planted().copy()
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object).where(np.arange(adata.n_obs) % 10 > 0, None)
+    found = evaluate(adata, seeds=1)
+    assert found["types"] == ["type0", "type1", "type2", "type3"]
+    assert found["rows"] == evaluate(adata[np.arange(adata.n_obs) % 10 > 0].copy(), seeds=1)["rows"]
+
+
 def test_symbols_name_every_gene_once():
     adata = planted()[:50, :60].copy()
     adata.var["ensembl_id"] = [f"ENSG0{i:010d}" for i in range(60)]

@@ -21,7 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from scfm_jax.tasks.expression import log_normalised
 
 RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 15))
-UNLABELLED = {"", "nan", "na", "none", "unknown", "unassigned"}
+UNLABELLED = {"", "nan", "na", "<na>", "none", "unknown", "unassigned"}
 METRICS = {
     "accuracy": "5-NN accuracy",
     "f1": "5-NN macro-F1",
