@@ -257,7 +257,7 @@ def test_hidden_values_change_no_prediction(task, rates, runs, imputers):
     coords = rng.random((N, 2)).astype(np.float32) if task == "cell" else None
     one = methods(make_problem(counts, hidden, coords=coords), runs, imputers)
     two = methods(make_problem(other, hidden, coords=coords), runs, imputers)
-    assert len(one) == 6 * len(ABLE) + 1 and "sct: sct, even masks" in one
+    assert len(one) == 8 * len(ABLE) + 1 and "sct: sct, even masks" in one
     for method in one:
         assert len(one[method]) == hidden[:, : V - 1].sum() and np.isfinite(one[method]).all(), method
         np.testing.assert_array_equal(one[method], two[method], err_msg=method)
