@@ -402,7 +402,16 @@ def test_command_writes_and_prints_the_table(ground):
     assert len(written["rows"]) == 8 * 2 * 2 and written["cells"] == 30 and written["ruler"] == "visible"
     assert all(set(imputation.METRICS) <= set(row) for row in written["rows"])
     assert written["trained_on"] and "caution: by its name x.h5ad" in done.out
-    for words in ("cellplm", "random twin", "gene mean", "most common bin", "never 0", "5 neighbours", "diffusion", "80%"):
+    for words in (
+        "cellplm",
+        "random twin",
+        "gene mean",
+        "most common bin",
+        "never 0",
+        "5 neighbours",
+        "diffusion",
+        "80%",
+    ):
         assert words in done.out
     more = commands.run("impute", *given, "--task=fixed_gene", f"--reference={ground}/other.h5ad", folder=ground)
     assert more.code == 0 and "zeros" in more.out, more.err
