@@ -274,7 +274,7 @@ def test_ctrl_c_ends_in_one_line_and_a_store(inputs, tmp_path):
     process = subprocess.Popen([*line, "--workers=2"], cwd=ROOT, **options)
     assert "study" in process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130 and errors.startswith("interrupted: ") and errors.count("\n") == 1
     assert verify(tmp_path / "store") == [] and open_store(tmp_path / "store").studies
 
