@@ -1,5 +1,6 @@
 """What the imputation tasks of a suite share, which differ in what they hide: the masks, scored bin by bin."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from experiments.suite import counts
 from experiments.suite.entrants import Entrant, Study
-from scfm_jax.tasks.imputation import bins, imputation
+from scfm_jax.tasks.imputation import baselines, bins, imputation
 
 METRICS = {name: {"text": text, "higher": name.startswith("mcc")} for name, text in imputation.METRICS.items()}
 
@@ -39,10 +40,18 @@ def score(
         where = {"samples": table.samples, "coords": table.coords}
         problem = imputation.pose(table.counts, measured, hidden, table.bags, **where, reference=others)
         ruler = bins.fit(problem.counts, problem.depth)
-        for prediction in counts.predictions(entrant, study, table, problem, seed):
+        tables = _never_zero(problem, ruler) if entrant is None else ()
+        for prediction in itertools.chain(counts.predictions(entrant, study, table, problem, seed), tables):
             values = prediction.values if _same(prediction.ruler, ruler) else prediction.counts(problem.entries[0])
             for case, scores in imputation.score(values, problem, table.counts, ruler, true_ruler, parts).items():
                 yield from prediction.rows(case, scores)
+
+
+def _never_zero(problem: imputation.Problem, ruler: bins.Ruler) -> Iterator[counts.Prediction]:
+    """Yield what tables of genes say that never say zero: the floors of scores of expressed genes alone."""
+    yield counts.Prediction("gene mean, never 0", "baseline", baselines.expressed_gene_mean(problem, ruler))
+    common = baselines.most_common_bin(problem, ruler, least=1)
+    yield counts.Prediction("common bin, never 0", "baseline", common, ruler)
 
 
 def _same(one: bins.Ruler | None, other: bins.Ruler) -> bool:

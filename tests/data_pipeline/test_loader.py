@@ -519,7 +519,7 @@ def test_no_thread_keeps_a_process_alive(store, steps):
         assert process.stdout.readline() == "ready\n"
         if steps < 0:
             process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == (7 if steps < 0 else 0)
+        assert process.wait(timeout=300) == (7 if steps < 0 else 0)
 
 
 # Parts and filters ---------------------------------------------------------------------------------------------------

@@ -83,7 +83,9 @@ def ground(tmp_path_factory) -> pathlib.Path:
 
 
 TRAIN = (
-    "--config=configs/pretrain_cellplm.py:tiny --config.data.store={d}/store --config.data.bag=8 --config.data.batch=1"
+    "--config=configs/pretrain_cellplm.py:tiny --config.data.store={d}/store --config.data.bag=8 --config.data.batch=1 "
+    "--config.model.enc_hid=16 --config.model.enc_layers=1 --config.model.enc_head=2 --config.model.latent_dim=8 "
+    "--config.model.num_clusters=4 --config.model.dec_hid=16 --config.train.tensorboard=False"
 )
 
 # name: (command, arguments, what the line must say, what must not be there afterwards)

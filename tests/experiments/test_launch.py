@@ -1,12 +1,10 @@
 """Launching: scripts start what they say, two processes train as one, documented commands and keys exist."""
 
-import importlib
 import json
 import os
 import pathlib
 import random
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from experiments.sweeps import plan
 from experiments.training import settings
-from tests.harness import commands
+from tests.harness import commands, documented
 
 ROOT = commands.ROOT
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -136,22 +134,12 @@ def test_documented_commands_exist(path):
     text = path.read_text()
     assert "Untested:" in text and "Tested:" in text
     blocks = re.findall(r"```(?:bash|yaml)\n(.*?)```", text, re.DOTALL)
-    found = 0
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines() + re.findall(r"`(python -m [^`]+)`", text):
-        for name in re.findall(r"experiments/\S+\.sh", line):
-            assert (ROOT / name).is_file()
-        launched = re.search(r"-m experiments\.(\w+)|experiments/launch/\w+\.sh", line)
-        if not launched:
-            continue
-        found += 1
-        command, arguments = launched[1] or "train", shlex.split(line[launched.end() :])
-        known = importlib.import_module(f"experiments.{command}").OPTIONS
-        ours = [a for a in arguments if re.match(r"--config[.=]", a)]
-        names = [a.removeprefix("--").partition("=")[0] for a in arguments if a.startswith("--") and a not in ours]
-        settings.check_names(line, [n for n in names if not n.startswith("evaluate.")], known)
-        if command == "train" and ours:
-            config, *rest = sorted(ours, key=lambda a: not a.startswith("--config="))
-            plan.parse(line, config.removeprefix("--config="), rest)
+    lines = "\n".join([*blocks, *re.findall(r"`(python -m [^`]+)`", text)])
+    for name in re.findall(r"experiments/\S+\.sh", lines):
+        assert (ROOT / name).is_file()
+    found = documented.launched(lines)
+    for command, arguments in found:
+        documented.check(command, arguments)
     for script in SCRIPTS:
         if script.name in text:
             assert (ROOT / "docs" / path.name).name in script.read_text()

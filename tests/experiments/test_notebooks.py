@@ -48,7 +48,7 @@ def run(path: pathlib.Path, folder: pathlib.Path, timeout: float = 900) -> str:
             parts += [f"{name} = {value!r}" for name, value in SMALL[path.stem].items()]
     script.write_text("\n".join(parts))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(commands.HEAVY)
+    context.set_forkserver_preload(commands.WARM)
     process = context.Process(target=_execute, args=(script, said))
     process.start()
     process.join(timeout)

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+from xml.etree import ElementTree
 
 import anndata
 import numpy as np
@@ -143,10 +144,39 @@ def test_categories_beyond_the_palette_differ_in_shape_or_colour_and_none_is_los
     assert len({colour for _, colour in looks[: len(figures.COLOURS)]}) == len(figures.COLOURS)
 
 
-def test_curves_draw_gaps_and_wide_values():
-    steps = np.arange(1, 50)
-    picture = figures.curves({"loss": (steps, 1e4 / steps**3), "validation loss": (steps[:1], np.array([3.0]))})
-    assert b"<svg" in picture and b"validation loss" in picture
+def drawn(values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return the pieces of the curve of these values and the heights of its points, as an SVG has them."""
+    series = {"loss": (np.arange(len(values)), values), "validation loss": (np.arange(2), values[:2])}
+    root = ElementTree.fromstring(figures.curves(series, "nats"))
+    words = {text.text.strip() for text in root.iter("{http://www.w3.org/2000/svg}text") if text.text}
+    assert {"loss", "validation loss", "step", "nats"} <= words
+    style = f"fill: none; stroke: {figures.COLOURS[0].lower()}"
+    paths = [path.get("d") for path in root.iter("{http://www.w3.org/2000/svg}path") if style in path.get("style", "")]
+    curve = max(paths, key=len)  # the other one is the legend's
+    heights = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", curve)]
+    return curve.split("M")[1:], np.array(heights)
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        (10.0 ** np.arange(6), True),
+        (1.0 + np.arange(6), False),  # not wide
+        (10.0 ** np.arange(6) - 1, False),  # wide and not positive
+    ],
+)
+def test_curves_have_a_logarithmic_axis_where_values_are_positive_and_wide(values, logarithmic):
+    heights = drawn(values)[1]
+    expected = np.log(values) if logarithmic else values
+    np.testing.assert_allclose(
+        np.diff(heights) / np.diff(heights).sum(), np.diff(expected) / np.ptp(expected), atol=1e-4
+    )
+
+
+def test_curves_have_gaps_where_there_is_no_number():
+    whole, gap = drawn(10.0 ** np.arange(6)), drawn(np.array([1, 10, np.nan, 1e3, 1e4, 1e5]))
+    assert len(whole[0]) == 1 and len(gap[0]) == 2 and [piece.count("L") for piece in gap[0]] == [1, 2]
+    np.testing.assert_allclose(gap[1], np.delete(whole[1], 2), atol=1e-4)
 
 
 def test_summary_is_mean_and_half_range():

@@ -2,8 +2,6 @@
 
 import functools
 import math
-import os
-import subprocess
 import sys
 
 import jax
@@ -24,10 +22,9 @@ from scfm_jax.models.exceiver import scaler as gene_statistics
 from scfm_jax.models.exceiver.network import ZEROS, Head
 from scfm_jax.models.exceiver.objective import slot_variance
 from scfm_jax.saving import checkpoint
-from scfm_jax.saving.leaves import path_name
 from scfm_jax.types import Batch
 from tests.conftest import SHARED, needs_shared
-from tests.harness import ROOT, commands, tiny
+from tests.harness import commands, meshes, tiny
 
 TINY = dict(seq_dim=8, query_len=6, query_dim=12, num_layers=2, num_heads=3, ffn_dim=16)
 GENES = 50
@@ -581,20 +578,14 @@ def on_mesh(**mesh: int) -> dict[str, np.ndarray]:
         whole = {name: inputs.pop(name) for name in ("zeros",)}
         placed = jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(devices, x.ndim)), inputs)
         value, grads = value_and_grad(model, variables, placed | whole)
-    leaves = jax.tree_util.tree_leaves_with_path(grads)
-    return {"loss": np.asarray(value)} | {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {"loss": np.asarray(value)} | meshes.named(grads)
 
 
 @pytest.mark.slow
 def test_cells_split_over_two_devices_give_the_same_numbers(tmp_path):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_exceiver", str(tmp_path / "sharded.npz")]
-    subprocess.run(command, check=True, env=env, cwd=ROOT)
-    ours = on_mesh(data=1)
+    meshes.apart(__name__, 2, tmp_path / "sharded.npz")
     with np.load(tmp_path / "sharded.npz") as sharded:
-        assert set(sharded) == set(ours)
-        for name, value in ours.items():
-            np.testing.assert_allclose(sharded[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+        meshes.assert_same(sharded, on_mesh(data=1), 1e-3, 1e-5, "data=2")
 
 
 @pytest.mark.slow

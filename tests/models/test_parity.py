@@ -23,11 +23,6 @@ def test_golden_case_passes(name):
 
 
 @needs_shared
-def test_all_eight_cases_are_there():
-    assert len(CASES) == 8
-
-
-@needs_shared
 @pytest.mark.parametrize(
     ("key", "change"),
     [

@@ -3,17 +3,15 @@
 `data` and `fsdp` split the cells of a batch, `fsdp` the parameters as well; `seq` splits the cells of a bag, so it
 needs bags of several. Tokens of a cell stay together.
 
-python -m tests.test_sclong_mesh OUT  trains a step on each of MESHES and writes losses and parameters to OUT.
-python -m tests.test_sclong_mesh OUT plan  compiles one for eight devices of fsdp and writes what travels to OUT.
+python -m tests.models.test_sclong_mesh OUT  trains a step on each of MESHES and writes losses and parameters to OUT.
+python -m tests.models.test_sclong_mesh OUT plan  compiles one for eight devices of fsdp and writes what travels to OUT.
 """
 
 import functools
 import json
 import math
-import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import jax
@@ -25,10 +23,9 @@ from jax.sharding import AxisType, PartitionSpec
 from scfm_jax import sharding
 from scfm_jax.layers import graph
 from scfm_jax.models import sclong
-from scfm_jax.saving.leaves import path_name
 from scfm_jax.training import optim, step
 from scfm_jax.types import Batch, TrainState
-from tests.harness import ROOT
+from tests.harness import meshes
 
 GENES = 63  # and PAD: the gene tables divide by 8, so that they are split along the genes the graph runs between
 MESHES = {
@@ -85,10 +82,7 @@ def train(sizes: tuple[int, int, int], **options) -> dict[str, np.ndarray]:
         update = jax.jit(update, out_shardings=(layout, None), **quick)
         state, metrics = update(state, sharding.put_batch(bag(), mesh))
         split(state.params, mesh)
-    result = {name: np.stack(pair) for name, pair in jax.device_get(metrics).items()}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-        result[path_name(path)] = np.asarray(leaf)
-    return result
+    return {name: np.stack(pair) for name, pair in jax.device_get(metrics).items()} | meshes.named(state.params)
 
 
 @functools.cache
@@ -148,9 +142,7 @@ MOVES = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
 
 def apart(folder: pathlib.Path, *what: str) -> pathlib.Path:
     """Run this file as a program that has eight devices, and return the folder that it fills."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_sclong_mesh", str(folder), *what]
-    subprocess.run(command, check=True, env=env, cwd=ROOT)
+    meshes.apart(__name__, 8, folder, *what)
     return folder
 
 
@@ -164,10 +156,9 @@ def results(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", list(MESHES)[1:])
 def test_every_mesh_computes_what_one_device_computes(mesh, results):
-    one, found = results["one"], results[mesh]
-    assert found.keys() == one.keys() and {"loss", "grad_norm", "mask", "identity/graph_0/linear/kernel"} < one.keys()
-    for name in one:  # the learning rate is 1: a parameter has moved by its gradients
-        np.testing.assert_allclose(found[name], one[name], rtol=1e-4, atol=2e-5, err_msg=f"{mesh} {name}")
+    one = results["one"]
+    assert {"loss", "grad_norm", "mask", "identity/graph_0/linear/kernel"} < one.keys()
+    meshes.assert_same(results[mesh], one, 1e-4, 2e-5, mesh)  # the rate is 1: a parameter has moved by its gradients
 
 
 @pytest.mark.slow

@@ -3,10 +3,8 @@
 import functools
 import json
 import math
-import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import jax
@@ -23,10 +21,9 @@ from scfm_jax.models import sct
 from scfm_jax.models.sct import bins, convolution
 from scfm_jax.models.sct import published as convert
 from scfm_jax.models.sct.objective import gene_logits, predict
-from scfm_jax.saving.leaves import path_name
 from scfm_jax.types import Batch, Outputs
 from tests.conftest import SHARED, needs_shared
-from tests.harness import ROOT
+from tests.harness import meshes
 
 TINY = dict(num_downsamples=1, token_dim=32, embed_dim=32, ffn_dim=32, num_layers=2, num_heads=2, key_size=16)
 GENES = 45
@@ -527,22 +524,16 @@ def on_mesh(bags: int, **mesh: int) -> dict[str, np.ndarray]:
         (loss, genes), grads = compiled(jax.device_put(dict(variables), layout), placed)
     split = devices.shape["data"] * devices.shape["fsdp"]
     assert genes.sharding.shard_shape(genes.shape)[:2] == (bags // split, 8 // devices.shape["seq"])
-    leaves = jax.tree_util.tree_leaves_with_path(grads)
-    found = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
-    return {"loss": np.asarray(loss), "genes": np.asarray(genes)} | found
+    return {"loss": np.asarray(loss), "genes": np.asarray(genes)} | meshes.named(grads)
 
 
 @pytest.mark.slow
 def test_bags_parameters_and_cells_split_over_devices_give_the_same_numbers(tmp_path):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_sct", str(tmp_path)]
-    subprocess.run(command, check=True, env=env, cwd=ROOT)
+    meshes.apart(__name__, 8, tmp_path)
     one = {bags: on_mesh(bags, data=1) for bags in (1, 4, 8)}
     for i, (mesh, bags) in enumerate(MESHES):
         with np.load(tmp_path / f"{i}.npz") as sharded:
-            assert set(sharded) == set(one[bags])
-            for name, value in one[bags].items():
-                np.testing.assert_allclose(sharded[name], value, rtol=1e-3, atol=2e-5, err_msg=f"{mesh} {name}")
+            meshes.assert_same(sharded, one[bags], 1e-3, 2e-5, mesh)
 
 
 def test_cells_that_do_not_divide_over_the_devices_are_refused():

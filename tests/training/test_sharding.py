@@ -1,13 +1,11 @@
 """Meshes: any number of devices, split any way, computes the same losses and gradients; where each array lives.
 
-python -m tests.test_sharding OUT MESH...  trains two steps on each mesh and writes losses and updates to OUT.
+python -m tests.training.test_sharding OUT MESH...  trains two steps on each mesh and writes losses and updates to OUT.
 """
 
 import functools
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -16,10 +14,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from scfm_jax import sharding
-from scfm_jax.saving.leaves import path_name
 from scfm_jax.training import optim, step
 from scfm_jax.types import Batch
-from tests.harness import ROOT, tiny
+from tests.harness import meshes, tiny
 
 MESHES = {
     1: [{}],
@@ -50,19 +47,13 @@ def train(mesh: dict[str, int], steps: int = 2) -> dict[str, np.ndarray]:
         for i, batch in enumerate(batches):
             state, metrics = advance(state, sharding.put_batch(batch, devices))
             result |= {f"{name}_{i}": np.stack(pair) for name, pair in jax.device_get(metrics).items()}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            result[path_name(path)] = np.asarray(leaf)
+        result |= meshes.named(state.params)
     return result
 
 
 def on_devices(n: int, folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
     """Return what `train` returns for every mesh of n host devices, computed in a process that has them."""
-    subprocess.run(
-        [sys.executable, "-m", "tests.test_sharding", str(folder / str(n)), *map(json.dumps, MESHES[n])],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"},
-        check=True,
-    )
+    meshes.apart(__name__, n, folder / str(n), *map(json.dumps, MESHES[n]))
     return [dict(np.load(folder / str(n) / f"{i}.npz")) for i in range(len(MESHES[n]))]
 
 
@@ -76,9 +67,7 @@ def one(tmp_path_factory, compilation_cache):
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_every_mesh_computes_what_one_device_computes(n, one, tmp_path):
     for mesh, result in zip(MESHES[n], on_devices(n, tmp_path), strict=True):
-        assert result.keys() == one.keys()
-        for name in one:  # the learning rate is 1: a parameter has moved by its gradients
-            np.testing.assert_allclose(result[name], one[name], rtol=1e-5, atol=1e-5, err_msg=f"{mesh} {name}")
+        meshes.assert_same(result, one, 1e-5, 1e-5, mesh)  # the rate is 1: a parameter has moved by its gradients
 
 
 def test_shapes_decide_and_rules_overrule():
