@@ -1,6 +1,6 @@
 """Time one training step of a model and its parts, or its inference, beside what the original took.
 
-A model brings `experiments/bench_<model>.py` with
+A model brings `experiments/benches/<model>.py` with
 
   ROWS               {row: figures recorded of the original's step, by the keys of our rows}; the first is the default
   INFER              optional: the same of its inference

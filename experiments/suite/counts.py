@@ -17,15 +17,14 @@ import numpy as np
 
 from data_pipeline.genes import vocab
 from experiments.analyses import cells as model_cells
-from experiments.analyses.imputation import trained_bag
 from experiments.suite import tasks
 from experiments.suite.entrants import Entrant, Study
 from scfm_jax import api
+from scfm_jax.inference.bags import BAG
 from scfm_jax.tasks.cells import embedding
 from scfm_jax.tasks.imputation import baselines, bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
 
-BAG = 50
 ERRORS = {
     "rmse": "root mean squared error of log1p",
     "mae": "mean absolute error of log1p",
@@ -113,7 +112,7 @@ def predictions(
     if together and entrant.run.rules.together is True:
         posed = together(problem)
     ruler = bins.fit(posed.counts, posed.depth, **ask.binning)
-    asked, order = onto(posed, slots, len(entrant.run.genes), trained_bag(entrant.run))
+    asked, order = onto(posed, slots, len(entrant.run.genes), entrant.run.rules.fixed_bag or BAG)
     for kind, run in (("model", entrant.run), ("twin", entrant.run.twin(seed))):
         method = entrant.name if kind == "model" else f"{entrant.name}, random twin"
         run = learn(run, asked, seed) if learn else run

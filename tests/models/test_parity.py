@@ -52,7 +52,7 @@ def test_a_broken_folder_is_one_line(tmp_path):
     (tmp_path / "arrays.npz").write_bytes(b"no archive")
     assert "broken case" in parity.check(tmp_path).line
     np.savez(tmp_path / "arrays.npz", x=np.zeros(1))
-    assert "parity_unheard.py" in parity.check(tmp_path).line
+    assert "golden/unheard.py" in parity.check(tmp_path).line
     (tmp_path / "case.json").write_text(json.dumps({"model": "cellplm", "kind": "dance"}))
     line = parity.check(tmp_path).line
     assert "kind 'dance'" in line and "\n" not in line
