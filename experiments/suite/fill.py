@@ -37,6 +37,7 @@ from experiments.pages import output
 from experiments.suite import contamination, keys, pictures, results, table, tasks
 from experiments.suite.entrants import Entrant, Inapplicable, Study, shared_genes
 from scfm_jax import __version__
+from scfm_jax.training import pace
 
 
 @dataclasses.dataclass
@@ -112,7 +113,7 @@ class Suite:
         """
         kept, counts = results.closed(self.folder)[0], collections.Counter()
         self.describe()
-        for i, cell in enumerate(self.plan):
+        for i, cell in enumerate(pace.counted(self.plan, "filled", self.say)):
             if i and cell.study is not self.plan[i - 1].study and counts.total() > counts["kept"]:
                 table.write(self.folder, *results.read(self.folder))  # of the cells so far
             if kept.get(cell.key, {}).get("status") in ("done", "inapplicable"):
