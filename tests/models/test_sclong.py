@@ -166,7 +166,7 @@ def test_two_graph_layers_of_a_config_in_the_authors_words_are_their_formula():
     assert settings["graph_layers"] == 2 and settings["n_genes"] == GENES
     model = sclong.Model(**settings)
     rng = np.random.default_rng(3)
-    state = convert.state_dict(jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape), convert.shapes(model)), model)
+    state = convert.state_dict(built(graph_layers=2)[1], model)
     assert {f"go_conv.sim_layers.{i}.lin.weight" for i in (0, 1)} < set(state)
     edges, n = np.unique(rng.integers(0, GENES, (200, 2)), axis=0).T, GENES + 1
     weight = rng.random(edges.shape[1])
