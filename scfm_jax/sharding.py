@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, the sharding of a training state, and the way a batch reaches the devices.
+"""The device mesh, the sharding of a training state over it, and how a batch reaches the devices.
 
 A mesh has three axes. `data` and `fsdp` split the bags of a batch; `fsdp` splits the parameters and the optimiser state
 as well; `seq` splits the cells of a bag. Models know none of this: the sharding of a state follows from the shapes of
@@ -64,8 +64,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, seq: int = 1) -> Mesh:
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"{asked}: sizes are positive, and at most one may be -1 (the rest)")
     if -1 in sizes:
-        known = -math.prod(sizes)
-        sizes[sizes.index(-1)] = n // known if n % known == 0 else 0
+        product = -math.prod(sizes)
+        sizes[sizes.index(-1)] = n // product if n % product == 0 else 0
     if math.prod(sizes) != n:
         raise ValueError(f"{asked}: there are {n} devices, and the sizes must multiply to that")
     if jax.local_device_count() % sizes[2]:

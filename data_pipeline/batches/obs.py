@@ -27,10 +27,10 @@ def studies(store) -> list:
 
 def require(store, names: Iterable[str], what: str) -> None:
     """Raise ValueError that lists the columns there are, unless at least one study has each of `names`."""
-    known = {*IMPLICIT, *(c for study in studies(store) for c in study.obs.columns)}
+    present = {*IMPLICIT, *(c for study in studies(store) for c in study.obs.columns)}
     for name in names:
-        if name not in known:
-            raise ValueError(f"{what}: no obs column {name!r} in the store; there are {', '.join(sorted(known))}")
+        if name not in present:
+            raise ValueError(f"{what}: no obs column {name!r} in the store; there are {', '.join(sorted(present))}")
 
 
 def column(study, name: str) -> pd.Series | pd.Categorical | np.ndarray:
@@ -58,11 +58,11 @@ def scoped(study, name: str, value: str) -> str:
 def class_names(store, columns: Sequence[str]) -> dict[str, list[str]]:
     """Return the sorted class names of each column over all studies of the store; "study" keeps the store's order."""
     require(store, columns, "labels")
-    found = {"study": list(store.studies)}
+    classes = {"study": list(store.studies)}
     for name in columns:
         if name != "study":
-            found[name] = sorted({scoped(s, name, v) for s in studies(store) for v in coded(s, name)[1] if v})
-    return found
+            classes[name] = sorted({scoped(s, name, v) for s in studies(store) for v in coded(s, name)[1] if v})
+    return classes
 
 
 def class_codes(study, name: str, classes: Sequence[str]) -> np.ndarray:
@@ -143,10 +143,10 @@ class Filter:
 
         def test(study) -> np.ndarray:
             cells = pd.Categorical(column(study, name))
-            known = cells.categories
-            if len(known) and is_text == pd.api.types.is_numeric_dtype(known.dtype):
+            categories = cells.categories
+            if len(categories) and is_text == pd.api.types.is_numeric_dtype(categories.dtype):
                 raise self._wrong(f"column {name!r} of study {study.name!r} holds {'numbers' if is_text else 'text'}")
-            hits = _COMPARE[op]((known.astype(str) if is_text else known).to_numpy(), value)
+            hits = _COMPARE[op]((categories.astype(str) if is_text else categories).to_numpy(), value)
             return np.array([*hits, op in (ast.NotEq, ast.NotIn)], bool)[cells.codes]
 
         return test

@@ -162,9 +162,9 @@ class Sampler:
         Batches are in random order, but those of an epoch before those of the next. Padding is spread over them.
         """
         with self._lock:
-            found = self._sorted.get((window, endless))
-        if found is not None:
-            return found
+            cached = self._sorted.get((window, endless))
+        if cached is not None:
+            return cached
         records, epochs = self._records_of(window, endless)
         rows, epochs = self._cells(records)[:, 0], np.repeat(epochs, self._run)
         rng = np.random.default_rng((self._seed, 0, window, 1))

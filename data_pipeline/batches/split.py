@@ -28,10 +28,10 @@ def assign(store, split: Mapping | None) -> tuple[list[np.ndarray], list[list[st
     if by == "cell":
         return [_by_cell(s, held_out, seed) for s in studies], None
     obs.require(store, [by], "split")
-    found = [_values(s, by) for s in studies]
-    names = sorted({text[c] for codes, text in found for c in np.unique(codes)})
+    values = [_values(s, by) for s in studies]
+    names = sorted({text[c] for codes, text in values for c in np.unique(codes)})
     part_of = _part_of(names, held_out, seed, by)
-    parts = [np.array([part_of.get(v, 0) for v in text], np.uint8)[codes] for codes, text in found]
+    parts = [np.array([part_of.get(v, 0) for v in text], np.uint8)[codes] for codes, text in values]
     return parts, [[v for v in names if part_of[v] == p] for p in range(3)]
 
 

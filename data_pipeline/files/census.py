@@ -67,12 +67,12 @@ def datasets(query: Query) -> list[Query]:
     """Return one query per data set in the answer, in the order of their ids; the query itself where obs has none."""
     with _Reader(query) as reader:
         if "dataset_id" not in reader.experiment.obs.schema.names:
-            found = [None]
+            ids = [None]
         else:
-            found = sorted(set(text(reader.obs(["dataset_id"])["dataset_id"])) - {None})
-    if not found:
+            ids = sorted(set(text(reader.obs(["dataset_id"])["dataset_id"])) - {None})
+    if not ids:
         raise ValueError(f"{query.uri}: no cell fulfils {query.condition!r}; loosen --census_query")
-    return [dataclasses.replace(query, dataset=dataset) for dataset in found]
+    return [dataclasses.replace(query, dataset=dataset) for dataset in ids]
 
 
 class _Reader:
@@ -118,8 +118,8 @@ class _Reader:
             self.root["census_info"]["datasets"].read(column_names=["soma_joinid", "dataset_id"]).concat().to_pandas()
         )
         row = table["soma_joinid"][table["dataset_id"] == self.query.dataset].to_numpy()
-        found = self.measurement[PRESENCE].read((row, slice(None))).tables().concat()
-        return np.isin(var_ids, found["soma_dim_1"].to_numpy()[found["soma_data"].to_numpy() != 0])
+        entries = self.measurement[PRESENCE].read((row, slice(None))).tables().concat()
+        return np.isin(var_ids, entries["soma_dim_1"].to_numpy()[entries["soma_data"].to_numpy() != 0])
 
     def __enter__(self) -> "_Reader":
         return self
@@ -166,9 +166,9 @@ class CensusCounts:
         if ((data < 0) | (data != np.rint(data))).any():
             raise ValueError(f"{self.path}: layer {LAYER!r} holds values that are not counts; exclude that data set")
         slot = np.searchsorted(self._columns, column)
-        known = (data != 0) & (self._columns[np.minimum(slot, self.n_genes - 1)] == column)
-        where = np.searchsorted(cells, row[known]), slot[known]
-        counts = sp.coo_matrix((data[known].astype(np.uint32), where), shape=(len(cells), self.n_genes)).tocsr()
+        wanted = (data != 0) & (self._columns[np.minimum(slot, self.n_genes - 1)] == column)
+        where = np.searchsorted(cells, row[wanted]), slot[wanted]
+        counts = sp.coo_matrix((data[wanted].astype(np.uint32), where), shape=(len(cells), self.n_genes)).tocsr()
         counts.sort_indices()
         return counts
 

@@ -1,6 +1,6 @@
 """A column of a table as text, with what is missing as missing: one rule for every column type and for pandas 2 and 3.
 
-`astype(str)` is no such rule: of a missing value pandas 2 makes the text "nan" or "<NA>", while pandas 3 leaves it.
+`astype(str)` will not do: pandas 2 turns a missing value into the text "nan" or "<NA>", pandas 3 leaves it missing.
 """
 
 import numpy as np
@@ -15,8 +15,8 @@ def codes(values: pd.Series | pd.Categorical | np.ndarray) -> tuple[np.ndarray, 
     """
     values = pd.Categorical(values)
     texts = [str(value) for value in values.categories]
-    known = np.array([bool(value) for value in texts] + [False])
-    return np.where(known[values.codes], values.codes, -1), texts
+    filled = np.array([bool(value) for value in texts] + [False])
+    return np.where(filled[values.codes], values.codes, -1), texts
 
 
 def text(values: pd.Series | pd.Categorical | np.ndarray) -> np.ndarray:

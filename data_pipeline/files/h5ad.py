@@ -1,8 +1,8 @@
-"""Single-cell files in, raw counts out, and embeddings back in.
+"""Read raw counts from single-cell files, and write embeddings back into them.
 
 Reads .h5ad (X, a layer or raw; CSR, CSC or dense), AnnData .zarr folders and 10x .h5 from disk, a run of cells at a
-time; 10x mtx folders (text) and AnnData objects from memory. What is not raw counts is refused, at the door by a sample
-and deep in the file by every run of cells that is read.
+time; 10x mtx folders (text) and AnnData objects from memory. What is not raw counts is refused: by a sample at first,
+and later in every run of cells that is read.
 """
 
 import json
@@ -70,9 +70,9 @@ class Counts:
         self.n_cells, self.n_genes = self._rows.shape
         if not self.n_cells or not self.n_genes:
             raise ValueError(f"{self.path}: {source} is empty: {self.n_cells} cells x {self.n_genes} genes")
-        for axis, found, wanted in (("var", len(self.var), self.n_genes), ("obs", len(self.obs), self.n_cells)):
-            if found != wanted:
-                raise ValueError(f"{self.path}: damaged file: {source} is of {wanted} {axis}, the table lists {found}")
+        for axis, listed, wanted in (("var", len(self.var), self.n_genes), ("obs", len(self.obs), self.n_cells)):
+            if listed != wanted:
+                raise ValueError(f"{self.path}: damaged file: {source} is of {wanted} {axis}, the table lists {listed}")
         with self._reading(source):
             fault = why_not_counts(self._rows.sample()) if check else None
         if fault:
@@ -126,8 +126,8 @@ class Counts:
 
     def _open(self, source: str) -> Any:
         if source not in self._opened.matrices:
-            there = ", ".join(self._opened.matrices) or "no matrix at all"
-            raise ValueError(f"{self.path}: no {source} in it; there is {there} (layer=NAME and raw=True choose)")
+            matrices = ", ".join(self._opened.matrices) or "no matrix at all"
+            raise ValueError(f"{self.path}: no {source} in it; there is {matrices} (layer=NAME and raw=True choose)")
         with self._reading(source):
             return open_rows(self._opened.matrices[source])
 

@@ -78,8 +78,8 @@ def _from_groups(path: Path, root: Any, close: Callable[[], None] = lambda: None
         )
     if not hasattr(root["obs"], "keys"):
         raise ValueError(f"{path}: written by anndata before 0.7: read it with anndata and write it again")
-    found = {"X": "X"} | {f"layers/{name}": f"layers/{name}" for name in _keys(root, "layers")} | {"raw": "raw/X"}
-    matrices = {name: root[place] for name, place in found.items() if place in root}
+    places = {"X": "X"} | {f"layers/{name}": f"layers/{name}" for name in _keys(root, "layers")} | {"raw": "raw/X"}
+    matrices = {name: root[place] for name, place in places.items() if place in root}
     matrices = {name: part for name, part in matrices.items() if part.attrs.get("encoding-type") != "null"}
 
     def table(name: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their checksums: temporary name, fsync, rename; crc32c."""
+"""Write files completely or not at all (temporary name, fsync, rename), and take their checksums (crc32c)."""
 
 import contextlib
 import os
@@ -28,16 +28,16 @@ def checksum(path: pathlib.Path, sync: bool = False) -> str:
 
 def files(folder: pathlib.Path) -> list[str]:
     """Return every file below `folder`, as sorted POSIX paths relative to it."""
-    found = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in names)
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    paths = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def checksums(folder: pathlib.Path) -> dict[str, str]:
     """Flush every file below `folder` to disk and return its crc32c by relative path."""
-    found = {name: checksum(folder / name, sync=True) for name in files(folder)}
+    sums = {name: checksum(folder / name, sync=True) for name in files(folder)}
     for place, _, _ in os.walk(folder):
         sync_folder(place)
-    return found
+    return sums
 
 
 def sync_folder(path: str | os.PathLike) -> None:

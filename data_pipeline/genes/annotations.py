@@ -72,8 +72,8 @@ def read_gaf(path: str | os.PathLike, taxon: str | None = None) -> pd.DataFrame:
     frame = pd.DataFrame(dict(zip(_GAF, fields, strict=True)), dtype=object)
     species = frame.taxon.str.split("|").str[0].str.removeprefix("taxon:")
     if taxon is None and species.nunique() > 1:
-        found = ", ".join(sorted(species.unique())[:5])
-        raise ValueError(f"{path}: {species.nunique()} species ({found}): say which, as taxon 9606")
+        taxa = ", ".join(sorted(species.unique())[:5])
+        raise ValueError(f"{path}: {species.nunique()} species ({taxa}): say which, as taxon 9606")
     if taxon is not None:
         frame = frame[species == str(taxon)].reset_index(drop=True)
         if frame.empty:

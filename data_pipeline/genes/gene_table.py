@@ -27,8 +27,8 @@ _GTF = re.compile(r'(gene_id|gene_name) "([^"]*)"')
 
 def strip_version(name: str) -> str:
     """Return an Ensembl gene id without its version (`ENSG00000000003.15`: `ENSG00000000003`), else `name` as it is."""
-    found = _VERSION.match(name)
-    return found[1] if found else name
+    match = _VERSION.match(name)
+    return match[1] if match else name
 
 
 def is_id(name: str) -> bool:
@@ -65,8 +65,8 @@ class GeneTable:
             self.symbols.append(symbol)
         for level, names in ((CURRENT, (id, symbol)), (PREVIOUS, previous), (ALIAS, aliases)):
             for name in names:
-                known = self.rows[level].setdefault(name, []) if name else rows
-                known.extend(row for row in rows if row not in known)
+                named_rows = self.rows[level].setdefault(name, []) if name else rows
+                named_rows.extend(row for row in rows if row not in named_rows)
 
     def find(self, name: str, level: int = CURRENT) -> Sequence[int]:
         """Return the rows that `name` may mean at `level`."""
@@ -148,10 +148,10 @@ def read_lines(path: Path) -> list[str]:
 def _add_gtf(table: GeneTable, lines: list[str]) -> None:
     seen = set()
     for line in lines:
-        found = dict(_GTF.findall(line))
-        if found.get("gene_id") and found["gene_id"] not in seen:
-            seen.add(found["gene_id"])
-            table.add(found["gene_id"], found.get("gene_name", ""))
+        attributes = dict(_GTF.findall(line))
+        if attributes.get("gene_id") and attributes["gene_id"] not in seen:
+            seen.add(attributes["gene_id"])
+            table.add(attributes["gene_id"], attributes.get("gene_name", ""))
 
 
 def _add_columns(table: GeneTable, path: Path, lines: list[str]) -> None:

@@ -41,10 +41,10 @@ def onto(
     """
     mapping = map_genes(names, genes, table=table)
     index = mapping.index
-    found = np.zeros((len(genes), vectors.shape[1]), np.float32)
+    aligned = np.zeros((len(genes), vectors.shape[1]), np.float32)
     rows = np.flatnonzero(index >= 0)[::-1]
-    found[index[rows]] = vectors[rows]
-    return found, mapping
+    aligned[index[rows]] = vectors[rows]
+    return aligned, mapping
 
 
 def _text(path: Path) -> tuple[list[str], np.ndarray]:

@@ -111,11 +111,11 @@ def jaccard_blocks(matrix: sparse.csr_matrix, rows: int = _ROWS) -> Iterator[tup
 def all_pairs(matrix: sparse.csr_matrix, cut: float) -> Edges:
     """Return every ordered pair of genes with a Jaccard index above `cut`, itself included, by source, then target."""
     present = np.flatnonzero(matrix.getnnz(1))
-    found = []
+    pairs = []
     for block, values in jaccard_blocks(matrix[present]):
         row, column = np.nonzero(values > cut)
-        found.append((present[block[row]], present[column], values[row, column]))
-    return _joined(found)
+        pairs.append((present[block[row]], present[column], values[row, column]))
+    return _joined(pairs)
 
 
 def neighbours(matrix: sparse.csr_matrix, *, cut: float, top: int | None, self_edge: bool) -> Edges:
@@ -127,7 +127,7 @@ def neighbours(matrix: sparse.csr_matrix, *, cut: float, top: int | None, self_e
       self_edge: a gene is among its own sources (and counts for `top`).
     """
     present = np.flatnonzero(matrix.getnnz(1))
-    found = []
+    blocks = []
     for block, values in jaccard_blocks(matrix[present]):  # the index is symmetric: a row may be the target
         if not self_edge:
             values[np.arange(len(block)), block] = 0
@@ -136,8 +136,8 @@ def neighbours(matrix: sparse.csr_matrix, *, cut: float, top: int | None, self_e
             least = np.partition(values, -top, axis=1)[:, -top, None]
         row, column = np.nonzero((values > cut) & (values >= least))
         edges = present[column], present[block[row]], values[row, column]
-        found.append(top_per_target(*edges, top) if top is not None else edges)
-    source, target, weight = _joined(found)
+        blocks.append(top_per_target(*edges, top) if top is not None else edges)
+    source, target, weight = _joined(blocks)
     order = np.lexsort((source, target))
     return source[order], target[order], weight[order]
 

@@ -1,4 +1,4 @@
-"""Lists of genes: of a model whose own was not published, and short ones for models that are to be small.
+"""Lists of genes: one for a model whose own list was not published, and short ones for small models.
 
 `coding_and_lncrna`: protein-coding genes, filled up with the best known lncRNAs.
 
@@ -33,10 +33,10 @@ def coding_and_lncrna(path: str | os.PathLike, n_genes: int = SCLONG_GENES) -> l
     if missing:
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}: a gene table has ensembl_id and biotype")
     lists = [column for column in rows[0] if column.startswith("in_")]
-    known = {strip_version(row["ensembl_id"]): sum(row[name] == "1" for name in lists) for row in rows}
+    n_lists = {strip_version(row["ensembl_id"]): sum(row[name] == "1" for name in lists) for row in rows}
     types = {strip_version(row["ensembl_id"]): row["biotype"] for row in rows}
     coding = [id for id, biotype in types.items() if biotype == "protein_coding"]
-    noncoding = sorted((id for id, biotype in types.items() if biotype == "lncRNA"), key=lambda id: (-known[id], id))
+    noncoding = sorted((id for id, biotype in types.items() if biotype == "lncRNA"), key=lambda id: (-n_lists[id], id))
     if not len(coding) <= n_genes <= len(coding) + len(noncoding):
         raise ValueError(
             f"{path}: {len(coding):,} protein-coding genes and {len(noncoding):,} lncRNAs make no list of {n_genes:,}"

@@ -63,8 +63,8 @@ class Ontology:
         if len(ready) < len(terms):
             stuck = next(i for i, number in enumerate(waiting) if number)
             raise ValueError(f"the ontology goes in a circle at {terms[stuck]} over {', '.join(relations)}")
-        indptr = np.cumsum([0] + [len(found) for found in ancestors])
-        indices = np.concatenate([np.fromiter(found, np.int64, len(found)) for found in ancestors])
+        indptr = np.cumsum([0] + [len(places) for places in ancestors])
+        indices = np.concatenate([np.fromiter(places, np.int64, len(places)) for places in ancestors])
         return terms, sparse.csr_matrix((np.ones(len(indices), bool), indices, indptr), shape=(len(terms),) * 2)
 
 

@@ -191,12 +191,12 @@ class _Finder:
             return "version", self.stripped[strip_version(name)]
         if strip_version(second) in self.stripped:
             return "second", self.stripped[strip_version(second)]
-        for known in (second, name):
-            rows = self.table.find(strip_version(known))
+        for candidate in (second, name):
+            rows = self.table.find(strip_version(candidate))
             genes = self._genes(rows)
             if genes:
                 return "table", next(iter(genes)) if len(genes) == 1 else AMBIGUOUS
-            if rows and is_id(known):
+            if rows and is_id(candidate):
                 return "table", OUTSIDE  # the table knows the gene of this id: its symbol must not make it another one
         return "", UNKNOWN
 
@@ -238,8 +238,8 @@ def second_names(var: pd.DataFrame) -> list[str] | None:
     names = var.index.astype(str)
     wanted = "symbol" if sum(map(is_id, names)) > len(names) / 2 else "id"
     columns = {str(column).lower(): column for column in var.columns}
-    found = next((columns[name] for name in COLUMNS[wanted] if name in columns), None)
-    return None if found is None else _clean("" if pd.isna(name) else name for name in var[found].astype(object))
+    chosen = next((columns[name] for name in COLUMNS[wanted] if name in columns), None)
+    return None if chosen is None else _clean("" if pd.isna(name) else name for name in var[chosen].astype(object))
 
 
 Study = tuple[Sequence[str], Sequence[str] | None]  # names, second names or None
@@ -247,14 +247,14 @@ Study = tuple[Sequence[str], Sequence[str] | None]  # names, second names or Non
 
 def learn(studies: Iterable[Study], table: GeneTable | None = None) -> GeneTable:
     """Return `table` with what the studies say: the id and the symbol that they give a gene are the same gene."""
-    known = copy.deepcopy(table) if table else GeneTable()
+    learnt = copy.deepcopy(table) if table else GeneTable()
     for names, second in studies:
         for name, other in zip(_clean(names), _clean(second or ()), strict=False):
             id, symbol = (name, other) if is_id(name) else (other, name)
             new = table is None or table.find(strip_version(id)) or not table.find(symbol)
             if is_id(id) and new:  # an id that the table has replaced is left to its symbol
-                known.add(id, symbol)
-    return known
+                learnt.add(id, symbol)
+    return learnt
 
 
 def union(studies: Iterable[Study], table: GeneTable | None = None, start: Sequence[str] = ()) -> list[str]:
@@ -280,9 +280,9 @@ def union(studies: Iterable[Study], table: GeneTable | None = None, start: Seque
 
 def _canonical(name: str, second: str, table: GeneTable) -> str:
     """Return the Ensembl id of a gene where there is one without doubt, else its name."""
-    for known in (second, name):
-        if is_id(known):
-            return strip_version(known)
+    for candidate in (second, name):
+        if is_id(candidate):
+            return strip_version(candidate)
     rows = table.find(name)
     return table.ids[rows[0]] or name if len(rows) == 1 else name
 
@@ -324,10 +324,12 @@ def _too_few(report: MappingReport, least: float, vocab: Sequence[str], table: G
     """Say in one line that too few genes are known, and what to do."""
     kind = "Ensembl ids" if is_id(vocab[0]) else "symbols"
     way = "" if table else "give a gene table (gene_table, HGNC or GENCODE) that knows both, lower min_mapped, or "
-    known = f"{report.mapped:,} of {report.n:,} gene names ({report.mapped / report.n:.1%}) are known"
-    found = f"{report.covered:,} of {report.vocab:,} vocabulary genes ({report.covered / report.vocab:.1%}) found"
+    names_known = f"{report.mapped:,} of {report.n:,} gene names ({report.mapped / report.n:.1%}) are known"
+    genes_covered = (
+        f"{report.covered:,} of {report.vocab:,} vocabulary genes ({report.covered / report.vocab:.1%}) found"
+    )
     return (
-        f"only {known} and {found}, one must reach {least:.0%}: the file has names like "
+        f"only {names_known} and {genes_covered}, one must reach {least:.0%}: the file has names like "
         f"{', '.join(report.examples['unknown'][:3])}, the vocabulary {kind} like {', '.join(vocab[:3])}; "
         f"{way}check the species"
     )

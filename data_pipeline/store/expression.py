@@ -14,8 +14,8 @@ def expressed(store: Store, run: int = 4096) -> np.ndarray:
     shares = []
     for study in map(store.study, store.studies):
         cells = np.zeros(len(store.genes))
-        for _, found, counts in _cells(study, run):
-            cells += np.bincount(found[counts > 0], minlength=len(cells))
+        for _, genes, counts in _cells(study, run):
+            cells += np.bincount(genes[counts > 0], minlength=len(cells))
         shares.append(np.where(study.measured, cells / study.n_cells, np.nan))
     return np.mean(shares, 0)
 
@@ -29,10 +29,10 @@ def variability(store: Store, run: int = 4096) -> np.ndarray:
     scores = []
     for study in map(store.study, store.studies):
         sums = np.zeros((2, len(store.genes)))
-        for starts, found, counts in _cells(study, run):
+        for starts, genes, counts in _cells(study, run):
             depth = np.add.reduceat(counts, starts, dtype=float)
             share = 1e4 * counts / np.repeat(depth, np.diff([*starts, len(counts)]))
-            sums += [np.bincount(found, weights=share**power, minlength=sums.shape[1]) for power in (1, 2)]
+            sums += [np.bincount(genes, weights=share**power, minlength=sums.shape[1]) for power in (1, 2)]
         mean, square = sums / study.n_cells
         seen = study.measured & (mean > 0)
         excess = np.log((square - mean**2)[seen].clip(1e-12) / mean[seen])
@@ -48,6 +48,6 @@ def _cells(study: Study, run: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.
     """Yield (where each cell starts, genes, counts) of runs of cells that are not empty."""
     for start in range(0, study.n_cells, run):
         stop = min(start + run, study.n_cells)
-        found, counts = study.read(start, stop).result()
+        genes, counts = study.read(start, stop).result()
         lengths = np.diff(study.indptr[start : stop + 1])
-        yield (np.cumsum(lengths) - lengths)[lengths > 0], found, counts
+        yield (np.cumsum(lengths) - lengths)[lengths > 0], genes, counts

@@ -14,11 +14,11 @@ MITOCHONDRIAL = {f"ENSG00000{number}" for number in _NUMBERS}
 def mitochondrial(names: np.ndarray, var: pd.DataFrame) -> np.ndarray:
     """Return which genes are mitochondrial, bool: `MT-` or a known Ensembl id in the name or the text of `var`. [G]"""
     text = [column for column in var if not pd.api.types.is_numeric_dtype(var[column])]
-    found = np.zeros(len(names), bool)
+    mito = np.zeros(len(names), bool)
     for column in (pd.Series(names), *(var[column] for column in text)):
         name = column.astype(str).str.upper()
-        found |= (name.str.startswith("MT-") | name.str.split(".").str[0].isin(MITOCHONDRIAL)).to_numpy()
-    return found
+        mito |= (name.str.startswith("MT-") | name.str.split(".").str[0].isin(MITOCHONDRIAL)).to_numpy()
+    return mito
 
 
 def broken_rule(

@@ -152,7 +152,7 @@ def _add_genes(
     store: pathlib.Path, manifest: dict, sources: list[Source], settings: Settings, tables: list[str]
 ) -> dict[str, str]:
     """Append the genes of `sources` to the store's vocabulary; return the reasons of those that cannot be read."""
-    known, names, failed = ledger.read_genes(store, manifest), [], {}
+    stored, names, failed = ledger.read_genes(store, manifest), [], {}
     for source in sources:
         try:
             with source.open(settings) as counts:
@@ -161,23 +161,23 @@ def _add_genes(
             failed[source.name] = _line(error)
     if not names:
         return failed
-    table = vocab.learn(names, gene_table(known, tables))
-    genes = vocab.union(names, table, [gene for gene, _ in known])
-    second = dict.fromkeys(genes, "") | dict(known)
-    for own, other in names:
-        index = vocab.map_genes(own, genes, ensembl=other, table=table, min_mapped=None).index
+    table = vocab.learn(names, gene_table(stored, tables))
+    genes = vocab.union(names, table, [gene for gene, _ in stored])
+    second = dict.fromkeys(genes, "") | dict(stored)
+    for gene_names, other in names:
+        index = vocab.map_genes(gene_names, genes, ensembl=other, table=table, min_mapped=None).index
         for i, slot in enumerate(index):
             gene = genes[slot]
             if slot >= 0 and not second[gene]:
-                second[gene] = next((name for name in (own[i], other[i] if other else "") if name != gene), "")
+                second[gene] = next((name for name in (gene_names[i], other[i] if other else "") if name != gene), "")
     ledger.extend_genes(store, manifest, [(gene, second[gene]) for gene in genes], kind="union")
     return failed
 
 
 def _plan(store: pathlib.Path, manifest: dict, pending: list[str]) -> None:
     """Settle the order of the studies: those that are there, then those to come, whichever is finished first."""
-    known = [name for name in manifest["plan"] if name in manifest["studies"] or name in pending]
-    manifest["plan"] = known + [name for name in pending if name not in known]
+    planned = [name for name in manifest["plan"] if name in manifest["studies"] or name in pending]
+    manifest["plan"] = planned + [name for name in pending if name not in planned]
     ledger.write(store, manifest)
 
 
@@ -223,9 +223,9 @@ def _pending(sources: list[Source], manifest: dict, settings: Settings, say: Cal
         if record is None:
             pending.append(source)
             continue
-        here, there = dataclasses.asdict(settings), record["settings"]
-        decide = [key for key in here if key != "min_mapped" and here[key] != there.get(key)]
-        differ = [f"{key} {there.get(key)!r} -> {here[key]!r}" for key in decide]
+        asked, stored = dataclasses.asdict(settings), record["settings"]
+        decide = [key for key in asked if key != "min_mapped" and asked[key] != stored.get(key)]
+        differ = [f"{key} {stored.get(key)!r} -> {asked[key]!r}" for key in decide]
         if source.identity() != {key: value for key, value in record["source"].items() if key != "matrix"}:
             differ.append("another source")
         if differ:

@@ -78,14 +78,14 @@ def extend_genes(path: pathlib.Path, manifest: dict, genes: list[tuple[str, str]
     Args:
       kind: "union" of what is ingested, or "fixed" by a list the user gave.
     """
-    known = read_genes(path, manifest)
-    for i, ((old, _), (new, _)) in enumerate(zip(known, genes, strict=False)):
+    stored = read_genes(path, manifest)
+    for i, ((old, _), (new, _)) in enumerate(zip(stored, genes, strict=False)):
         if old != new:
             raise ValueError(
                 f"gene {i} is {old!r} in {path} and {new!r} in the new vocabulary; leave --vocab out or use a new store"
             )
-    if len(genes) > len(known):
-        data = _lines([*known, *genes[len(known) :]])
+    if len(genes) > len(stored):
+        data = _lines([*stored, *genes[len(stored) :]])
         write_file(path / "genes.tsv", data)
         manifest["vocabulary"] = {"kind": kind, "n_genes": len(genes), "crc32c": crc32c(data)}
         write(path, manifest)
@@ -106,10 +106,10 @@ def read_genes(path: str | os.PathLike, manifest: dict) -> list[tuple[str, str]]
 
     Lines behind the last one the manifest knows are what an interrupted ingest appended, and are left out.
     """
-    place, known = pathlib.Path(path) / "genes.tsv", manifest["vocabulary"]
+    place, vocabulary = pathlib.Path(path) / "genes.tsv", manifest["vocabulary"]
     data = place.read_bytes() if place.is_file() else b""
-    lines = data.split(b"\n")[: known["n_genes"]]
-    if crc32c(b"".join(line + b"\n" for line in lines)) != known["crc32c"]:
+    lines = data.split(b"\n")[: vocabulary["n_genes"]]
+    if crc32c(b"".join(line + b"\n" for line in lines)) != vocabulary["crc32c"]:
         raise OSError(f"{place}: {DAMAGED}; restore it from a copy or ingest again")
     return [tuple(line.decode().split("\t")) for line in lines]
 
@@ -131,9 +131,9 @@ def writing(path: pathlib.Path) -> Iterator[dict]:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: a file, not a folder; choose another --store")
     ours = (".lock", *_temporaries(path))
-    if path.is_dir() and not (path / "manifest.json").exists() and (found := set(os.listdir(path)) - set(ours)):
+    if path.is_dir() and not (path / "manifest.json").exists() and (others := set(os.listdir(path)) - set(ours)):
         raise ValueError(
-            f"{path}: a folder of other things ({sorted(found)[0]}, …), not a store; choose another --store"
+            f"{path}: a folder of other things ({sorted(others)[0]}, …), not a store; choose another --store"
         )
     made = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def writing(path: pathlib.Path) -> Iterator[dict]:
 
 def _temporaries(path: pathlib.Path) -> list[str]:
     """Return the names of the files that `write_file` was writing into the store when it was killed."""
-    return [found.name for name in ("manifest.json", "genes.tsv") for found in path.glob(f".{name}.*")]
+    return [file.name for name in ("manifest.json", "genes.tsv") for file in path.glob(f".{name}.*")]
 
 
 def _clean(path: pathlib.Path, manifest: dict) -> None:
@@ -167,9 +167,9 @@ def _clean(path: pathlib.Path, manifest: dict) -> None:
     shutil.rmtree(path / PARTIAL, ignore_errors=True)
     (path / PARTIAL).mkdir()
     listed = {f"{name}.zarr" for name in manifest["studies"]}
-    for found in (path / "studies").glob("*.zarr"):
-        if found.name not in listed:
-            shutil.rmtree(found)
+    for folder in (path / "studies").glob("*.zarr"):
+        if folder.name not in listed:
+            shutil.rmtree(folder)
 
 
 def _discard(path: pathlib.Path, made: bool) -> None:
@@ -222,5 +222,5 @@ def verify(path: str | os.PathLike) -> list[str]:
         wrong.append(str(error))
     for record in manifest["studies"].values():
         wrong += damage(path, record)
-    known = {f"{r['name']}.zarr/{name}" for r in manifest["studies"].values() for name in r["files"]}
-    return wrong + [f"studies/{name}: not in the manifest" for name in files(path / "studies") if name not in known]
+    listed = {f"{r['name']}.zarr/{name}" for r in manifest["studies"].values() for name in r["files"]}
+    return wrong + [f"studies/{name}: not in the manifest" for name in files(path / "studies") if name not in listed]

@@ -1,4 +1,4 @@
-"""Who is next to whom on a slide: the nearest neighbours of every spot within its field of view."""
+"""The nearest neighbours of every spot on a slide, within its field of view."""
 
 import itertools
 
@@ -19,14 +19,14 @@ def neighbours(coords: np.ndarray, starts: np.ndarray, k: int = 50) -> np.ndarra
         rows = start + np.flatnonzero(np.isfinite(coords[start:stop]).all(axis=1))
         if len(rows) < 2:
             continue
-        found = cKDTree(coords[rows]).query(coords[rows], k=range(1, min(k, len(rows)) + 1))[1]
-        nearest[rows, : found.shape[1]] = rows[_self_first(found)]
+        near = cKDTree(coords[rows]).query(coords[rows], k=range(1, min(k, len(rows)) + 1))[1]
+        nearest[rows, : near.shape[1]] = rows[_self_first(near)]
     return nearest
 
 
-def _self_first(found: np.ndarray) -> np.ndarray:
+def _self_first(near: np.ndarray) -> np.ndarray:
     """Move each row's own number to the front: spots at the very same place come in any order. [n, k]"""
-    own = np.arange(len(found))[:, None]
-    found[~(found == own).any(axis=1), -1:] = own[~(found == own).any(axis=1)]
-    order = np.argsort(found != own, axis=1, kind="stable")
-    return np.take_along_axis(found, order, axis=1)
+    numbers = np.arange(len(near))[:, None]
+    near[~(near == numbers).any(axis=1), -1:] = numbers[~(near == numbers).any(axis=1)]
+    order = np.argsort(near != numbers, axis=1, kind="stable")
+    return np.take_along_axis(near, order, axis=1)

@@ -65,8 +65,8 @@ class Study:
         return f"Study({self.name!r}, {self.n_cells} cells, {len(self.groups)} groups)"
 
     def __getstate__(self) -> dict:
-        own = ("store", "record", "name", "index", "n_cells", "nnz", "groups", "group_starts", "path", "_n_genes")
-        return {key: self.__dict__[key] for key in own}
+        kept = ("store", "record", "name", "index", "n_cells", "nnz", "groups", "group_starts", "path", "_n_genes")
+        return {key: self.__dict__[key] for key in kept}
 
     def read(self, start: int, stop: int) -> Read:
         """Begin to read the counts of rows `start` to `stop`; `indptr` has the borders of the rows."""
@@ -78,16 +78,16 @@ class Study:
 
     def numbers(self, keep: np.ndarray, run: int = 1 << 14) -> np.ndarray:
         """Return how many counts of each cell are of the genes to `keep` [G], from one pass, remembered. [n_cells]"""
-        known = self.__dict__.get("_numbers")
-        if known is None or not np.array_equal(known[0], keep):
+        cached = self.__dict__.get("_numbers")
+        if cached is None or not np.array_equal(cached[0], keep):
             counted = []
             for start in range(0, self.n_cells, run):
                 stop = min(start + run, self.n_cells)
                 ids, _ = self.read(start, stop).result()
                 before = np.concatenate([[0], np.cumsum(keep[ids])])
                 counted.append(np.diff(before[self.indptr[start : stop + 1] - self.indptr[start]]))
-            known = self._numbers = keep.copy(), np.concatenate(counted)
-        return known[1]
+            cached = self._numbers = keep.copy(), np.concatenate(counted)
+        return cached[1]
 
     @property
     def _arrays(self):

@@ -107,8 +107,8 @@ def _groups(obs: pd.DataFrame, column: str | None) -> tuple[np.ndarray, list[str
     if column is None:
         return np.zeros(len(obs), np.int64), ["all"]
     if column not in obs:
-        there = ", ".join(map(str, obs.columns)) or "none"
-        raise ValueError(f"no obs column {column!r} to group by; there are {there}")
+        columns = ", ".join(map(str, obs.columns)) or "none"
+        raise ValueError(f"no obs column {column!r} to group by; there are {columns}")
     missing = int(obs[column].isna().sum())
     if missing:
         raise ValueError(
@@ -144,8 +144,8 @@ class _Seen:
 
     def removed(self) -> dict[str, int]:
         """Return how many cells each filter rule removed."""
-        found = {rule: int((self.broken == i).sum()) for i, rule in enumerate(filters.CELL_RULES)}
-        return {rule: number for rule, number in found.items() if number}
+        numbers = {rule: int((self.broken == i).sum()) for i, rule in enumerate(filters.CELL_RULES)}
+        return {rule: number for rule, number in numbers.items() if number}
 
 
 def _scan(counts, mapping, settings: Settings, place: np.ndarray, shuffle: Shuffle, n_genes: int) -> _Seen:
@@ -215,11 +215,11 @@ def _var(counts, mapping, genes: list[str], zeroed: np.ndarray) -> pd.DataFrame:
     sources = {"measured": np.ones(len(mapping.index), bool)}
     flags = [c for c in counts.var if str(c).startswith("measured_") and pd.api.types.is_numeric_dtype(counts.var[c])]
     sources |= {c: counts.var[c].to_numpy(dtype=bool) for c in flags}
-    known = mapping.index >= 0
+    mapped = mapping.index >= 0
     columns = {}
     for name, measured in sources.items():
         columns[name] = np.zeros(len(genes), bool)
-        columns[name][mapping.index[known & measured]] = True
+        columns[name][mapping.index[mapped & measured]] = True
     return pd.DataFrame(columns | {"zeroed": zeroed}, index=pd.Index(genes, dtype=object))
 
 

@@ -1,4 +1,4 @@
-"""The door for notebooks: load a trained model, embed cells.
+"""For notebooks: load a trained model and embed cells with it.
 
     run = scfm_jax.api.load("runs/cellplm")
     adata.obsm["X_cellplm"] = run.embed(adata)
@@ -113,8 +113,8 @@ def gene_constants(
     constants = {}
     if path := options.get("graph"):
         if pathlib.Path(path).suffix == ".npz":
-            found, mapping = graph_file.read(path).onto(genes, table)
-            edges = found.source, found.target, found.weight
+            gene_graph, mapping = graph_file.read(path).onto(genes, table)
+            edges = gene_graph.source, gene_graph.target, gene_graph.weight
         else:
             edges, mapping = edge_lists.on_genes(edge_lists.read_directed(path), genes, table)
             edges = edge_lists.directed(edges, PUBLISHED_EDGES)

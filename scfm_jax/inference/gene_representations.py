@@ -1,9 +1,9 @@
-"""What a model makes of each gene in each cell of a file: a stream, averaged over groups of cells, or kept on disk.
+"""A representation of each gene in each cell of a file: as a stream, averaged over groups of cells, or on disk.
 
-    found = scfm_jax.api.load(run).gene_representations(adata)
-    means = found.mean("cell_type")            # [groups, genes, D], summed on the device while batches stream
-    for rows, values in found: ...             # [cells, genes, D], a batch at a time
-    found.write("genes.zarr")                  # all of them, if asked: the size is checked against the disk first
+    genes = scfm_jax.api.load(run).gene_representations(adata)
+    means = genes.mean("cell_type")            # [groups, genes, D], summed on the device while batches stream
+    for rows, values in genes: ...             # [cells, genes, D], a batch at a time
+    genes.write("genes.zarr")                  # all of them, if asked: the size is checked against the disk first
 
 All cells together are never in memory: scLong's 27,875 x 200 numbers a cell are 22 MB (its authors' `embed.py` writes
 them all). Genes that the file did not measure are left out; those that the model was not given in a cell (scEMB reads
@@ -147,8 +147,8 @@ class GeneRepresentations:
             for rows, values in self:
                 for row, value in zip(rows, values, strict=True):
                     array[place[row]] = value
-            for there in sorted((partial / "all").rglob("*"), reverse=True):  # files before the folders they are in
-                _sync(there)
+            for entry in sorted((partial / "all").rglob("*"), reverse=True):  # files before the folders they are in
+                _sync(entry)
             (partial / "all").rename(path)
             _sync(path.absolute().parent)
         finally:

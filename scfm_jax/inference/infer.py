@@ -1,4 +1,4 @@
-"""Embeddings of cells: batches in, one row per cell out, jitted, on any mesh.
+"""Embed cells: takes batches, returns one row per cell; jitted, on any mesh.
 
 Which cells a batch holds is decided in `bags`; padding never reaches a result.
 """
@@ -59,12 +59,12 @@ def embed(
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         for batch in batches:
             arrays = jax.tree.map(place, Batch(**{field: batch[field] for field in FIELDS}))
-            given = (module, model, options, state["variables"], state["constants"], arrays, key)
+            arguments = (module, model, options, state["variables"], state["constants"], arrays, key)
             if arrays.genes.shape not in made:
-                _forward.lower(*given).compile()  # the call below finds it
+                _forward.lower(*arguments).compile()  # the call below finds it
                 hardware.give_back()
                 made.add(arrays.genes.shape)
-            cells = _forward(*given)
+            cells = _forward(*arguments)
             if result.shape[1] == 0:
                 result = np.zeros((n, cells.shape[-1]), np.float32)
             if pending:
@@ -107,8 +107,8 @@ def genes(
     for batch in batches:
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
             arrays = jax.tree.map(functools.partial(_place, mesh=mesh), Batch(**{name: batch[name] for name in FIELDS}))
-            found = _genes(module, model, options, state["variables"], state["constants"], arrays, kept, key)
-        yield np.asarray(batch["index"]), found
+            values = _genes(module, model, options, state["variables"], state["constants"], arrays, kept, key)
+        yield np.asarray(batch["index"]), values
 
 
 def gene_width(
@@ -179,21 +179,23 @@ def _genes(
     """Return the representations of the genes `kept` in each cell of a batch. [B, C, K, D]"""
     keys = jax.random.split(key, 2)
     inputs = module.prepare(batch, constants, keys[0], step=0, train=False, **dict(options))
-    found = model.apply(variables, inputs, train=False, rngs={"latent": keys[1]}).genes
+    values = model.apply(variables, inputs, train=False, rngs={"latent": keys[1]}).genes
     name, n = module.__name__.rpartition(".")[2], constants["measured"].shape[1]
-    if found is None:
+    if values is None:
         raise ValueError(f"model {name} has no representations of the genes in a cell: choose a run of another model")
-    found = found.astype(jnp.float32)
+    values = values.astype(jnp.float32)
     if not hasattr(module, "gene_ids"):
-        if not n <= found.shape[2] <= n + 1:
-            raise ValueError(f"model {name} represents {found.shape[2]} of {n} genes and has no gene_ids to tell which")
-        return found[:, :, kept]
+        if not n <= values.shape[2] <= n + 1:
+            raise ValueError(
+                f"model {name} represents {values.shape[2]} of {n} genes and has no gene_ids to tell which"
+            )
+        return values[:, :, kept]
     ids = module.gene_ids(inputs)  # [B, C, L]
     place = jnp.full(n + 1, len(kept)).at[kept].set(jnp.arange(len(kept)))
     to = place[jnp.where((ids < 0) | (ids > n), n, ids)]
     rows, cells = jnp.ogrid[: to.shape[0], : to.shape[1]]
-    empty = jnp.full((*to.shape[:2], len(kept) + 1, found.shape[3]), jnp.nan)
-    return empty.at[rows[..., None], cells[..., None], to].set(found)[:, :, :-1]
+    empty = jnp.full((*to.shape[:2], len(kept) + 1, values.shape[3]), jnp.nan)
+    return empty.at[rows[..., None], cells[..., None], to].set(values)[:, :, :-1]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "model", "options"))

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there: Orbax arrays, checksums beside them, one rename at the end.
+"""Checkpoints, written completely or not at all: Orbax arrays, checksums beside them, one rename at the end.
 
     <directory>/<step>/state/      the arrays, written by Orbax (OCDBT), a nested dict of the state's leaves
     <directory>/<step>/meta.json   {"sha256": of the rest, "content": {"step", "meta", "best",
@@ -93,11 +93,11 @@ def restore(
       FileNotFoundError: the step asked for is not there.
     """
     directory = pathlib.Path(directory).absolute()
-    found = steps(directory)
-    if step is not None and step not in found:
-        raise FileNotFoundError(f"checkpoint step {step}: not in {directory}; there are {found or 'none'}")
+    saved = steps(directory)
+    if step is not None and step not in saved:
+        raise FileNotFoundError(f"checkpoint step {step}: not in {directory}; there are {saved or 'none'}")
     skipped = []
-    for candidate in reversed(found) if step is None else [step]:
+    for candidate in reversed(saved) if step is None else [step]:
         try:
             content = _read_content(directory / str(candidate))
             state = _read_state(directory / str(candidate) / "state", content, like, only)
@@ -105,7 +105,7 @@ def restore(
             skipped.append(f"step {candidate}: {damage}")
         else:
             return Restored(state, content["meta"], content["step"], skipped)
-    if not any((directory / str(s) / "meta.json").exists() for s in found) and step is None:
+    if not any((directory / str(s) / "meta.json").exists() for s in saved) and step is None:
         return None
     raise ValueError(
         f"{directory}: no valid checkpoint ({'; '.join(skipped)}); restore another step or delete them to start again"

@@ -1,4 +1,4 @@
-"""What proves that arrays, files and metadata are still what was written.
+"""Checksums that tell whether arrays, files and metadata are still what was written.
 
 The checksum of an array is the sum modulo 2^64 of splitmix64(position << 32 | word) over its 32-bit words (16- and
 8-bit types: one word per element), `position` being the word's place in the whole array. splitmix64's finaliser is a
@@ -54,10 +54,10 @@ def digests(path: pathlib.Path) -> dict[str, str]:
 def changed_files(path: pathlib.Path, saved: Mapping[str, str]) -> str:
     """Return in words which files below the folder `path` are not as their `digests` say, "" if all are."""
     try:
-        found = digests(path)
+        current = digests(path)
     except OSError as error:
         return f"cannot be read: {one_line(error)}"
-    wrong = [(f, "changed on disk" if f in found else "missing") for f in saved if found.get(f) != saved[f]]
+    wrong = [(f, "changed on disk" if f in current else "missing") for f in saved if current.get(f) != saved[f]]
     more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
     return f"{path.name}/{wrong[0][0]} is {wrong[0][1]}{more}" if wrong else ""
 

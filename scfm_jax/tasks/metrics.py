@@ -15,17 +15,17 @@ def classification_scores(predicted: np.ndarray, true: np.ndarray, n_classes: in
     """Return macro averages over the classes that occur: acc (which is macro recall), f1_score, precision, recall."""
     n_classes = n_classes or int(max(predicted.max(), true.max())) + 1
     hits = np.bincount(true[predicted == true], minlength=n_classes).astype(float)
-    said, there = np.bincount(predicted, minlength=n_classes), np.bincount(true, minlength=n_classes)
-    occurs = said + there > 0
+    guesses, truths = np.bincount(predicted, minlength=n_classes), np.bincount(true, minlength=n_classes)
+    occurs = guesses + truths > 0
 
     def macro(top: np.ndarray, bottom: np.ndarray) -> float:
         return float(np.where(bottom > 0, top / np.maximum(bottom, 1), 0)[occurs].mean())
 
-    recall = macro(hits, there)
+    recall = macro(hits, truths)
     return {
         "acc": recall,
-        "f1_score": macro(2 * hits, said + there),
-        "precision": macro(hits, said),
+        "f1_score": macro(2 * hits, guesses + truths),
+        "precision": macro(hits, guesses),
         "recall": recall,
     }
 

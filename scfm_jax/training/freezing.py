@@ -28,8 +28,8 @@ def first_layers(params: Any, n: int, layers: Mapping[str, Any]) -> Any:
             for name, shape in names.items():
                 if name.startswith(f"{stack}s/"):
                     place[name] = start + np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
-                elif found := re.match(rf"{re.escape(stack)}_(\d+)/", name):
-                    place[name] = np.asarray(start + int(found[1]))
+                elif match := re.match(rf"{re.escape(stack)}_(\d+)/", name):
+                    place[name] = np.asarray(start + int(match[1]))
                 else:
                     continue
                 depth = max(depth, int(place[name].max()) + 1 - start)

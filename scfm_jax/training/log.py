@@ -1,4 +1,4 @@
-"""What a run writes down: JSON lines always, a progress bar on a terminal, TensorBoard and Weights & Biases.
+"""The logs of a run: JSON lines always, a progress bar on a terminal, TensorBoard and Weights & Biases.
 
 On stderr a line says step, loss, validation loss, cells/s and the time that is left; all else is in the files.
 metrics.jsonl holds what (config, seed, step) determine and nothing else, so two runs of one config are equal byte by
@@ -79,11 +79,11 @@ class Log:
             self._timing.write(f"{line}\n".encode())
         self._metrics.flush()
         self._timing.flush()
-        known = {name: value for name, value in {**values, **timing}.items() if value is not None}
+        logged = {name: value for name, value in {**values, **timing}.items() if value is not None}
         if self._board:
-            self._board.add_event(_event(step, known))
+            self._board.add_event(_event(step, logged))
         if self._wandb:
-            self._wandb.log(known, step=step)
+            self._wandb.log(logged, step=step)
         self.say(self.line(step, {**values, **timing}))
 
     def sync(self) -> int:

@@ -74,11 +74,11 @@ def merge(params: Any, adapter: Adapter) -> Any:
 
     ValueError lists kernels that the parameters do not have, or not in this shape.
     """
-    there = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    shapes = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
     wrong = [
-        f"{name} {there.get(name, 'missing')} under factors {f['a'].shape}, {f['b'].shape}"
+        f"{name} {shapes.get(name, 'missing')} under factors {f['a'].shape}, {f['b'].shape}"
         for name, f in adapter.factors.items()
-        if there.get(name) != (*f["a"].shape[:-1], f["b"].shape[-1])
+        if shapes.get(name) != (*f["a"].shape[:-1], f["b"].shape[-1])
     ]
     if wrong:
         raise ValueError(f"lora: {len(wrong)} kernels do not fit these parameters: {'; '.join(wrong)}")

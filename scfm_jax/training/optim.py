@@ -167,10 +167,10 @@ def matches(params: Any, patterns: Sequence[str], option: str) -> Any:
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
         try:
-            found = any(re.search(pattern, name) for name in names)
+            hit = any(re.search(pattern, name) for name in names)
         except re.error as error:
             raise ValueError(f"{option}: {pattern!r} is not a regular expression ({error})") from None
-        if not found:
+        if not hit:
             raise ValueError(f"{option}: {pattern!r} matches no parameter; there are {', '.join(names[:4])}, ...")
     return jax.tree_util.tree_map_with_path(
         lambda path, _: any(re.search(pattern, path_name(path)) for pattern in patterns), params
@@ -202,7 +202,7 @@ def update(
     direction, opt_state = transform.update(grads, opt_state, params, value=loss, norm=norm)
     rate = optimizer.schedule(step)
     rates = (
-        jax.tree.map(lambda own: own(step), optimizer.rates)
+        jax.tree.map(lambda rate: rate(step), optimizer.rates)
         if optimizer.rates
         else jax.tree.map(lambda _: rate, params)
     )

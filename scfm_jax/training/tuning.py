@@ -78,10 +78,10 @@ def read_vectors(path: str) -> np.ndarray:
     """Return the vectors of a .npy file, float32 [S, E]; ValueError where it holds something else."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"tune.vectors={path}: no such file")
-    found = np.load(path, allow_pickle=False)
-    if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all():
+    vectors = np.load(path, allow_pickle=False)
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating) or not np.isfinite(vectors).all():
         raise ValueError(f"tune.vectors={path}: must be a matrix of finite numbers, one row a vector")
-    return found.astype(np.float32)
+    return vectors.astype(np.float32)
 
 
 def model_options(tune: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,15 +116,15 @@ def objective(inner: Objective, tune: Mapping[str, Any]) -> Objective:
 
 def merged(params: Mapping[str, Any], tune: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the parameters with factors and projected prefixes put into those of the model, a task's beside them."""
-    own = {name: x for name, x in params.items() if name not in (LORA, VECTORS)}
+    model_params = {name: x for name, x in params.items() if name not in (LORA, VECTORS)}
     if LORA in params:
-        task = {name: own.pop(name) for name in (TASK,) if name in own}
-        own = {**lora.merge(own, adapter(params, tune)), **task}
+        task = {name: model_params.pop(name) for name in (TASK,) if name in model_params}
+        model_params = {**lora.merge(model_params, adapter(params, tune)), **task}
     if VECTORS in params:
-        given = jnp.asarray(params[VECTORS]["given"])
-        made = {name.removesuffix("/map"): given @ x for name, x in flatten(params[VECTORS]["maps"]).items()}
-        own = jax.tree_util.tree_map_with_path(lambda path, x: made.get(path_name(path), x), own)
-    return own
+        vectors = jnp.asarray(params[VECTORS]["given"])
+        made = {name.removesuffix("/map"): vectors @ x for name, x in flatten(params[VECTORS]["maps"]).items()}
+        model_params = jax.tree_util.tree_map_with_path(lambda path, x: made.get(path_name(path), x), model_params)
+    return model_params
 
 
 def adapter(params: Mapping[str, Any], tune: Mapping[str, Any]) -> lora.Adapter:
@@ -141,23 +141,23 @@ def _added(tune: Mapping[str, Any]) -> Callable[[Array, Any], dict[str, Any]] | 
     if tune["method"] == "lora":
 
         def factors(key: Array, params: Any) -> dict[str, Any]:
-            own = {name: x for name, x in params.items() if name != TASK}
-            made = lora.init(key, own, tune["targets"], tune["rank"], tune["alpha"]).factors
+            model_params = {name: x for name, x in params.items() if name != TASK}
+            made = lora.init(key, model_params, tune["targets"], tune["rank"], tune["alpha"]).factors
             return {LORA: nest({f"{name}/{side}": x for name, pair in made.items() for side, x in pair.items()})}
 
         return factors
     if tune["vectors"]:
-        given = read_vectors(tune["vectors"])
+        vectors = read_vectors(tune["vectors"])
 
         def maps(key: Array, params: Any) -> dict[str, Any]:
             places = jax.tree.leaves(optim.matches(params, (f"^{PREFIX}",), "prefix"))
             leaves = jax.tree_util.tree_leaves_with_path(params)
-            there = [(path_name(path), x.shape) for (path, x), hit in zip(leaves, places, strict=True) if hit]
+            prefixes = [(path_name(path), x.shape) for (path, x), hit in zip(leaves, places, strict=True) if hit]
             made = {}
-            for one, (name, shape) in zip(jax.random.split(key, len(there)), there, strict=True):
-                size = (*shape[:-2], given.shape[1], shape[-1])
+            for one, (name, shape) in zip(jax.random.split(key, len(prefixes)), prefixes, strict=True):
+                size = (*shape[:-2], vectors.shape[1], shape[-1])
                 made[f"{name}/map"] = 0.02 * jax.random.normal(one, size)
-            return {VECTORS: {"given": jnp.asarray(given), "maps": nest(made)}}
+            return {VECTORS: {"given": jnp.asarray(vectors), "maps": nest(made)}}
 
         return maps
     return None

@@ -1,6 +1,6 @@
 """State dicts of torch: read from the authors' files without running code, and placed by a table of names.
 
-A released loader that skips names and shapes that do not fit says nothing; here they are one error that lists them.
+Released loaders may skip names and shapes that do not fit without a word; here one error lists them all.
 Torch is needed only to open the files (`pip install scfm_jax[convert]`).
 """
 
@@ -19,9 +19,9 @@ Entry = tuple[str, tuple[Path, ...], bool]  # published name, where it goes (pac
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Return the state dict in a torch file, which holds it directly or under "model_state_dict"; no code is run."""
     content = content_of(path)
-    found = content.get("model_state_dict", content) if isinstance(content, dict) else {}
+    state = content.get("model_state_dict", content) if isinstance(content, dict) else {}
     try:
-        return tensors(found)
+        return tensors(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}, directly or under model_state_dict") from None
 
@@ -65,9 +65,9 @@ def variables(
     """
     state = {name.removeprefix("module."): np.asarray(value) for name, value in state.items()}
     wanted = flatten_dict(shapes)
-    flat, wrong, known = {}, [], set()
+    flat, wrong, expected = {}, [], set()
     for name, paths, transposed in entries:
-        known.add(name)
+        expected.add(name)
         if name not in state:
             wrong.append(f"missing {name}")
             continue
@@ -77,7 +77,7 @@ def variables(
             if part.shape != wanted[path].shape:
                 wrong.append(f"shape of {name} {state[name].shape}, which should give {wanted[path].shape}")
             flat[path] = jnp.array(part, wanted[path].dtype)  # a copy: the file may be mapped
-    wrong += [f"unknown {name}" for name in state if name not in known and name not in left_over]
+    wrong += [f"unknown {name}" for name in state if name not in expected and name not in left_over]
     if wrong:
         raise ValueError(f"{len(wrong)} names of the state dict do not fit this config: {'; '.join(wrong)}")
     return unflatten_dict(flat)

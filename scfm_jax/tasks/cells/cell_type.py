@@ -79,9 +79,9 @@ def objective(
       noise: keep the model's dropout and draws in training. hide: and what it hides in pre-training.
       standardise: the head sees what `features` makes of an embedding.
     """
-    known = np.asarray(frequencies, np.float32)
-    inverse = np.where(known > 0, known.sum() / np.maximum(known, 1) / max((known > 0).sum(), 1), 0)
-    head = Head(len(known), width, layers, dropout)
+    counts = np.asarray(frequencies, np.float32)
+    inverse = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / max((counts > 0).sum(), 1), 0)
+    head = Head(len(counts), width, layers, dropout)
 
     def embed(variables: Any, batch: Batch, constants: Any, rngs: Mapping[str, Array], step: Any, train: bool) -> tuple:
         prepared = module.prepare(batch, constants, rngs["prepare"], step=step, train=train, **inputs)
@@ -106,16 +106,18 @@ def objective(
     def loss(params, buffers, batch, constants, rng, step, train):
         moving, keys = train and (noise or hide), jax.random.split(rng, 4)
         rngs = dict(zip(("prepare", "dropout", "latent"), keys[:3], strict=True))
-        own = {name: x for name, x in params.items() if name != TASK}
-        cells, target, tokens, changed = embed({"params": own, **buffers}, batch, constants, rngs, step, moving)
+        model_params = {name: x for name, x in params.items() if name != TASK}
+        cells, target, tokens, changed = embed(
+            {"params": model_params, **buffers}, batch, constants, rngs, step, moving
+        )
         x = features(params[TASK], cells.astype(jnp.float32))
         logits = head.clone(train=train).apply({"params": _layers(params[TASK])}, x, rngs={"dropout": keys[3]})
-        there, right = (target >= 0).astype(jnp.float32), jnp.maximum(target, 0)
+        labelled, right = (target >= 0).astype(jnp.float32), jnp.maximum(target, 0)
         nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), right[..., None], -1)[..., 0]
-        hit, even = there * (logits.argmax(-1) == target), there * jnp.asarray(inverse, jnp.float32)[right]
-        weight = even if balanced else there
+        hit, even = labelled * (logits.argmax(-1) == target), labelled * jnp.asarray(inverse, jnp.float32)[right]
+        weight = even if balanced else labelled
         total, number = (weight * nll).sum(), weight.sum()
-        metrics = {"loss": (total, number), "accuracy": (hit.sum(), there.sum())}
+        metrics = {"loss": (total, number), "accuracy": (hit.sum(), labelled.sum())}
         metrics |= {"balanced_accuracy": ((even * hit).sum(), even.sum()), "tokens": (tokens, jnp.ones(()))}
         return total / jnp.maximum(number, 1e-9), (metrics, {**buffers, **changed})
 
@@ -152,8 +154,8 @@ def standardised(
     variables = {"params": params, **state.buffers}
     x = infer.embed(module, model, variables, state.constants, taken, n, inputs=inputs).astype(np.float64)
     task = dict(state.params[TASK])
-    found = dict(zip(("mean", "map"), whitening(x, task["map"].shape[1]), strict=True))
-    task |= {name: jax.device_put(value.astype(np.float32), task[name].sharding) for name, value in found.items()}
+    whitened = dict(zip(("mean", "map"), whitening(x, task["map"].shape[1]), strict=True))
+    task |= {name: jax.device_put(value.astype(np.float32), task[name].sharding) for name, value in whitened.items()}
     return state.replace(params={**state.params, TASK: task})
 
 
@@ -165,9 +167,9 @@ def whitening(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     deviations = np.maximum(deviations, LEAST[1] * deviations[0] or 1)[:size]
     evened = deviations**EVENED
     length = np.sqrt(((deviations / evened) ** 2).sum())
-    found = np.zeros((x.shape[1], size))
-    found[:, : len(deviations)] = components[:size].T / scale[:, None] / evened / length
-    return mean, found
+    matrix = np.zeros((x.shape[1], size))
+    matrix[:, : len(deviations)] = components[:size].T / scale[:, None] / evened / length
+    return mean, matrix
 
 
 def features(task: Mapping[str, Any], cells: Array) -> Array:
@@ -187,10 +189,10 @@ def _some(batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for batch in batches:
         if n >= MOST_CELLS:
             return
-        there = np.asarray(batch["cell_mask"])
-        index = np.full(there.shape, -1, np.int64)
-        index[there] = n + np.arange(there.sum())
-        n += int(there.sum())
+        present = np.asarray(batch["cell_mask"])
+        index = np.full(present.shape, -1, np.int64)
+        index[present] = n + np.arange(present.sum())
+        n += int(present.sum())
         yield {**batch, "index": index}
 
 
@@ -225,15 +227,15 @@ def score(truth: Sequence[str], shares: np.ndarray, classes: Sequence[str]) -> d
     if unknown := sorted(set(truth) - set(classes)):
         raise ValueError(f"true types {', '.join(unknown)}: the head was trained on {', '.join(classes)} alone")
     y = np.array([classes.index(name) for name in truth])
-    predicted, there = shares.argmax(1), np.unique(y)
+    predicted, present = shares.argmax(1), np.unique(y)
     return {
-        "f1": float(f1_score(y, predicted, labels=there, average="macro", zero_division=0)),
+        "f1": float(f1_score(y, predicted, labels=present, average="macro", zero_division=0)),
         "accuracy": float((y == predicted).mean()),
-        "balanced_accuracy": float(recall_score(y, predicted, labels=there, average="macro", zero_division=0)),
-        "auroc": float(np.mean([roc_auc_score(y == c, shares[:, c]) for c in there])) if len(there) > 1 else np.nan,
+        "balanced_accuracy": float(recall_score(y, predicted, labels=present, average="macro", zero_division=0)),
+        "auroc": float(np.mean([roc_auc_score(y == c, shares[:, c]) for c in present])) if len(present) > 1 else np.nan,
         "ece": calibration_error(y, shares),
         "cells": len(y),
-        "types": len(there),
+        "types": len(present),
     }
 
 

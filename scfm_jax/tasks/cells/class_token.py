@@ -1,4 +1,4 @@
-"""What a class token says of cells: the accuracy of Exceiver's auxiliary label (Connell et al., LMRL 2022).
+"""How well a class token classifies cells: the accuracy of Exceiver's auxiliary label (Connell et al., LMRL 2022).
 
 The paper trains the token to tell 24 tissues and reports an accuracy of 0.61 on validation cells of the studies that it
 trained on. Here for any model whose outputs have logits["classes"], on cells of any file. Cells whose label the model
@@ -48,11 +48,11 @@ def predict(
     result, seen = None, np.zeros(n, bool)
     for i, batch in enumerate(batches):
         arrays = Batch(**{field: batch[field] for field in infer.FIELDS})
-        found = np.asarray(forward(variables, constants, arrays, jax.random.fold_in(jax.random.key(seed), i)))
+        probabilities = np.asarray(forward(variables, constants, arrays, jax.random.fold_in(jax.random.key(seed), i)))
         here = batch["index"] >= 0
         rows = batch["index"][here]
-        result = np.zeros((n, found.shape[-1]), np.float32) if result is None else result
-        result[rows], seen[rows] = found[here], True
+        result = np.zeros((n, probabilities.shape[-1]), np.float32) if result is None else result
+        result[rows], seen[rows] = probabilities[here], True
     if result is None or not seen.all():
         raise ValueError(f"{int((~seen).sum())} of {n} cells are in no batch, so nothing is said of them")
     return result
@@ -65,17 +65,17 @@ def score(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:
       cells that count; accuracy; balanced_accuracy (mean recall of the classes there are); macro_f1; nll, the mean
       negative log probability of the truth; majority, the accuracy of always saying the most common class.
     """
-    known = truth >= 0
-    if not known.any():
+    labelled = truth >= 0
+    if not labelled.any():
         raise ValueError("no cell has a label that the class token knows")
-    true, said = truth[known], probabilities[known].argmax(1)
-    there = np.unique(true)
+    true, said = truth[labelled], probabilities[labelled].argmax(1)
+    present = np.unique(true)
     return {
         "cells": len(true),
         "accuracy": float((said == true).mean()),
-        "balanced_accuracy": float(recall_score(true, said, labels=there, average="macro", zero_division=0)),
-        "macro_f1": float(f1_score(true, said, labels=there, average="macro", zero_division=0)),
-        "nll": float(-np.log(np.maximum(probabilities[known, true], 1e-12)).mean()),
+        "balanced_accuracy": float(recall_score(true, said, labels=present, average="macro", zero_division=0)),
+        "macro_f1": float(f1_score(true, said, labels=present, average="macro", zero_division=0)),
+        "nll": float(-np.log(np.maximum(probabilities[labelled, true], 1e-12)).mean()),
         "majority": float(np.bincount(true).max() / len(true)),
     }
 
@@ -91,7 +91,7 @@ def _classes(
     key: Array,
 ) -> Array:
     """Return the probabilities of the classes of a batch. [B, C, classes]"""
-    given = module.prepare(batch, constants, key, step=0, train=False, **inputs)
+    prepared = module.prepare(batch, constants, key, step=0, train=False, **inputs)
     if not hide:
-        given = given | {"hidden": jnp.zeros_like(given["hidden"])}
-    return jax.nn.softmax(model.apply(variables, given, train=False).logits["classes"])
+        prepared = prepared | {"hidden": jnp.zeros_like(prepared["hidden"])}
+    return jax.nn.softmax(model.apply(variables, prepared, train=False).logits["classes"])

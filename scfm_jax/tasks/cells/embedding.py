@@ -60,7 +60,7 @@ def score(
     clusterings = {r: leiden(x, resolution=r, seed=seed) for r in RESOLUTIONS}
     for name, metric in (("nmi", normalized_mutual_info_score), ("ari", adjusted_rand_score)):
         scores[name] = float(metric(y, clusterings[1.0]))
-        scores[f"{name}_best"] = max(float(metric(y, found)) for found in clusterings.values())
+        scores[f"{name}_best"] = max(float(metric(y, clusters)) for clusters in clusterings.values())
     if batch is not None:
         frequent, b = countable(np.asarray(batch, object)[counted], folds)
         scores["batch_accuracy"] = knn_scores(x[frequent], b, seed=seed, folds=folds)["accuracy"]

@@ -88,10 +88,10 @@ def summary(scores: Mapping[str, float]) -> dict[str, float]:
 
 def cluster_scores(x: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Return "nmi" and "ari" of k-means clusters, as many as there are labels."""
-    found = KMeans(labels.max() + 1, n_init=10, random_state=seed).fit_predict(x)
+    clusters = KMeans(labels.max() + 1, n_init=10, random_state=seed).fit_predict(x)
     return {
-        "nmi": float(normalized_mutual_info_score(labels, found)),
-        "ari": float(adjusted_rand_score(labels, found)),
+        "nmi": float(normalized_mutual_info_score(labels, clusters)),
+        "ari": float(adjusted_rand_score(labels, clusters)),
     }
 
 
@@ -130,11 +130,11 @@ def isolated_f1(clusterings: Sequence[np.ndarray], labels: np.ndarray, batch: np
     """Return how well one cluster can be each isolated label: the best F1 over all clusters, the mean over labels."""
     best = []
     for label in isolated(labels, batch):
-        inside, found = labels == label, 0.0
+        inside, highest = labels == label, 0.0
         for clusters in clusterings:
             hits = np.bincount(clusters[inside], minlength=clusters.max() + 1)
-            found = max(found, float((2 * hits / (np.bincount(clusters) + inside.sum())).max()))
-        best.append(found)
+            highest = max(highest, float((2 * hits / (np.bincount(clusters) + inside.sum())).max()))
+        best.append(highest)
     return float(np.mean(best))
 
 
@@ -178,8 +178,8 @@ def _perplex(apart: np.ndarray, perplexity: float) -> np.ndarray:
 
 def nearest(x: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """Return distances and rows of the nearest cells, `neighbours` with the cell itself, which is left out. [n, k]"""
-    found = NearestNeighbors(n_neighbors=min(neighbours, len(x)) - 1).fit(x)
-    return found.kneighbors()
+    fitted = NearestNeighbors(n_neighbors=min(neighbours, len(x)) - 1).fit(x)
+    return fitted.kneighbors()
 
 
 def kbet(x: np.ndarray, labels: np.ndarray, batch: np.ndarray, alpha: float = 0.05) -> float:
@@ -191,12 +191,12 @@ def kbet(x: np.ndarray, labels: np.ndarray, batch: np.ndarray, alpha: float = 0.
     each = []
     for label in np.unique(labels):
         inside = np.flatnonzero(labels == label)
-        there = _dense(batch[inside])
-        if len(inside) >= 10 and there.max() > 0:
-            number = int(np.clip(len(inside) / (there.max() + 1) // 4, 10, 70))
+        batches = _dense(batch[inside])
+        if len(inside) >= 10 and batches.max() > 0:
+            number = int(np.clip(len(inside) / (batches.max() + 1) // 4, 10, 70))
             near = nearest(x[inside], number)[1]
             near = np.concatenate([np.arange(len(inside))[:, None], near], 1)  # the cell is one of its neighbours
-            each.append(acceptance(there[near], there, alpha))
+            each.append(acceptance(batches[near], batches, alpha))
     return float(np.mean(each)) if each else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""What batch integration by a model is to be compared with: batch means taken away, and Harmony, if it is installed.
+"""Baselines of batch integration: batch means subtracted, and Harmony, if it is installed.
 
 Each takes components of the cells and their batches, and returns components in which batches should not be told apart.
 Harmony (Korsunsky et al., Nature Methods 2019) is the authors' package harmonypy, with its defaults, seeded.
@@ -25,8 +25,8 @@ def harmony(x: np.ndarray, batch: np.ndarray, seed: int) -> np.ndarray:
       ImportError: harmonypy is not installed.
     """
     harmonypy = _harmonypy()
-    found = harmonypy.run_harmony(x, {"batch": batch}, "batch", verbose=False, random_state=seed)
-    return np.asarray(found.Z_corr, np.float32)
+    corrected = harmonypy.run_harmony(x, {"batch": batch}, "batch", verbose=False, random_state=seed)
+    return np.asarray(corrected.Z_corr, np.float32)
 
 
 def version() -> str | None:

@@ -1,4 +1,4 @@
-"""What the clusters of an embedding tell of each column of the metadata: k-means and adjusted mutual information.
+"""How well clusters of an embedding agree with each column of the metadata: k-means, adjusted mutual information.
 
 Table 1 of Exceiver (Connell et al., LMRL 2022): cells are clustered by k-means and the clusters compared with tissue,
 method, donor, cell ontology, compartment and gender, once in the original data and once in the model's latent space.
@@ -36,9 +36,9 @@ def columns(obs: pd.DataFrame, wanted: tuple[str, ...] = ()) -> dict[str, np.nda
     """
     missing = [name for name in wanted if name not in obs]
     if missing:
-        there = ", ".join(map(str, obs.columns)) or "none"
-        raise ValueError(f"--columns={','.join(missing)}: no such obs column; there are {there}")
-    found: dict[str, np.ndarray] = {}
+        names = ", ".join(map(str, obs.columns)) or "none"
+        raise ValueError(f"--columns={','.join(missing)}: no such obs column; there are {names}")
+    labels: dict[str, np.ndarray] = {}
     for name in wanted or [str(column) for column in obs.columns]:
         values = obs[name]
         codes = encode(values.astype(object))
@@ -48,14 +48,14 @@ def columns(obs: pd.DataFrame, wanted: tuple[str, ...] = ()) -> dict[str, np.nda
         if wanted and n < 2:
             raise ValueError(f"--columns={name}: it has {n} label(s), and there is nothing to tell apart")
         if wanted or 2 <= n <= most:
-            same = next((other for other, seen in found.items() if _alike(seen, codes)), None)
+            same = next((other for other, seen in labels.items() if _alike(seen, codes)), None)
             if same is None:
-                found[name] = codes
+                labels[name] = codes
             else:
-                found = {f"{o} = {name}" if o == same else o: seen for o, seen in found.items()}
-    if not found:
+                labels = {f"{o} = {name}" if o == same else o: seen for o, seen in labels.items()}
+    if not labels:
         raise ValueError(f"no obs column has 2 to {MOST_LABELS} labels; there are {', '.join(map(str, obs.columns))}")
-    return found
+    return labels
 
 
 def score(x: np.ndarray, codes: np.ndarray, *, seed: int = 0, starts: int = 10) -> float:
@@ -67,9 +67,9 @@ def score(x: np.ndarray, codes: np.ndarray, *, seed: int = 0, starts: int = 10) 
     x, codes = np.asarray(x, np.float32), np.asarray(codes)
     if x.ndim != 2 or len(x) != len(codes) or not np.isfinite(x).all():
         raise ValueError(f"embedding of shape {x.shape} for {len(codes)} labels: one finite row for each is needed")
-    known = codes >= 0
-    clusters = KMeans(len(np.unique(codes[known])), n_init=starts, random_state=seed).fit_predict(x[known])
-    return float(adjusted_mutual_info_score(codes[known], clusters))
+    labelled = codes >= 0
+    clusters = KMeans(len(np.unique(codes[labelled])), n_init=starts, random_state=seed).fit_predict(x[labelled])
+    return float(adjusted_mutual_info_score(codes[labelled], clusters))
 
 
 def table(embeddings: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:

@@ -54,8 +54,8 @@ def most_common_bin(problem: Problem, ruler: bins.Ruler, least: int = 0, cells: 
       least: bins below are not counted; 1 gives the most common bin of expressed entries.
       cells: rows of the N cells that are learnt from.
     """
-    binned, known = ruler.bins(problem.counts)[cells], problem.known[cells]
-    tally = np.stack([((binned == b) & known).sum(0) for b in range(least, ruler.n_bins)], 1)
+    binned, visible = ruler.bins(problem.counts)[cells], problem.known[cells]
+    tally = np.stack([((binned == b) & visible).sum(0) for b in range(least, ruler.n_bins)], 1)
     common = least + np.where(tally.any(1), tally.argmax(1), tally.sum(0).argmax())
     return np.eye(ruler.n_bins, dtype=np.float32)[common[problem.entries[1]]]
 
@@ -99,10 +99,10 @@ def distances(problem: Problem) -> np.ndarray:
     Infinite of a cell to itself and where they share none. A cell of which nothing is visible is near the others of its
     sample in space, if there are positions.
     """
-    known = problem.known.astype(np.float32)
+    visible = problem.known.astype(np.float32)
     values = log_normalised(problem.counts, np.maximum(problem.depth, 1e-9), dtype=np.float32)
-    squares = values**2 @ known.T
-    shared = known @ known.T
+    squares = values**2 @ visible.T
+    shared = visible @ visible.T
     apart = _divide(np.maximum(squares + squares.T - 2 * values @ values.T, 0), shared, np.inf)
     blind = np.flatnonzero(~problem.known.any(1))
     if problem.coords is not None:

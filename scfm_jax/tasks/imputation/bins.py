@@ -44,10 +44,10 @@ class Ruler:
         """
         scale, edges = _per_count(self.scale, rows), self.edges[:, :-1].T
         values = _values(counts, scale, self.log)
-        found = np.zeros(values.shape, np.int8)
+        numbers = np.zeros(values.shape, np.int8)
         for edge in edges:
-            found += values >= _per_count(edge, rows)
-        return np.where(counts > 0, found, np.int8(0))
+            numbers += values >= _per_count(edge, rows)
+        return np.where(counts > 0, numbers, np.int8(0))
 
     def counts(self, shares: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the counts [h] expected under shares of bins [h, n_bins] in the cells `rows` [h].
@@ -118,8 +118,8 @@ def _medians(ruler: Ruler, values: np.ndarray, counts: np.ndarray) -> np.ndarray
     binned = ruler.bins(counts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        found = [np.nanmedian(np.where(binned == b, values, np.nan), 1) for b in range(1, ruler.n_bins)]
-    return np.where(np.isnan(found), ruler.values.T, found).T
+        medians = [np.nanmedian(np.where(binned == b, values, np.nan), 1) for b in range(1, ruler.n_bins)]
+    return np.where(np.isnan(medians), ruler.values.T, medians).T
 
 
 def _values(counts: np.ndarray, scale: np.ndarray, log: bool) -> np.ndarray:

@@ -57,5 +57,5 @@ def score(predicted: np.ndarray, true: np.ndarray, entries: np.ndarray | None = 
 
     A cell for which nothing is predicted has the same of all genes, and no correlation (NaN, over all entries).
     """
-    found = metrics.denoising_scores(np.maximum(predicted, 0) + 1e-12, true, entries)
-    return {name: found[name] for name in SCORES}
+    scores = metrics.denoising_scores(np.maximum(predicted, 0) + 1e-12, true, entries)
+    return {name: scores[name] for name in SCORES}

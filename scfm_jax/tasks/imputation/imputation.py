@@ -88,14 +88,14 @@ def pose(
     Args:
       reference: counts [m, V] of other cells, of which everything is visible, and the genes measured there [V].
     """
-    known = measured & ~hidden
-    seen = np.where(known, counts, 0).astype(np.float32)
+    visible = measured & ~hidden
+    seen = np.where(visible, counts, 0).astype(np.float32)
     if reference is not None:
-        others, there = reference
-        seen = np.concatenate([seen, np.where(there, others, 0).astype(np.float32)])
-        known = np.concatenate([known, np.broadcast_to(there, others.shape)])
+        others, reference_genes = reference
+        seen = np.concatenate([seen, np.where(reference_genes, others, 0).astype(np.float32)])
+        visible = np.concatenate([visible, np.broadcast_to(reference_genes, others.shape)])
     samples = np.zeros(len(counts), int) if samples is None else samples
-    return Problem(seen, known, hidden & measured, measured, bags, samples, coords)
+    return Problem(seen, visible, hidden & measured, measured, bags, samples, coords)
 
 
 def get(task: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""A model that imputes: problems in, predictions of their hidden entries out, one compilation for any weights.
+"""Predict the hidden entries of problems with a model, compiled once for any weights.
 
 What a model must offer is `impute` of its file (see `scfm_jax.models`); a model without it does not predict expression.
 """
@@ -70,10 +70,10 @@ class Imputer:
             }
             asked = {name: _spread(values, here) for name, values in asked.items()}
             batch = self._batch(problem, index)
-            found = np.asarray(self._call(variables, Batch(**batch), constants, asked), np.float32)[here]
+            predicted = np.asarray(self._call(variables, Batch(**batch), constants, asked), np.float32)[here]
             if result is None:
-                result = np.zeros((starts[-1], *found.shape[2:]), np.float32)
-            for row, values in zip(rows, found, strict=True):
+                result = np.zeros((starts[-1], *predicted.shape[2:]), np.float32)
+            for row, values in zip(rows, predicted, strict=True):
                 result[starts[row] : starts[row + 1]] = values[problem.hidden[row]]
         return result
 

@@ -31,13 +31,13 @@ def hold_out(counts: np.ndarray, seed: int, each: int = 25, share: float = 0.5) 
     Raises:
       ValueError: there is nothing to hold out.
     """
-    there = np.flatnonzero((counts > 0).any(0))
-    chosen = metrics.stratified_genes(counts[:, there], seed, each) if len(there) else []
-    most = int(len(there) * share)
+    present = np.flatnonzero((counts > 0).any(0))
+    chosen = metrics.stratified_genes(counts[:, present], seed, each) if len(present) else []
+    most = int(len(present) * share)
     if not chosen or not most:
-        raise ValueError(f"{len(there)} genes have counts in these cells: too few to hold some out")
+        raise ValueError(f"{len(present)} genes have counts in these cells: too few to hold some out")
     kept = np.random.default_rng(seed).permutation(chosen)[:most]
-    return np.isin(np.arange(counts.shape[1]), there[kept])
+    return np.isin(np.arange(counts.shape[1]), present[kept])
 
 
 def together(problem: Problem) -> Problem:
@@ -59,10 +59,10 @@ def together(problem: Problem) -> Problem:
 
 def score(predicted: np.ndarray, true: np.ndarray, genes: Sequence[int] | np.ndarray) -> dict[str, float]:
     """Return the means over `genes` of the SCORES of each gene's log1p counts. [n, V], [n, V]"""
-    found = []
+    scores = []
     for gene in np.asarray(genes):
         said = np.log1p(np.maximum(predicted[:, gene], 0))
-        found.append(metrics.regression_scores(said, np.log1p(true[:, gene])))
-    each = {name: np.array([gene[name] for gene in found]) for name in SCORES}
+        scores.append(metrics.regression_scores(said, np.log1p(true[:, gene])))
+    each = {name: np.array([gene[name] for gene in scores]) for name in SCORES}
     each["corr"] = np.where(np.isnan(each["corr"]), 0, each["corr"])
     return {name: float(values.mean()) for name, values in each.items()}

@@ -70,7 +70,7 @@ def shifts(
       counts: of control cells, in the model's vocabulary. [n, V]
       cells: {gene: rows of the cells to perturb it in}.
     """
-    found, genes = {}, list(cells)
+    embeddings, genes = {}, list(cells)
     plain = embed(counts, None, np.zeros(counts.shape[0], int)) if getattr(embed, "alone", False) else None
     while genes:
         now = [genes.pop(0)]
@@ -82,8 +82,8 @@ def shifts(
         before = embed(taken, None, group) if plain is None else plain[rows]
         after = embed(taken, gene, group) if how == "mask" else embed(changed(taken, gene, how), None, group)
         for i, g in enumerate(now):
-            found[g] = before[group == i].mean(0), after[group == i].mean(0)
-    return found
+            embeddings[g] = before[group == i].mean(0), after[group == i].mean(0)
+    return embeddings
 
 
 class Embedder:
@@ -120,14 +120,14 @@ class Embedder:
             packed = bags.pack(counts[rows], index, labels=self._labels)
             batch = Batch(**{field: packed[field] for field in infer.FIELDS})
             if masked is None:
-                found = self._plain(*self._state, batch)
+                embeddings = self._plain(*self._state, batch)
             else:
                 genes = np.full(index.shape, -1, np.int32)
                 genes[here] = masked[rows]
-                found = self._masked(*self._state, batch, genes)
-            found = np.asarray(found, np.float32)
-            result = np.zeros((counts.shape[0], found.shape[-1]), np.float32) if result is None else result
-            result[rows] = found[here]
+                embeddings = self._masked(*self._state, batch, genes)
+            embeddings = np.asarray(embeddings, np.float32)
+            result = np.zeros((counts.shape[0], embeddings.shape[-1]), np.float32) if result is None else result
+            result[rows] = embeddings[here]
         return result
 
 
@@ -183,7 +183,7 @@ def reliability(
     control: np.ndarray, treated: np.ndarray, of_control: np.ndarray, of_treated: np.ndarray, seed: int = 0
 ) -> float:
     """Return the cosine of the real shifts of two random halves of all cells, the mean over 20 cuts."""
-    rng, found = np.random.default_rng(seed), []
+    rng, cosines = np.random.default_rng(seed), []
     for _ in range(20):
         halves = [rng.permutation(np.arange(len(x)) % 2 == 0) for x in (control, treated)]
         pair = []
@@ -191,8 +191,8 @@ def reliability(
             a, b = halves[0] == side, halves[1] == side
             low, high = real_shift(control[a], treated[b], of_control[a], of_treated[b])
             pair.append(high - low)
-        found.append(cosine(*pair))
-    return float(np.mean(found))
+        cosines.append(cosine(*pair))
+    return float(np.mean(cosines))
 
 
 def score(before: np.ndarray, after: np.ndarray, control: np.ndarray, treated: np.ndarray) -> dict[str, float]:
