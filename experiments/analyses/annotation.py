@@ -1,9 +1,9 @@
-"""Fine-tuned annotation, cell by cell of a table: the files that all share, one training and scoring, the baselines.
+"""Fill the table of fine-tuned annotation, one training or baseline at a time, from files that all of them share.
 
 OUT/plan.json             which files, labels and numbers of cells and steps: another plan needs another folder
 OUT/data/                 the labelled cells (train_0.h5ad, ...) and those to annotate (test.h5ad); their store
 OUT/runs/<row>_<seed>/    a training run
-OUT/cells/<row>_<seed>.*  its scores (.json) and probabilities (.npz); what is there is not computed again
+OUT/cells/<row>_<seed>.*  its scores (.json) and probabilities (.npz); a result that exists is not computed again
 """
 
 import dataclasses
@@ -67,9 +67,9 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     Raises ValueError where OUT holds another plan, or labels do not fit.
     """
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
-    there = out / "plan.json"
-    if there.exists():
-        if (old := json.loads(there.read_text())) != described:
+    plan_file = out / "plan.json"
+    if plan_file.exists():
+        if (old := json.loads(plan_file.read_text())) != described:
             differ = ", ".join(key for key in described if old.get(key) != described[key])
             raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
         return open_classes(out)
@@ -99,7 +99,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     classes = open_classes(out)
     if unknown := sorted(set(test.obs[LABEL]) - set(classes)):
         raise ValueError(f"types to annotate that no labelled cell has: {', '.join(unknown)}; name them with --names")
-    output.write_file(there, json.dumps(described, indent=1) + "\n")
+    output.write_file(plan_file, json.dumps(described, indent=1) + "\n")
     return classes
 
 
@@ -167,12 +167,12 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
         return json.loads(done.read_text())
     began = time.process_time()
     files = sorted((out / "data").glob("train_*.h5ad"))
-    *known, new = (matrix(path, open_store(out / "data/store").genes) for path in [*files, out / "data/test.h5ad"])
+    *labelled, new = (matrix(path, open_store(out / "data/store").genes) for path in [*files, out / "data/test.h5ad"])
     types = np.concatenate([anndata.read_h5ad(path, backed="r").obs[LABEL].to_numpy() for path in files])
     y = np.array([classes.index(value) for value in types])
-    found = annotation_baselines.BASELINES[name](sparse.vstack(known).tocsr(), y, new, len(classes), seed)
+    probabilities = annotation_baselines.BASELINES[name](sparse.vstack(labelled).tocsr(), y, new, len(classes), seed)
     row = {"model": name, "run": "", "method": "", "seed": seed, "cpu_s": time.process_time() - began}
-    return write(out, key, row, found, classes)
+    return write(out, key, row, probabilities, classes)
 
 
 def matrix(path: pathlib.Path, genes: Sequence[str]) -> sparse.csr_matrix:

@@ -1,4 +1,4 @@
-"""The table of `experiments.annotate` and its confusion matrices, from whatever cells of it are finished."""
+"""The table of `experiments.annotate` and its confusion matrices, from the results that are finished so far."""
 
 import io
 import json
@@ -37,11 +37,11 @@ def write(out: pathlib.Path) -> str:
 
 def finished(out: pathlib.Path) -> list[dict[str, Any]]:
     """Return the rows of the finished cells, models first, baselines last, each with the name of its files."""
-    found = [json.loads(path.read_text()) | {"key": path.stem} for path in sorted((out / "cells").glob("*.json"))]
-    known = (*annotation.METHODS, "")
+    rows = [json.loads(path.read_text()) | {"key": path.stem} for path in sorted((out / "cells").glob("*.json"))]
+    methods = (*annotation.METHODS, "")
     place = {name: i for i, name in enumerate(BASELINES)}
     return sorted(
-        found, key=lambda row: (place.get(row["model"], -1), row["model"], known.index(row["method"]), row["seed"])
+        rows, key=lambda row: (place.get(row["model"], -1), row["model"], methods.index(row["method"]), row["seed"])
     )
 
 
@@ -76,9 +76,9 @@ def pooled(out: pathlib.Path, group: Sequence[Mapping[str, Any]], truth: Sequenc
 
 def picture(name: str, matrix: np.ndarray, classes: Sequence[str]) -> bytes:
     """Draw a confusion matrix as PNG: shares of each true type, cells beside its name; types without cells left out."""
-    there = np.flatnonzero(matrix.sum(1))
-    shares = matrix[there] / matrix[there].sum(1, keepdims=True)
-    size = 2.2 + 0.62 * len(classes), 1.7 + 0.55 * len(there)
+    present = np.flatnonzero(matrix.sum(1))
+    shares = matrix[present] / matrix[present].sum(1, keepdims=True)
+    size = 2.2 + 0.62 * len(classes), 1.7 + 0.55 * len(present)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap=MAP, vmin=0, vmax=1, aspect="auto")
@@ -87,7 +87,7 @@ def picture(name: str, matrix: np.ndarray, classes: Sequence[str]) -> bytes:
             colour = "black" if share > 0.55 else "white"
             axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
-    axes.set_yticks(range(len(there)), [f"{classes[i]} ({matrix[i].sum():,})" for i in there])
+    axes.set_yticks(range(len(present)), [f"{classes[i]} ({matrix[i].sum():,})" for i in present])
     axes.set_xlabel("annotated as")
     axes.set_ylabel("true type (cells, all seeds)")
     axes.set_title(name, fontsize=11, color=figures.INK)

@@ -50,8 +50,8 @@ class ModelCells:
     def column(self, name: str, flag: str) -> np.ndarray:
         """Return an obs column as text, "" where there is no value; ValueError names the flag and the columns. [n]"""
         if name not in self.obs:
-            there = ", ".join(map(str, self.obs.columns)) or "none"
-            raise ValueError(f"--{flag}={name}: no such obs column; there are {there}")
+            columns = ", ".join(map(str, self.obs.columns)) or "none"
+            raise ValueError(f"--{flag}={name}: no such obs column; there are {columns}")
         values = text(self.obs[name])
         return np.where(encode(values) >= 0, values, "")
 
@@ -70,15 +70,15 @@ def read(
     table = vocab.read_table(gene_table) if gene_table else None
     with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
         second = vocab.second_names(counts.var)
-        found = vocab.map_genes(counts.genes, run.genes, ensembl=second, table=table, min_mapped=min_mapped)
-        say(str(found.report))
-        matrix = found.apply(counts.take(np.arange(counts.n_cells)))
+        mapping = vocab.map_genes(counts.genes, run.genes, ensembl=second, table=table, min_mapped=min_mapped)
+        say(str(mapping.report))
+        matrix = mapping.apply(counts.take(np.arange(counts.n_cells)))
         symbols = list(run.genes)
-        for place, name, other in zip(found.index, counts.genes, second or counts.genes, strict=True):
+        for place, name, other in zip(mapping.index, counts.genes, second or counts.genes, strict=True):
             if place >= 0 and vocab.is_id(symbols[place]):
                 symbols[place] = next((str(n) for n in (name, other) if n and not vocab.is_id(str(n))), symbols[place])
         path = pathlib.Path(str(counts.path))
-        measured = np.isin(np.arange(len(run.genes)), found.index)
+        measured = np.isin(np.arange(len(run.genes)), mapping.index)
         trained = path.stem in run.classes.get("study", ())
         return ModelCells(path.name, matrix, counts.obs, measured, symbols, trained)
 

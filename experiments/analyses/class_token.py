@@ -1,4 +1,4 @@
-"""Score what a model's class token says of the cells of files, beside the most common class and random twins."""
+"""Score the classes that a model's class token predicts, beside the most common class and random twins."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,8 +42,8 @@ def evaluate(
         truth = np.array([names.index(t) if t in names else -1 for t in text])
         files.append((cells, truth, sorted(set(text[truth < 0]) - {""})))
     constants = [cells.constants(run, say) for cells, _, _ in files]
-    found: dict[str, Any] = {"model": run.name, "weights": run.source, "label": label or trained, "classes": names}
-    found["files"] = [
+    report: dict[str, Any] = {"model": run.name, "weights": run.source, "label": label or trained, "classes": names}
+    report["files"] = [
         {"input": cells.name, "cells": len(truth), "unknown": unknown, "trained_on": cells.trained_on}
         for cells, truth, unknown in files
     ]
@@ -52,17 +52,17 @@ def evaluate(
     methods += [("random twin", seed, run.twin(seed), True) for seed in range(seeds)]
     for name, seed, model, hide in methods:
         said = [
-            _predict(model, cells, known, inputs, hide=hide, seed=seed)
-            for (cells, _, _), known in zip(files, constants, strict=True)
+            _predict(model, cells, file_constants, inputs, hide=hide, seed=seed)
+            for (cells, _, _), file_constants in zip(files, constants, strict=True)
         ]
         parts = [(cells.name, p, truth) for (cells, truth, _), p in zip(files, said, strict=True) if (truth >= 0).any()]
         if not parts:
-            there = ", ".join(sorted({t for *_, unknown in files for t in unknown})) or "none"
-            raise ValueError(f"label {found['label']}: the model knows {', '.join(names)}; in the files are {there}")
+            labels = ", ".join(sorted({t for *_, unknown in files for t in unknown})) or "none"
+            raise ValueError(f"label {report['label']}: the model knows {', '.join(names)}; in the files are {labels}")
         if len(parts) > 1:
             parts.append(("all", *(np.concatenate([part[i] for part in parts]) for i in (1, 2))))
         rows += [{"input": part, "method": name, "seed": seed, **task.score(p, truth)} for part, p, truth in parts]
-    return {**found, "rows": rows}
+    return {**report, "rows": rows}
 
 
 def _predict(
@@ -79,9 +79,9 @@ def table(found: dict[str, Any]) -> str:
     for file in dict.fromkeys(row["input"] for row in found["rows"]):
         of_file = [row for row in found["rows"] if row["input"] == file]
         for method in dict.fromkeys(row["method"] for row in of_file):
-            own = [row for row in of_file if row["method"] == method]
-            scores = [output.spread([row[name] for row in own]) for name in SHOWN]
-            lines.append([file, str(own[0]["cells"]), method, *scores])
+            of_method = [row for row in of_file if row["method"] == method]
+            scores = [output.spread([row[name] for row in of_method]) for name in SHOWN]
+            lines.append([file, str(of_method[0]["cells"]), method, *scores])
         lines.append([file, str(of_file[0]["cells"]), "most common class", f"{of_file[0]['majority']:.3f}", "–", "–"])
     text = output.markdown(["file", "cells", "method", "accuracy", "balanced accuracy", "macro-F1"], lines)
     text += (

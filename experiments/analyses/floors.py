@@ -66,13 +66,13 @@ def evaluate(
         if "denoising" in parts:
             for seed in range(seeds):
                 rows += denoise(file, seed, cells)
-        own = Pool.read([source], names, table, min_mapped)
+        file_pool = Pool.read([source], names, table, min_mapped)
     if "transfer" in parts:
         for seed in range(seeds):
-            scores = explained_variance(own, *transfer.split(len(own.study), seed), seed)
-            rows += [{"part": "transfer", "case": own.names[0], "seed": seed, **row} for row in scores]
+            scores = explained_variance(file_pool, *transfer.split(len(file_pool.study), seed), seed)
+            rows += [{"part": "transfer", "case": file_pool.names[0], "seed": seed, **row} for row in scores]
     if "pretraining" in parts:
-        pool = Pool.read(reference, names, table, min_mapped) if reference else own
+        pool = Pool.read(reference, names, table, min_mapped) if reference else file_pool
         rows += [{"part": "pretraining", "case": ", ".join(pool.names), "seed": 0, **row} for row in pretraining(pool)]
     return {
         "input": pathlib.Path(source).name,
@@ -107,17 +107,17 @@ def impute(
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of the tables on hidden genes, of one seed: learnt from the file, and from the reference."""
     posed = imputation_analysis.problems(file, others, "gene", rates, seed, cells, bag, "visible", {})
-    for problem, truth, own, true_ruler, parts in posed:
+    for problem, truth, ruler, true_ruler, parts in posed:
         taught = {"": slice(0, len(truth))} | ({", of the reference": slice(len(truth), None)} if others else {})
         for words, rows in taught.items():
             predictions = {
                 "gene mean": baselines.gene_mean(problem, rows),
-                "most common bin": baselines.most_common_bin(problem, own, cells=rows),
-                "gene mean, never 0": baselines.expressed_gene_mean(problem, own, rows),
-                "common bin, never 0": baselines.most_common_bin(problem, own, least=1, cells=rows),
+                "most common bin": baselines.most_common_bin(problem, ruler, cells=rows),
+                "gene mean, never 0": baselines.expressed_gene_mean(problem, ruler, rows),
+                "common bin, never 0": baselines.most_common_bin(problem, ruler, least=1, cells=rows),
             }
             for name, prediction in predictions.items():
-                scored = imputation.score(prediction, problem, truth, own, true_ruler, parts)
+                scored = imputation.score(prediction, problem, truth, ruler, true_ruler, parts)
                 for case, values in scored.items():
                     yield {
                         "part": "imputation",

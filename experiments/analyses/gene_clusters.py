@@ -57,15 +57,15 @@ def evaluate(
         raise ValueError("--edges and --sets are both missing: give interactions, gene sets, or both to test with")
     if vectors not in ("auto", "table", "mean") or (vectors == "mean" and source is None):
         raise ValueError(f"--vectors={vectors}: auto, table, or with --input mean")
-    known = vocab.read_table(gene_table) if gene_table else None
+    name_table = vocab.read_table(gene_table) if gene_table else None
     data = _read(run, source, gene_table, options, say) if source is not None else None
     chosen, level = _expressed(data, min_expressed) if data else (np.arange(len(run.genes)), None)
     names = data.symbols if data else list(run.genes)
-    network = _network(edges, names, run.genes, known, chosen, say) if edges else None
-    member = _members(sets, names, run.genes, known, chosen, say) if sets else None
+    network = _network(edges, names, run.genes, name_table, chosen, say) if edges else None
+    member = _members(sets, names, run.genes, name_table, chosen, say) if sets else None
     if vectors == "auto":
         vectors = "table" if task.has_vectors(run.module) else "mean"
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         spaces = {}
         for name, model in ((run.name, run), ("random twin", run.twin(seed))):
@@ -84,7 +84,7 @@ def evaluate(
                 row["interactions"] = task.interactions(cluster, *network["ends"], bins, draws=draws, seed=seed)
             if member is not None:
                 row["sets"] = task.sets(cluster, member["matrix"])
-            found.append(row)
+            rows.append(row)
         say(f"clustered with seed {seed}")
     return {
         "model": run.name,
@@ -95,13 +95,13 @@ def evaluate(
         "sets": member and {"files": [str(file) for file in sets], "names": member["names"]},
         "draws": draws,
         "genes": [names[i] for i in chosen],
-        "rows": found,
+        "rows": rows,
     }
 
 
 def _read(run: Run, source: Any, tables: Sequence[str], options: Mapping[str, Any], say: Callable[[str], None]):
-    given = {name: options[name] for name in ("layer", "raw", "min_mapped") if name in options}
-    return model_cells.read(run, source, gene_table=tables, say=say, **given)
+    read_options = {name: options[name] for name in ("layer", "raw", "min_mapped") if name in options}
+    return model_cells.read(run, source, gene_table=tables, say=say, **read_options)
 
 
 def _expressed(data: model_cells.ModelCells, least: float) -> tuple[np.ndarray, np.ndarray]:
@@ -171,17 +171,17 @@ def _loadings(counts: sparse.csr_matrix, seed: int) -> np.ndarray:
 def summary(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of the table of one kind of vectors and one seed."""
     sizes = np.bincount(row["cluster"])
-    found = {"clusters": row["clusters"], "tested": int((sizes >= 3).sum())}
+    numbers = {"clusters": row["clusters"], "tested": int((sizes >= 3).sum())}
     if "interactions" in row:
         tests = row["interactions"]
-        found["rich"] = int((tests["q"] < LEVEL).sum())
-        found["ratio"] = float(tests["total"] / max(tests["total_expected"], 1e-9))
-        found["total_p"] = float(tests["total_p"])
+        numbers["rich"] = int((tests["q"] < LEVEL).sum())
+        numbers["ratio"] = float(tests["total"] / max(tests["total_expected"], 1e-9))
+        numbers["total_p"] = float(tests["total_p"])
     if "sets" in row:
         hits = row["sets"]["q"] < LEVEL
-        found["with_set"] = len(np.unique(row["sets"]["cluster"][hits]))
-        found["set_pairs"] = int(hits.sum())
-    return found
+        numbers["with_set"] = len(np.unique(row["sets"]["cluster"][hits]))
+        numbers["set_pairs"] = int(hits.sum())
+    return numbers
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -212,8 +212,8 @@ def page(found: Mapping[str, Any]) -> str:
     row = found["rows"][0]
     files = [found["edges"]["file"]] if found["edges"] else []
     files += found["sets"]["files"] if found["sets"] else []
-    own = "its table of genes" if found["vectors"] == "table" else f"means over cells of {found['input']}"
-    lines = [f"# Clusters of {found['model']}'s genes", "", f"Weights: {found['weights']}. Vectors: {own}."]
+    origin = "its table of genes" if found["vectors"] == "table" else f"means over cells of {found['input']}"
+    lines = [f"# Clusters of {found['model']}'s genes", "", f"Weights: {found['weights']}. Vectors: {origin}."]
     lines += [f"Tested with {', '.join(files)}.", "", table(found), "", "## Clusters of the first seed", ""]
     genes = np.array(found["genes"])
     head, body = ["cluster", "genes", "edges (null)", "q", "gene sets (q)", "some genes"], []

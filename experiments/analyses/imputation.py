@@ -94,9 +94,9 @@ def _of_seed(
     """Yield the rows of one seed."""
     twin = run.twin(seed)
     posed = problems(file, others, task, rates, seed, cells, bag, ruler, imputer.binning)
-    for problem, truth, own, true_ruler, parts in posed:
-        for method, prediction in _predictions(run, twin, imputer, problem, own):
-            for case, values in imputation.score(prediction, problem, truth, own, true_ruler, parts).items():
+    for problem, truth, model_ruler, true_ruler, parts in posed:
+        for method, prediction in _predictions(run, twin, imputer, problem, model_ruler):
+            for case, values in imputation.score(prediction, problem, truth, model_ruler, true_ruler, parts).items():
                 yield {"method": method, "case": case, "seed": seed, "cells": len(truth), **values}
 
 

@@ -42,11 +42,11 @@ def evaluate(
             cells = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
         labels = latent_ami.columns(counts.obs.iloc[cells], tuple(columns))
         matrix = counts.take(cells)
-    own = run.embed(source, say=say, **options)[cells]
+    embedded = run.embed(source, say=say, **options)[cells]
     rows = []
     for seed in seeds:
         twin = run.twin(seed).embed(source, say=lambda _: None, **options)[cells]
-        spaces = {run.name: own, "PCA-50": embedding.pca(matrix, seed=seed), "random twin": twin}
+        spaces = {run.name: embedded, "PCA-50": embedding.pca(matrix, seed=seed), "random twin": twin}
         rows += latent_ami.table(spaces, labels, seed)
         say(f"scored with seed {seed}")
     return {
@@ -65,9 +65,9 @@ def table(found: dict[str, Any]) -> str:
     names = list(dict.fromkeys(row["embedding"] for row in found["rows"]))
     lines = []
     for column in dict.fromkeys(row["column"] for row in found["rows"]):
-        own = [row for row in found["rows"] if row["column"] == column]
-        values = [output.spread([r["ami"] for r in own if r["embedding"] == name]) for name in names]
-        lines.append([column, str(own[0]["labels"]), str(own[0]["cells"]), *values])
+        of_column = [row for row in found["rows"] if row["column"] == column]
+        values = [output.spread([r["ami"] for r in of_column if r["embedding"] == name]) for name in names]
+        lines.append([column, str(of_column[0]["labels"]), str(of_column[0]["cells"]), *values])
     seeds = len({row["seed"] for row in found["rows"]})
     text = output.markdown([found["input"], "labels", "cells", *names], lines)
     text += "\n\nAdjusted mutual information of k-means clusters, k the number of labels, with each column; mean ± "

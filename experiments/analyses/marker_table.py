@@ -1,9 +1,10 @@
-"""Known markers of cell types, from tables as they are published: CellMarker, ScType, or two columns of one's own.
+"""Read known markers of cell types from published tables (CellMarker, ScType) or from any table of types and genes.
 
-A table is text with tabs or commas, packed or not, with a line for each type and gene, or for each type and genes with
-commas between. Columns are known by their names: the type (cell_name, cell_type, cellName), the gene (gene_name, gene,
-symbol, geneSymbolmore1), and, where there are such, its Ensembl id (gene_id, ensembl_id) and the tissue (tissue_type,
-tissue, tissueType). Types are matched by name, letter case and a final "cell(s)" aside; nothing is guessed beyond that.
+A table is text separated by tabs or commas, compressed or not. A line holds a type and one gene, or several genes
+separated by commas. Columns are recognised by their names: the type (cell_name, cell_type, cellName), the gene
+(gene_name, gene, symbol, geneSymbolmore1), and optionally its Ensembl id (gene_id, ensembl_id) and the tissue
+(tissue_type, tissue, tissueType). Types are matched by name, ignoring case and a final "cell(s)"; nothing else is
+guessed.
 """
 
 import difflib
@@ -35,13 +36,13 @@ def read(path: str | os.PathLike, tissues: Sequence[str] = ()) -> pd.DataFrame:
         table = pd.read_csv(path, sep=mark, dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, EOFError) as error:
         raise ValueError(f"{path}: not a table of text with a line of column names: {error}") from error
-    found = {column: next((c for c in table if c.lower() in names), None) for column, names in COLUMNS.items()}
-    missing = [f"{column} ({', '.join(COLUMNS[column][:3])})" for column in ("type", "gene") if not found[column]]
+    columns = {column: next((c for c in table if c.lower() in names), None) for column, names in COLUMNS.items()}
+    missing = [f"{column} ({', '.join(COLUMNS[column][:3])})" for column in ("type", "gene") if not columns[column]]
     if missing:
         raise ValueError(f"{path}: no column for {' and '.join(missing)}; there are {', '.join(table)}")
     if tissues:
-        table = _of_tissues(table, found["tissue"], tissues, path)
-    markers = pd.DataFrame({c: table[found[c]].str.strip() if found[c] else "" for c in ("type", "gene", "id")})
+        table = _of_tissues(table, columns["tissue"], tissues, path)
+    markers = pd.DataFrame({c: table[columns[c]].str.strip() if columns[c] else "" for c in ("type", "gene", "id")})
     markers = markers.assign(gene=markers["gene"].str.split(",")).explode("gene")
     markers["gene"] = markers["gene"].str.strip()
     markers = markers[(markers["gene"] + markers["id"] != "") & (markers["type"] != "")]
@@ -53,32 +54,32 @@ def read(path: str | os.PathLike, tissues: Sequence[str] = ()) -> pd.DataFrame:
 def _of_tissues(table: pd.DataFrame, column: str | None, tissues: Sequence[str], path: str | os.PathLike):
     if column is None:
         raise ValueError(f"--tissue={','.join(tissues)}: {path} has no column for the tissue; leave --tissue out")
-    known = table[column].str.strip()
-    folded = {name.lower(): name for name in known.unique()}
+    tissue_column = table[column].str.strip()
+    folded = {name.lower(): name for name in tissue_column.unique()}
     for tissue in tissues:
         if tissue.lower() not in folded:
-            raise ValueError(f"--tissue={tissue}: {path} has none of it; there are {_some(known, tissue)}")
-    return table[known.str.lower().isin([tissue.lower() for tissue in tissues])]
+            raise ValueError(f"--tissue={tissue}: {path} has none of it; there are {_some(tissue_column, tissue)}")
+    return table[tissue_column.str.lower().isin([tissue.lower() for tissue in tissues])]
 
 
 def of_type(markers: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return the markers of a type; ValueError names the types there are that are most like it."""
     names = markers["type"]
-    for wanted, known in ((name, names), (_bare(name), names.map(_bare))):
-        if (known == wanted).any():
-            return markers[known == wanted]
+    for wanted, type_names in ((name, names), (_bare(name), names.map(_bare))):
+        if (type_names == wanted).any():
+            return markers[type_names == wanted]
     raise ValueError(f"no markers of {name!r} in the table; write --types=LABEL=NAME, there are {_some(names, name)}")
 
 
 def match(markers: pd.DataFrame, genes: Sequence[str], table: vocab.GeneTable | None = None) -> np.ndarray:
     """Return which genes are markers, by symbol or id, or by what a gene table knows of them. bool [K]"""
-    found = np.zeros(len(genes), bool)
+    is_marker = np.zeros(len(genes), bool)
     if len(markers):
         index = vocab.map_genes(
             markers["gene"], genes, ensembl=markers["id"], table=table, min_mapped=None
         ).index  # fmt: skip
-        found[index[index >= 0]] = True
-    return found
+        is_marker[index[index >= 0]] = True
+    return is_marker
 
 
 def _bare(name: str) -> str:

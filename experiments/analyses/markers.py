@@ -55,33 +55,35 @@ def evaluate(
     """
     options |= {"layer": layer, "raw": raw, "gene_table": gene_table}
     table = vocab.read_table(gene_table) if gene_table else None
-    found: dict[str, Any] = {"rows": [], "top": {}, "heat_maps": {}, "known": {}}
+    report: dict[str, Any] = {"rows": [], "top": {}, "heat_maps": {}, "known": {}}
     with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
         path = pathlib.Path(str(counts.path))
         types = _types(counts.obs, labels, known)
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
             rows = task.draw(types, cells, rng)
-            given = {"rows": rows, "seed": seed, **options}
-            genes = run.gene_representations(source, **given, say=say if seed == 0 else lambda _: None)
+            seed_options = {"rows": rows, "seed": seed, **options}
+            genes = run.gene_representations(source, **seed_options, say=say if seed == 0 else lambda _: None)
             if seed == 0:
                 names = symbols(genes, run.mapping, counts)
                 marked = {label: _marked(label, known[label], names, genes.genes, table) for label in known}
-            twin = run.twin(seed).gene_representations(source, **given, say=lambda _: None)
+            twin = run.twin(seed).gene_representations(source, **seed_options, say=lambda _: None)
             values = log_normalised(run.mapping.apply(counts.take(rows))[:, genes.ids])
             member = np.stack([types[rows] == label for label in known], 1)
             models = {run.name: _halves(genes, member), "random twin": _halves(twin, member)}
             for i, (label, markers) in enumerate(marked.items()):
                 problem = _pose(values, member[:, i], markers, min_expressed, top)
-                halves = {who: (own[i], rest[i]) for who, (own, rest) in models.items()}
+                halves = {who: (type_mean[i], rest_mean[i]) for who, (type_mean, rest_mean) in models.items()}
                 ranked = dict(_rankings(halves, problem))
                 for ranking, score in ranked.items():
                     scores = task.enrichment(score, problem["markers"], problem["level"], top)
-                    found["rows"].append({"type": label, "ranking": ranking, "seed": seed, **scores})
+                    report["rows"].append({"type": label, "ranking": ranking, "seed": seed, **scores})
                 if seed == 0:
-                    found["known"][label] = _numbers(known[label], markers, problem)
-                    found["top"][label] = dict(_tops(ranked, problem, names, top))
-                    found["heat_maps"][label] = dict(_drawn(run.name, ranked, halves[run.name][0], problem, names, top))
+                    report["known"][label] = _numbers(known[label], markers, problem)
+                    report["top"][label] = dict(_tops(ranked, problem, names, top))
+                    report["heat_maps"][label] = dict(
+                        _drawn(run.name, ranked, halves[run.name][0], problem, names, top)
+                    )
             say(f"scored with seed {seed}")
     return {
         "input": path.name,
@@ -96,7 +98,7 @@ def evaluate(
         "seeds": seeds,
         "genes": len(genes.genes),
         "sample": genes.provenance["sample"],
-        **found,
+        **report,
     }
 
 
@@ -112,10 +114,10 @@ def symbols(genes: GeneRepresentations, mapping: vocab.Mapping, counts: h5ad.Cou
     column = np.full(mapping.n_vocab, -1)
     column[mapping.index[::-1]] = np.arange(counts.n_genes)[::-1]  # the first of those that are summed
     names: dict[str, None] = {}
-    for place, own in zip(column[genes.ids], genes.genes, strict=True):
-        choice = (counts.genes[place], second[place], own)
-        name = next((str(name) for name in choice if name and not vocab.is_id(str(name))), own)
-        names[name if name not in names else f"{name} ({own})"] = None
+    for place, model_name in zip(column[genes.ids], genes.genes, strict=True):
+        choice = (counts.genes[place], second[place], model_name)
+        name = next((str(name) for name in choice if name and not vocab.is_id(str(name))), model_name)
+        names[name if name not in names else f"{name} ({model_name})"] = None
     return list(names)
 
 
@@ -129,9 +131,9 @@ def _types(obs: pd.DataFrame, labels: str, wanted: Mapping[str, Any]) -> np.ndar
     number = pd.Series(types).value_counts()
     for label in wanted:
         if number.get(label, 0) < 5:
-            there = ", ".join(f"{name} ({n})" for name, n in number.items() if n >= 5)
+            choices = ", ".join(f"{name} ({n})" for name, n in number.items() if n >= 5)
             raise ValueError(
-                f"--types={label}: obs[{labels!r}] has fewer than 5 such cells; there are {there or 'none'}"
+                f"--types={label}: obs[{labels!r}] has fewer than 5 such cells; there are {choices or 'none'}"
             )
     if (number >= 5).sum() < 2:
         raise ValueError(f"--labels={labels}: has one type, and there is nothing to compare it with")
@@ -154,16 +156,22 @@ def _marked(
 def _pose(values: Any, member: np.ndarray, markers: np.ndarray, least: float, top: int) -> dict[str, Any]:
     """Return the candidates of a group of cells and what is known of them: expression, its bin, who is a marker."""
     chosen = task.candidates(task.mean(values > 0, member), least, top)
-    own, rest = task.mean(values, member)[chosen], task.mean(values, ~member)[chosen]
-    return {"genes": chosen, "own": own, "rest": rest, "level": task.levels(own), "markers": markers[chosen]}
+    type_mean, rest_mean = task.mean(values, member)[chosen], task.mean(values, ~member)[chosen]
+    return {
+        "genes": chosen,
+        "own": type_mean,
+        "rest": rest_mean,
+        "level": task.levels(type_mean),
+        "markers": markers[chosen],
+    }
 
 
 def _rankings(
     models: Mapping[str, tuple[np.ndarray, np.ndarray]], problem: dict[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name and the scores of every ranking of the candidates: the model's, the twin's, those without."""
-    for who, (own, rest) in models.items():
-        for ranking, score in task.rankings(own[problem["genes"]], rest[problem["genes"]]).items():
+    for who, (type_mean, rest_mean) in models.items():
+        for ranking, score in task.rankings(type_mean[problem["genes"]], rest_mean[problem["genes"]]).items():
             yield f"{who}: {ranking}", score
     yield from task.baselines(problem["own"], problem["rest"]).items()
 
@@ -208,9 +216,9 @@ def table(found: dict[str, Any]) -> str:
     frame = pd.DataFrame(found["rows"])
     lines = []
     for label, of_type in frame.groupby("type", sort=False):
-        known = found["known"][label]
+        counts = found["known"][label]
         lines += [
-            f"### {label}: {known['among_candidates']} markers of {known['name']} among {known['candidates']} genes",
+            f"### {label}: {counts['among_candidates']} markers of {counts['name']} among {counts['candidates']} genes",
             "",
             f"| ranking | markers of {found['top_genes']} | chance | p | matched AUROC | p |",
             "|---|---|---|---|---|---|",

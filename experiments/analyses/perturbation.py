@@ -70,9 +70,9 @@ def evaluate(
     if len(candidates) < 20:
         raise ValueError(f"{len(candidates)} genes to compare with: too few for a null; the model knows too few genes")
     nulls = {gene: task.matched(level, gene, candidates, null) for _, gene in asked}
-    genes = sorted({g for _, g in asked} | {int(g) for found in nulls.values() for g in found})
+    genes = sorted({g for _, g in asked} | {int(g) for matched in nulls.values() for g in matched})
     everything = np.unique(np.concatenate(list(rows.values())))
-    found: list[dict[str, Any]] = []
+    scored: list[dict[str, Any]] = []
     for name, embed in _methods(run, data, counts[everything], seed, say):
         moved = task.shifts(embed, base, {g: places(g) for g in genes}, how)
         of_method = []
@@ -85,7 +85,7 @@ def evaluate(
         for score in SCORES:
             for row, q in zip(of_method, false_discovery([r[f"{score}_p"] for r in of_method]), strict=True):
                 row[f"{score}_q"] = float(q)
-        found += of_method
+        scored += of_method
         say(f"perturbed {len(genes)} genes with {name}")
     return {
         "model": run.name,
@@ -101,7 +101,7 @@ def evaluate(
         "null": min(len(genes_of) for genes_of in nulls.values()),
         "left_out": [data.symbols[g] for g in dropped],
         "seed": seed,
-        "rows": found,
+        "rows": scored,
     }
 
 
@@ -121,27 +121,27 @@ def _draw(
     condition: np.ndarray, value: str, kept: np.ndarray, most: int, rng: np.random.Generator, column: str
 ) -> np.ndarray:
     """Return rows, ascending, of at most `most` random cells of a condition."""
-    found = np.flatnonzero((condition == value) & kept)
-    if len(found) < task.LEAST:
+    chosen = np.flatnonzero((condition == value) & kept)
+    if len(chosen) < task.LEAST:
         names, number = np.unique(condition[kept], return_counts=True)
-        there = ", ".join(f"{names[i]} ({number[i]})" for i in np.argsort(-number)[:8] if names[i])
+        choices = ", ".join(f"{names[i]} ({number[i]})" for i in np.argsort(-number)[:8] if names[i])
         raise ValueError(
-            f"obs[{column!r}] is {value!r} in {len(found)} cells, {task.LEAST} are needed; there are {there}"
+            f"obs[{column!r}] is {value!r} in {len(chosen)} cells, {task.LEAST} are needed; there are {choices}"
         )
-    return np.sort(rng.permutation(found)[:most])
+    return np.sort(rng.permutation(chosen)[:most])
 
 
-def _targets(data, targets, condition, control, own) -> list[tuple[str, int]]:
+def _targets(data, targets, condition, control, model_genes) -> list[tuple[str, int]]:
     """Return (value of the column, gene id) of every target."""
-    ids = {name: i for names in (own, data.symbols) for i, name in enumerate(names) if data.measured[i]}
+    ids = {name: i for names in (model_genes, data.symbols) for i, name in enumerate(names) if data.measured[i]}
     if not targets:
         names, number = np.unique(condition, return_counts=True)
-        found = [
+        pairs = [
             (n, ids[n]) for n, k in zip(names, number, strict=True) if n in ids and n != control and k >= task.LEAST
         ]
-        if not found:
+        if not pairs:
             raise ValueError("no value of the column is a gene that file and model share; write --targets=VALUE=GENE")
-        return found
+        return pairs
     unknown = [gene for _, gene in targets if gene not in ids]
     if unknown:
         raise ValueError(f"--targets: {', '.join(unknown)}: no gene that the file and the model share")
@@ -174,15 +174,15 @@ def _methods(run: Run, data: model_cells.ModelCells, counts, seed: int, say: Cal
 
 def _truth(embed, counts, control, treated, strata, gene: int) -> dict[str, Any]:
     """Return the real means with and without the gene itself, and how far two halves of the cells agree."""
-    found: dict[str, Any] = {}
+    truth: dict[str, Any] = {}
     for name in ("whole", "downstream"):
         parts = []
         for rows in (control, treated):
             x = counts[rows] if name == "whole" else task.changed(counts[rows], np.full(len(rows), gene), "delete")
             parts.append(embed(x, None, np.zeros(len(rows), int)))
-        found[name] = task.real_shift(*parts, strata[control], strata[treated])
-        found[f"{name}_ceiling"] = task.reliability(*parts, strata[control], strata[treated])
-    return found
+        truth[name] = task.real_shift(*parts, strata[control], strata[treated])
+        truth[f"{name}_ceiling"] = task.reliability(*parts, strata[control], strata[treated])
+    return truth
 
 
 def _row(moved, gene: int, null: np.ndarray, truth: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,16 +190,16 @@ def _row(moved, gene: int, null: np.ndarray, truth: Mapping[str, Any]) -> dict[s
 
     def scores(g: int) -> dict[str, float]:
         before, after = moved[int(g)]
-        own = task.score(before, after, *truth["whole"])
-        return own | {"downstream": task.score(before, after, *truth["downstream"])["direction"]}
+        whole = task.score(before, after, *truth["whole"])
+        return whole | {"downstream": task.score(before, after, *truth["downstream"])["direction"]}
 
-    own, others = scores(gene), [scores(g) for g in null]
-    row: dict[str, Any] = dict(own)
+    gene_scores, null_scores = scores(gene), [scores(g) for g in null]
+    row: dict[str, Any] = dict(gene_scores)
     for name in SCORES:
-        values = [other[name] for other in others]
+        values = [other[name] for other in null_scores]
         low, middle, high = np.quantile(values, (0.025, 0.5, 0.975))
-        row |= {f"{name}_p": task.p_value(own[name], values), f"{name}_null": [low, middle, high]}
-    row["null_directions"] = [other["direction"] for other in others]
+        row |= {f"{name}_p": task.p_value(gene_scores[name], values), f"{name}_null": [low, middle, high]}
+    row["null_directions"] = [other["direction"] for other in null_scores]
     return row | {"ceiling": truth["whole_ceiling"], "downstream_ceiling": truth["downstream_ceiling"]}
 
 
@@ -237,10 +237,10 @@ def summary(found: Mapping[str, Any]) -> str:
     """Return how many targets each method finds."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in found["rows"]):
-        own = [row for row in found["rows"] if row["method"] == method]
-        hits = {name: sum(row[f"{name}_q"] < LEVEL for row in own) for name in SCORES}
+        of_method = [row for row in found["rows"] if row["method"] == method]
+        hits = {name: sum(row[f"{name}_q"] < LEVEL for row in of_method) for name in SCORES}
         words = ", ".join(f"{name} {n}" for name, n in hits.items())
-        lines.append(f"- {method}: of {len(own)} targets at a false discovery rate below {LEVEL:.0%}: {words}")
+        lines.append(f"- {method}: of {len(of_method)} targets at a false discovery rate below {LEVEL:.0%}: {words}")
     return "\n".join(lines)
 
 

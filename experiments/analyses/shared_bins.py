@@ -1,6 +1,6 @@
-"""Gene imputation scored by a ruler that does not depend on the model: the same cells, masks and bins for all.
+"""Score gene imputation by bins that do not depend on the model, with the same cells and masks for all models.
 
-The scores of `experiments.sweep_impute`; what it hides and who imputes are those of `imputing`.
+`experiments.sweep_impute` reports these scores. The masks are those of `scfm_jax.tasks.imputation`.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,13 @@ def of_seed(
         options = imputer.binning | {"n_bins": number}
         return bins.fit(*seen, **options), bins.fit(truth, truth.sum(1), **options)
 
-    shared, own = rulers(n_bins), rulers(imputer.binning.get("n_bins", n_bins))
-    for method, prediction in _predictions(run, run.twin(seed), imputer, problem, own[0]):
-        yield {"method": method, "seed": seed, **score(prediction, problem, truth, shared, own, imputer.zeros)}
+    shared_rulers, model_rulers = rulers(n_bins), rulers(imputer.binning.get("n_bins", n_bins))
+    for method, prediction in _predictions(run, run.twin(seed), imputer, problem, model_rulers[0]):
+        yield {
+            "method": method,
+            "seed": seed,
+            **score(prediction, problem, truth, shared_rulers, model_rulers, imputer.zeros),
+        }
 
 
 def score(
@@ -78,9 +82,9 @@ def rebin(shares: np.ndarray, n_bins: int) -> np.ndarray:
 
     Bin 0, no expression, stays what it is.
     """
-    there, here = (np.linspace(0, 1, n) for n in (shares.shape[1], n_bins))
-    top, bottom = np.minimum(there[1:, None], here[1:]), np.maximum(there[:-1, None], here[:-1])
-    overlap = np.maximum(top - bottom, 0) * (len(there) - 1)
+    old_edges, new_edges = (np.linspace(0, 1, n) for n in (shares.shape[1], n_bins))
+    top, bottom = np.minimum(old_edges[1:, None], new_edges[1:]), np.maximum(old_edges[:-1, None], new_edges[:-1])
+    overlap = np.maximum(top - bottom, 0) * (len(old_edges) - 1)
     return np.concatenate([shares[:, :1], shares[:, 1:] @ overlap.astype(shares.dtype)], 1)
 
 

@@ -66,7 +66,9 @@ def evaluate(
         "input": cells.name,
         "trained_on": cells.trained_on,
         "genes": int(cells.measured.sum()),
-        "cells": {part: len(found) for part, found in zip(("train", "validation"), prepared["rows"], strict=True)},
+        "cells": {
+            part: len(part_rows) for part, part_rows in zip(("train", "validation"), prepared["rows"], strict=True)
+        },
         "epoch_steps": prepared["loader"].epoch_steps,
         "epochs": epochs,
         "seeds": seeds,
@@ -79,10 +81,10 @@ def _prepared(
 ) -> dict[str, Any]:
     """Return what both starts share: rows and loaders of the two parts, constants and inputs fitted to the first."""
     trained = run.meta["config"].get("data", {})
-    given = {"bag": trained.get("bag") or 1, "batch": batch or trained.get("batch", 64), "seed": seed}
-    given["labels"] = list(trained.get("labels", ()))
+    loader_options = {"bag": trained.get("bag") or 1, "batch": batch or trained.get("batch", 64), "seed": seed}
+    loader_options["labels"] = list(trained.get("labels", ()))
     rows = task.split(cells.counts.shape[0], seed, validation)
-    loaders = [task.CellsInMemory(cells.counts, part, **given) for part in rows]
+    loaders = [task.CellsInMemory(cells.counts, part, **loader_options) for part in rows]
     constants, inputs = run.constants | bags.own_vocabulary(cells.measured[None]), run.meta["config"].get("inputs", {})
     inputs = inputs | ({"n_mask": 0} if "n_mask" in inputs else {})  # of the new study's genes
     parts = dict(zip(("train", "val"), (loader.epoch_batches() for loader in loaders), strict=True))
@@ -135,19 +137,19 @@ def _curve(
         log_every=every, eval_every=every, checkpoint_every=steps, keep=1, tensorboard=False,
         validation=prepared["validation"], initial=begin,
     )  # fmt: skip
-    found = [{"start": start, "seed": seed, "epoch": 0, **json.loads(before.read_text())}]
+    rows = [{"start": start, "seed": seed, "epoch": 0, **json.loads(before.read_text())}]
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         values = {name.removeprefix("val/"): value for name, value in line.items() if name.startswith("val/")}
         if values:
-            found.append({"start": start, "seed": seed, "epoch": line["step"] // every, **values})
-    return found
+            rows.append({"start": start, "seed": seed, "epoch": line["step"] // every, **values})
+    return rows
 
 
 def metrics(found: Mapping[str, Any]) -> list[str]:
     """Return the metrics that are shown: both kinds of explained variance, or what the model has, and the loss."""
-    known = [name for name in NAMES if name in found["rows"][0]]
+    variances = [name for name in NAMES if name in found["rows"][0]]
     rest = [name for name in ("mse", "accuracy") if name in found["rows"][0]]
-    return known or rest or ["loss"]
+    return variances or rest or ["loss"]
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -162,8 +164,8 @@ def table(found: Mapping[str, Any]) -> str:
     head, lines = ["start", "metric", *(f"epoch {epoch}" for epoch in epochs)], []
     for metric in metrics(found):
         for start in STARTS:
-            own = frame[frame.start == start]
-            values = [output.spread(own[own.epoch == epoch][metric].tolist()) for epoch in epochs]
+            of_start = frame[frame.start == start]
+            values = [output.spread(of_start[of_start.epoch == epoch][metric].tolist()) for epoch in epochs]
             lines.append([start, NAMES.get(metric, metric), *values])
     text = output.markdown(head, lines)
     text += f"\n\n{found['input']}: {found['cells']['train']:,} cells to train, {found['cells']['validation']:,} to "

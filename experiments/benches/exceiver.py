@@ -1,5 +1,6 @@
-"""Exceiver's training step at the released sizes and two smaller ones, in which latents read zeros as the released do.
+"""Exceiver's training step at the released sizes and two smaller ones.
 
+In all of them the latents read zeros as those of the released models do.
 `published` and `classifier` express 2,000 of 19,067 genes and hide 300, `small` and `wide` 1,000 of 2,000 and hide 150.
 For floors see `scfm_jax/models/exceiver.py`.
 """
@@ -52,10 +53,10 @@ def case(row: str, small: bool) -> Case:
     rng = np.random.default_rng(0)
     shape = (size.cells, 1)
     number = rng.integers(size.expressed - size.expressed // 50, size.expressed + 1, size.cells)
-    there = np.arange(-(-size.expressed // 256) * 256) < number[:, None, None]
-    order = np.argsort(rng.random((*shape, size.genes)), axis=-1)[..., : there.shape[-1]]
-    there = there[..., : order.shape[-1]]
-    genes, counts = np.where(there, order, size.genes), np.where(there, 1 + rng.poisson(2, order.shape), 0)
+    expressed = np.arange(-(-size.expressed // 256) * 256) < number[:, None, None]
+    order = np.argsort(rng.random((*shape, size.genes)), axis=-1)[..., : expressed.shape[-1]]
+    expressed = expressed[..., : order.shape[-1]]
+    genes, counts = np.where(expressed, order, size.genes), np.where(expressed, 1 + rng.poisson(2, order.shape), 0)
     batch = whole_batch(genes, counts).replace(labels={"tissue": rng.integers(0, 24, shape).astype(np.int32)})
     constants = {"slots": np.arange(size.genes + 1), "measured": np.ones((1, size.genes), bool)}
     cells = {name: value for name, value in vars(batch).items() if name != "labels"}

@@ -45,18 +45,18 @@ def rows(store, seconds: float) -> list[dict]:
     for path in store.path.rglob("*"):  # warm: the files are in the page cache
         if path.is_file():
             path.read_bytes()
-    found = []
+    figures = []
     for case, options in CASES.items():
         with Loader(store, **options, labels=sorted(set(labels) - {"study"})).iter() as batches:
-            found.append(_row(f"scfm_jax, {case}", _rows_of(batches), seconds, labels))
-    found.append(_row("floor: read only", _read_only(store), seconds))
-    found.append(_row("floor: copy only", _copy_only(store), seconds))
+            figures.append(_row(f"scfm_jax, {case}", _rows_of(batches), seconds, labels))
+    figures.append(_row("floor: read only", _read_only(store), seconds))
+    figures.append(_row("floor: copy only", _copy_only(store), seconds))
     with tempfile.TemporaryDirectory() as scratch:
         path = _as_h5ad(store, pathlib.Path(scratch) / "cells.h5ad")
-        found.append(_row("AnnData backed, 64 random cells", _backed(path), seconds, labels))
+        figures.append(_row("AnnData backed, 64 random cells", _backed(path), seconds, labels))
         if all(map(importlib.util.find_spec, ("scdataset", "torch"))):
-            found.append(_row("scDataset, 64 cells, blocks of 16", _scdataset(path), seconds, labels))
-    return found
+            figures.append(_row("scDataset, 64 cells, blocks of 16", _scdataset(path), seconds, labels))
+    return figures
 
 
 def make_store(path: pathlib.Path, files: list[str], copies: int) -> pathlib.Path:

@@ -90,14 +90,14 @@ def length_rows(store, seconds: float, batch: int = 16, small: bool = False) -> 
     for length in LENGTHS:
         made = case(f"{longest // length}x{length}", small)
         step = bench_step.build(scemb, made)
-        found, _ = bench_step.measure_carried(step.update, jax.jit(step.init)(made.batch), made.batch, seconds)
-        each.append([found["s"] * length / longest, found["cpu_s"] * length / longest])
+        timing, _ = bench_step.measure_carried(step.update, jax.jit(step.init)(made.batch), made.batch, seconds)
+        each.append([timing["s"] * length / longest, timing["cpu_s"] * length / longest])
     curves = [np.polyfit(LENGTHS, by, 2) for by in zip(*each, strict=True)]
     sentences, widths = [], []
     for part in Loader(store, batch=batch, bag=1, buckets=BUCKETS, by_length=True).epoch_batches():
-        there = (part["counts"] > 0).sum(-1)[part["cell_mask"]]
-        sentences.append(np.minimum(there, longest))
-        widths.append(np.full(len(there), min(longest, part["genes"].shape[-1])))
+        expressed = (part["counts"] > 0).sum(-1)[part["cell_mask"]]
+        sentences.append(np.minimum(expressed, longest))
+        widths.append(np.full(len(expressed), min(longest, part["genes"].shape[-1])))
     sentences, widths = np.concatenate(sentences), np.concatenate(widths)
 
     def row(name: str, widths: np.ndarray) -> dict:

@@ -68,5 +68,5 @@ def constants(n_genes: int, edges: int = EDGES) -> dict[str, jax.Array]:
     target = np.repeat(np.arange(n_genes), edges)
     source = rng.integers(0, n_genes, len(target))
     built = graph.build(source, target, rng.random(len(target)), n_nodes=n_genes + 1)
-    known = {"slots": np.arange(n_genes + 1, dtype=np.int32), "measured": np.ones((1, n_genes), bool)}
-    return jax.tree.map(jnp.asarray, known | graph.constants(built))
+    measured_slots = {"slots": np.arange(n_genes + 1, dtype=np.int32), "measured": np.ones((1, n_genes), bool)}
+    return jax.tree.map(jnp.asarray, measured_slots | graph.constants(built))

@@ -134,8 +134,8 @@ def step_rows(
     if not parts:
         return [whole, *original]
     calls = {"prepare": (step.prepare, (case.batch,)), "forward": (step.objective, (params, inputs, others))}
-    found = bench.parts(module, case, params, inputs, step.rngs) if hasattr(bench, "parts") else {}
-    calls |= {"backward": (jax.grad(step.objective), (params, inputs, others))} | found
+    model_parts = bench.parts(module, case, params, inputs, step.rngs) if hasattr(bench, "parts") else {}
+    calls |= {"backward": (jax.grad(step.objective), (params, inputs, others))} | model_parts
     calls["optimiser"] = (step.optimise, (params, state.opt_state))
     timed = {name: measure(function, arguments, seconds / 2) for name, (function, arguments) in calls.items()}
     timed["backward"] = {key: value - timed["forward"][key] for key, value in timed["backward"].items()}
@@ -145,9 +145,9 @@ def step_rows(
 def _compared(bench: ModuleType, row: str, ours: float, seconds: float) -> list[dict]:
     """Return a row for what was recorded of the original's step, and one for what can be run here, with the ratio."""
     rows = [{"part": "the original, as recorded"} | bench.ROWS[row]] if bench.ROWS[row] else []
-    there = bench.beside(row) if hasattr(bench, "beside") else None
-    if there is not None:
-        name, function = there
+    beside = bench.beside(row) if hasattr(bench, "beside") else None
+    if beside is not None:
+        name, function = beside
         timing = _repeat(lambda _: function(), None, seconds)[0]
         rows.append({"part": name} | timing | {"times_ours": timing["s"] / ours})
     return rows

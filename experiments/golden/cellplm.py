@@ -50,25 +50,29 @@ def model(case: Case) -> Arrays:
 
 def model_inputs(case: Case, settings: dict, network: cellplm.Model) -> dict:
     """Return what `prepare` makes of the recorded counts, labels, mask and noise."""
-    given = case.group("in")
-    n_cells, n_columns = given["x"].shape
-    columns = given.get("gene_idx", np.arange(n_columns))
+    recorded = case.group("in")
+    n_cells, n_columns = recorded["x"].shape
+    columns = recorded.get("gene_idx", np.arange(n_columns))
     measured = np.zeros((1, network.n_genes), bool)
-    measured[0, columns[given.get("gene_mask", np.ones(n_columns, bool))]] = True
+    measured[0, columns[recorded.get("gene_mask", np.ones(n_columns, bool))]] = True
     absent = np.full(n_cells, -1, np.int32)
-    label = np.where(given["loss_mask"], given["label"], -1) if "loss_mask" in given else given.get("label", absent)
+    label = (
+        np.where(recorded["loss_mask"], recorded["label"], -1)
+        if "loss_mask" in recorded
+        else recorded.get("label", absent)
+    )
     batch = Batch(
         genes=jnp.broadcast_to(jnp.arange(n_columns, dtype=jnp.int32), (1, n_cells, n_columns)),
-        counts=jnp.asarray(given["x"])[None],
+        counts=jnp.asarray(recorded["x"])[None],
         cell_mask=jnp.ones((1, n_cells), bool),
         study=jnp.zeros((1, n_cells), jnp.int32),
-        coords=jnp.asarray(given.get("coord", np.full((n_cells, 2), np.nan)), jnp.float32)[None],
+        coords=jnp.asarray(recorded.get("coord", np.full((n_cells, 2), np.nan)), jnp.float32)[None],
         labels={"cell_type": jnp.asarray(label)[None]},
     )
     constants = {"slots": jnp.asarray([*columns, network.n_genes]), "measured": jnp.asarray(measured)}
     hidden = np.zeros((1, n_cells, network.n_genes), bool)
-    hidden[0][:, columns] = given["input_mask"] > 0
-    draws = {"mask": jnp.asarray(hidden)} | noise(given, network)
+    hidden[0][:, columns] = recorded["input_mask"] > 0
+    draws = {"mask": jnp.asarray(hidden)} | noise(recorded, network)
     inputs = cellplm.prepare(
         batch,
         constants,
@@ -81,9 +85,9 @@ def model_inputs(case: Case, settings: dict, network: cellplm.Model) -> dict:
     if case.meta["mode"] == "train" and settings["inputs"]["score"] == "masked":
         inputs["mask"] = draws["mask"]  # without masking rates the original counts every entry as masked
     for ours, theirs in (("batch", "batch"), ("study", "dataset"), ("platform", "platform")):
-        inputs[ours] = jnp.asarray(given.get(theirs, absent), jnp.int32)[None]
-    if settings["loss"]["objective"] == "denoise" and given["label"].ndim == 2:
-        inputs["counts"] = counts_of_label(given, n_columns)
+        inputs[ours] = jnp.asarray(recorded.get(theirs, absent), jnp.int32)[None]
+    if settings["loss"]["objective"] == "denoise" and recorded["label"].ndim == 2:
+        inputs["counts"] = counts_of_label(recorded, n_columns)
     return inputs
 
 
@@ -99,13 +103,13 @@ def counts_of_label(given: Arrays, n_columns: int) -> jnp.ndarray:
 
 def noise(given: Arrays, network: cellplm.Model) -> dict[str, dict[str, jnp.ndarray]]:
     """Return the latent's recorded draws: they come last, after those of the mask."""
-    found = {}
+    draws = {}
     for name in sorted((n for n in given if n.startswith("noise")), key=lambda n: int(re.match(r"noise(\d+)", n)[1])):
         width = network.latent_dim if "randn" in name else network.num_clusters
         if given[name].shape[-1:] == (width,):
-            found["normal" if "randn" in name else "uniform"] = jnp.asarray(given[name])[None]
+            draws["normal" if "randn" in name else "uniform"] = jnp.asarray(given[name])[None]
     needed = {"gmvae": {"uniform", "normal"}, "vae": {"normal"}}.get(network.latent_mod, set())
-    return {"noise": found} if needed and needed <= set(found) else {}
+    return {"noise": draws} if needed and needed <= set(draws) else {}
 
 
 def intermediates(tree: dict) -> Iterator[tuple[str, np.ndarray]]:
@@ -123,7 +127,7 @@ def intermediates(tree: dict) -> Iterator[tuple[str, np.ndarray]]:
 
 def model_outputs(case: Case, settings: dict, inputs: dict, outputs, value) -> Iterator[tuple[str, np.ndarray]]:
     """Yield what the original's forward returned."""
-    given, objective = case.group("in"), settings["loss"]["objective"]
+    recorded, objective = case.group("in"), settings["loss"]["objective"]
     head = settings["model"]["head"]
     yield "latent", outputs.cells[0]
     yield "latent_loss", outputs.aux_loss
@@ -132,10 +136,10 @@ def model_outputs(case: Case, settings: dict, inputs: dict, outputs, value) -> I
     if head == "embedder":
         yield "pred", outputs.cells[0]
     elif head == "annotation":
-        yield "pred", outputs.logits[0].argmax(-1)[given["loss_mask"]]
-        yield "label", given["label"][given["loss_mask"]]
+        yield "pred", outputs.logits[0].argmax(-1)[recorded["loss_mask"]]
+        yield "label", recorded["label"][recorded["loss_mask"]]
     else:
-        yield from decoded(given, objective, inputs, outputs)
+        yield from decoded(recorded, objective, inputs, outputs)
 
 
 def decoded(given: Arrays, objective: str, inputs: dict, outputs) -> Iterator[tuple[str, np.ndarray]]:
@@ -238,9 +242,9 @@ def imputation(case: Case, name: str) -> np.ndarray:
 
 def denoising(case: Case, name: str) -> np.ndarray:
     """Return mse, rmse, mae, corr, cos of |pred|, over the mask or over all entries."""
-    given = case.group("in")
-    mask = given["eval_mask"] if name.endswith("mask") else None
-    scores = metrics.denoising_scores(np.abs(given["pred"]), given["true"], mask)
+    recorded = case.group("in")
+    mask = recorded["eval_mask"] if name.endswith("mask") else None
+    scores = metrics.denoising_scores(np.abs(recorded["pred"]), recorded["true"], mask)
     return np.array([scores[key] for key in ("mse", "rmse", "mae", "corr", "cos")])
 
 
@@ -252,17 +256,17 @@ def annotation(case: Case, name: str) -> np.ndarray:
 
 def objective(case: Case, name: str) -> np.ndarray:
     """Return the loss of recorded decoder outputs."""
-    given = case.group("in")
-    y, n_genes = jnp.asarray(given["obj_y"])[None], given["obj_y"].shape[1]
-    hidden = jnp.asarray(given["obj_input_mask"] > 0)[None]
+    recorded = case.group("in")
+    y, n_genes = jnp.asarray(recorded["obj_y"])[None], recorded["obj_y"].shape[1]
+    hidden = jnp.asarray(recorded["obj_input_mask"] > 0)[None]
     inputs = {"slots": jnp.broadcast_to(jnp.arange(n_genes), y.shape), "counts": y, "mask": hidden}
-    inputs["measured"] = jnp.asarray(given["obj_gmask"])[None]
+    inputs["measured"] = jnp.asarray(recorded["obj_gmask"])[None]
     inputs["weights"] = (hidden.any(-1) if "recon" in name else jnp.ones(y.shape[:2])).astype(jnp.float32)
-    mean = jnp.asarray(given["obj_mean"])[None]
+    mean = jnp.asarray(recorded["obj_mean"])[None]
     if "recon" in name:
         value, weight = reconstruction(mean, inputs)
         return value / weight
-    theta, measured = jnp.asarray(given["obj_disp"]), (inputs["measured"],)
+    theta, measured = jnp.asarray(recorded["obj_disp"]), (inputs["measured"],)
 
     def cell(mean, theta, slots, counts):  # each cell has dispersions of its own here
         nested = (mean[None, None], theta, slots[None, None], counts[None, None])

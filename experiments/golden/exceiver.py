@@ -26,19 +26,19 @@ def model(case: Case, in_order: bool = True) -> Arrays:
     Args:
       in_order: whether the encoder sums as the original does (see `Model`), else as this project does otherwise.
     """
-    given, state = case.group("in"), case.group("param")
+    recorded, state = case.group("in"), case.group("param")
     settings = convert.config(case.meta["config"] | {"frac": case.meta["frac"]})
-    counts = given["raw_counts"]
+    counts = recorded["raw_counts"]
     constants, options = fitted(counts, settings["inputs"])
     expressed = (counts > 0).sum(1)
     kept = np.flatnonzero(expressed >= 2 * options["n_mask"])
     ours = {"out/n_mask": np.asarray(options["n_mask"]), "out/kept_cells": kept}
-    inputs = model_inputs(case, constants, options, counts[case.group("out")["kept_cells"][given["idx"]]])
+    inputs = model_inputs(case, constants, options, counts[case.group("out")["kept_cells"][recorded["idx"]]])
     for mode, zero_mask in MODES.items():
         network = exceiver.Model(**settings["model"] | {"zero_mask": zero_mask, "in_order": in_order})
         weights = convert.params(state, network)["params"]
-        found = {f"{mode}/{name}": x for name, x in run(network, weights, inputs).items()}
-        ours |= {f"out/{name}": x for name, x in found.items()} | gradients(case, mode, network, weights, inputs)
+        outputs = {f"{mode}/{name}": x for name, x in run(network, weights, inputs).items()}
+        ours |= {f"out/{name}": x for name, x in outputs.items()} | gradients(case, mode, network, weights, inputs)
         cells = jax.jit(lambda w, network=network: network.apply({"params": w}, inputs).cells)(weights)
         ours[f"out/infer_{mode}/latent"] = np.asarray(cells).reshape(len(cells), network.query_len, -1)
         if mode == "float_mask":
@@ -58,10 +58,10 @@ def bag(counts: np.ndarray, label: np.ndarray | None = None) -> Batch:
     """Return dense counts as a batch of one cell a bag. [N, V]"""
     cells = np.zeros((len(counts), 1), np.int32)
     order = np.argsort(counts == 0, axis=1, kind="stable")[:, : (counts > 0).sum(1).max()]
-    there = np.take_along_axis(counts, order, 1)
+    packed_counts = np.take_along_axis(counts, order, 1)
     return Batch(
-        genes=np.where(there > 0, order, counts.shape[1]).astype(np.int32)[:, None],
-        counts=there[:, None],
+        genes=np.where(packed_counts > 0, order, counts.shape[1]).astype(np.int32)[:, None],
+        counts=packed_counts[:, None],
         cell_mask=cells == 0,
         study=cells,
         coords=np.full((*cells.shape, 2), np.nan, np.float32),
@@ -74,9 +74,9 @@ def model_inputs(case: Case, constants: dict, options: dict, counts: np.ndarray)
 
     ValueError where scaler, values, masks or targets are not those that were recorded.
     """
-    given = case.group("in")
-    batch = jax.tree.map(jnp.asarray, bag(counts, given.get("class_labels")))
-    draws = {"mask_ids": jnp.asarray(given["mask_ids"], jnp.int32)[:, None]}
+    recorded = case.group("in")
+    batch = jax.tree.map(jnp.asarray, bag(counts, recorded.get("class_labels")))
+    draws = {"mask_ids": jnp.asarray(recorded["mask_ids"], jnp.int32)[:, None]}
     prepare = jax.jit(
         lambda b: exceiver.prepare(b, constants, jax.random.key(0), step=0, train=True, draws=draws, **options)
     )
@@ -88,12 +88,12 @@ def model_inputs(case: Case, constants: dict, options: dict, counts: np.ndarray)
     at = (rows, slots[rows, places])
     dense[at] = np.where(hidden, SHIFT, values)[rows, places]
     ids[at] = np.where(hidden, n_genes, slots)[rows, places]
-    recorded = {
+    made = {
         "scaler_mean": constants["mean"], "scaler_scale": constants["scale"], "gene_vals": dense, "gene_ids": ids,
         "key_padding_mask": counts == 0, "mask_ids": inputs["targets"][:, 0], "mask_vals": inputs["truth"][:, 0],
     }  # fmt: skip
-    for name, value in recorded.items():
-        if not np.allclose(value, given[name], rtol=1e-4, atol=2e-5):
+    for name, value in made.items():
+        if not np.allclose(value, recorded[name], rtol=1e-4, atol=2e-5):
             raise ValueError(f"in/{name} is not what fit and prepare make of in/raw_counts")
     return inputs
 
@@ -108,7 +108,7 @@ def run(network: exceiver.Model, weights: dict, inputs: dict) -> Arrays:
 
     logits, total, metrics, inner, maps = jax.device_get(jax.jit(forward)(weights))
     layers = inner["process"]["layers"]["output"][0]
-    found = {
+    named_outputs = {
         "encoder_latent": inner["encoder_latent"][0],
         "process_layer0": layers[0],
         "process_latent": layers[-1],
@@ -119,9 +119,9 @@ def run(network: exceiver.Model, weights: dict, inputs: dict) -> Arrays:
         "loss_total": total,
     }
     if network.n_classes:
-        found["class_logits"] = logits["classes"][:, 0]
-        found["loss_ce"] = metrics["cross_entropy"][0] / metrics["cross_entropy"][1]
-    return found
+        named_outputs["class_logits"] = logits["classes"][:, 0]
+        named_outputs["loss_ce"] = metrics["cross_entropy"][0] / metrics["cross_entropy"][1]
+    return named_outputs
 
 
 def objective(network: exceiver.Model, inputs: dict):
@@ -144,14 +144,14 @@ def train(case: Case, network: exceiver.Model, weights: dict, inputs: dict) -> A
     steps, c = sum(name.startswith("loss_step") for name in names), case.meta["config"]
     options = dict(name="adam", learning_rate=c["learning_rate"], schedule="warmup", warmup=c["warmup_steps"])
     optimizer = optim.build(weights, steps=steps, weight_decay=c["weight_decay"], **options)
-    state, found, rates = optimizer.transform.init(weights), {}, []
+    state, losses, rates = optimizer.transform.init(weights), {}, []
     value_and_grad = jax.jit(jax.value_and_grad(objective(network, inputs)))
     for step in range(steps):
-        found[f"loss_step{step}"], grads = value_and_grad(weights)
+        losses[f"loss_step{step}"], grads = value_and_grad(weights)
         rates.append(optimizer.schedule(step + 1))  # the original's first update has the rate of step 1
         weights, state = optim.update(optimizer, grads, state, weights, step + 1)
     after = convert.state_dict({"params": weights}, network)
-    return found | {"lr": np.asarray(rates)} | {f"param_after{steps}/{name}": x for name, x in after.items()}
+    return losses | {"lr": np.asarray(rates)} | {f"param_after{steps}/{name}": x for name, x in after.items()}
 
 
 KINDS = {"model": model}

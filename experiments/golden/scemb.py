@@ -19,23 +19,23 @@ Arrays = dict[str, np.ndarray]
 
 def model(case: Case) -> Arrays:
     """Run all that a case records, from its counts on."""
-    given, meta = case.group("in"), case.meta
+    recorded, meta = case.group("in"), case.meta
     if (meta["pad_id"], meta["mask_id"], meta["n_special"]) != (PAD, MASK, SPECIAL):
         raise ValueError("other special tokens than pad 0, mask 1, genes from 2")
     settings = convert.config(meta["config"], meta["pos_mode"])
     network = scemb.Model(**settings["model"])
     weights = convert.params(case.group("param"), network)["params"]
     ours, inputs = sentences(case)
-    if (given["position_ids"] != inputs["positions"][:, 0]).any():
+    if (recorded["position_ids"] != inputs["positions"][:, 0]).any():
         raise ValueError("in/position_ids are not those of in/counts")
     clean = {key: inputs[key] for key in ("tokens", "positions", "edges") if key in inputs}
     masked = embeddings(network, weights, clean | {"tokens": inputs["masked"]})  # inner activations are of this pass
     cells = {name: x for name, x in embeddings(network, weights, clean).items() if name.startswith("cell_emb")}
     ours |= objective(case, network, weights, inputs) | masked | cells
-    gene = int(given["perturb_token"]) - SPECIAL
+    gene = int(recorded["perturb_token"]) - SPECIAL
     changed = embeddings(network, weights, perturb(clean, gene))["cell_emb_last"]
     ours |= {"perturb_mask_cell_emb_last": changed, "perturb_mask_cosine": cosine(ours["cell_emb_last"], changed)}
-    ours |= prefixed(network, weights, clean, given["prefix_k"], given["prefix_v"])
+    ours |= prefixed(network, weights, clean, recorded["prefix_k"], recorded["prefix_v"])
     tuned = lora.apply(weights, adapter(case, network))
     ours["lora_last_hidden"] = embeddings(network, tuned, clean)[f"hidden{network.num_layers}"]
     grads = {f"grad/{name}": x for name, x in ours.pop("grads").items() if name in case.group("grad")}
@@ -44,12 +44,12 @@ def model(case: Case) -> Arrays:
 
 def sentences(case: Case) -> tuple[Arrays, dict[str, jnp.ndarray]]:
     """Return (recorded steps from counts to ids, what `prepare` makes of the counts and the recorded mask)."""
-    given, meta = case.group("in"), case.meta
-    n_cells, n_genes = given["counts"].shape
+    recorded, meta = case.group("in"), case.meta
+    n_cells, n_genes = recorded["counts"].shape
     cells = jnp.zeros((n_cells, 1), jnp.int32)
     batch = Batch(
         genes=jnp.broadcast_to(jnp.arange(n_genes, dtype=jnp.int32), (n_cells, 1, n_genes)),
-        counts=jnp.asarray(given["counts"])[:, None],
+        counts=jnp.asarray(recorded["counts"])[:, None],
         cell_mask=cells == 0,
         study=cells,
         coords=jnp.full((n_cells, 1, 2), jnp.nan),
@@ -68,7 +68,7 @@ def sentences(case: Case) -> tuple[Arrays, dict[str, jnp.ndarray]]:
     def dense(x: jnp.ndarray) -> jnp.ndarray:
         return jnp.zeros((n_cells, n_genes), x.dtype).at[rows, columns].set(x[:, 0], mode="drop")
 
-    draws = {"mask": given["labels"][:, None] >= 0, "tokens": given["masked_input_ids"][:, None]}
+    draws = {"mask": recorded["labels"][:, None] >= 0, "tokens": recorded["masked_input_ids"][:, None]}
     inputs = prepare(max_len=meta["max_len"], position=meta["pos_mode"], draws=jax.tree.map(jnp.asarray, draws))
     real = inputs["tokens"][:, 0] != PAD
     ours = {"lognorm": dense(whole["values"]), "bins": dense(whole["positions"])}
@@ -90,8 +90,8 @@ def objective(case: Case, network: scemb.Model, weights: dict, inputs: dict) -> 
         return gene_logits(network.apply({"params": weights}, inputs | {"places": places}).logits)
 
     loss, grads = jax.jit(jax.value_and_grad(value))(weights)
-    found = {"mlm_loss": loss, "mlm_logits": jax.jit(scores)(weights)[:, 0]}
-    return found | {"grads": convert.state_dict({"params": grads}, network)}
+    results = {"mlm_loss": loss, "mlm_logits": jax.jit(scores)(weights)[:, 0]}
+    return results | {"grads": convert.state_dict({"params": grads}, network)}
 
 
 def embeddings(network: scemb.Model, weights: dict, inputs: dict) -> Arrays:
@@ -114,13 +114,13 @@ def prefixed(network: scemb.Model, weights: dict, inputs: dict, keys: np.ndarray
     for i in range(network.num_layers):
         more = {name: x[i].swapaxes(0, 1).reshape(x.shape[2], -1) for name, x in (("key", keys), ("value", values))}
         tuned[f"block_{i}"] = weights[f"block_{i}"] | {f"prefix_{name}": jnp.asarray(x) for name, x in more.items()}
-    found = embeddings(network.clone(prefix=keys.shape[2]), tuned, inputs)
+    outputs = embeddings(network.clone(prefix=keys.shape[2]), tuned, inputs)
     last = f"hidden{network.num_layers}"
     fused = jax.jit(lambda weights: network.apply({"params": weights}, inputs).genes[:, 0])(weights)
     change = jnp.abs(fused - embeddings(network, weights, inputs)[last]).max()
     return {
-        "prefix_last_hidden": found[last],
-        "prefix_cell_emb_last": found["cell_emb_last"],
+        "prefix_last_hidden": outputs[last],
+        "prefix_cell_emb_last": outputs["cell_emb_last"],
         "prefix_selfcheck_maxabs": change,
     }
 
@@ -130,8 +130,8 @@ def adapter(case: Case, network: scemb.Model) -> lora.Adapter:
     kernels = {name.removeprefix("bert."): "/".join(path[1:]) for name, (path,), _ in convert.entries(network)}
     factors: dict[str, dict[str, jnp.ndarray]] = {}
     for name, x in case.group("in").items():
-        if found := re.fullmatch(r"lora/(.+)\.lora_([AB])\.weight", name):
-            factors.setdefault(kernels[f"{found[1]}.weight"], {})[found[2].lower()] = jnp.asarray(x.T)
+        if match := re.fullmatch(r"lora/(.+)\.lora_([AB])\.weight", name):
+            factors.setdefault(kernels[f"{match[1]}.weight"], {})[match[2].lower()] = jnp.asarray(x.T)
     return lora.Adapter(factors, case.meta["lora"]["alpha"] / case.meta["lora"]["r"])
 
 

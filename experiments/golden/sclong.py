@@ -47,8 +47,8 @@ def model(case: Case) -> Arrays:
     weights = sclong.project(weights)
     if "adam_losses" in case.group("out"):
         steps = len(case.group("out")["adam_losses"])
-        grads, weights, found = adam(steps, grads, weights, lambda weights: objective(weights, inputs)[0])
-        ours |= found
+        grads, weights, losses_and_norms = adam(steps, grads, weights, lambda weights: objective(weights, inputs)[0])
+        ours |= losses_and_norms
     ours["param_after_fwd/mask_emb.weight"] = convert.state_dict({"params": weights}, network)["mask_emb.weight"]
     recorded = case.group("grad")  # of a few parameters only
     grads = {name: x for name, x in convert.state_dict({"params": grads}, network).items() if name in recorded}
@@ -57,20 +57,20 @@ def model(case: Case) -> Arrays:
 
 def model_inputs(case: Case, network: sclong.Model) -> dict:
     """Return what `prepare` would have made of the recorded values, mask and labels; the last position is PAD."""
-    given = case.group("in")
-    labels, n = given["labels"][:, None, :-1], network.n_genes
+    recorded = case.group("in")
+    labels, n = recorded["labels"][:, None, :-1], network.n_genes
     scored = labels != HIDDEN
     room = int(scored.sum(-1).max())
     rows = np.argsort(~scored, axis=-1, kind="stable")[..., :room]
-    source, target = given["edge_index"]
+    source, target = recorded["edge_index"]
     return {
-        "values": jnp.asarray(given["x"][:, None, :n]),
-        "masked": jnp.asarray(given["x_masked"][:, None, :n]),
+        "values": jnp.asarray(recorded["x"][:, None, :n]),
+        "masked": jnp.asarray(recorded["x_masked"][:, None, :n]),
         "rows": jnp.asarray(rows),
         "targets": jnp.asarray(np.take_along_axis(labels, rows, -1)),
         "weights": jnp.asarray(np.take_along_axis(scored, rows, -1), jnp.float32),
         "cell_mask": jnp.ones((len(labels), 1), bool),
-        "graph": graph.build(source, target, given["edge_weight"], n_nodes=n + 1),
+        "graph": graph.build(source, target, recorded["edge_weight"], n_nodes=n + 1),
         "top": jnp.asarray(case.group("out")["top_indices"], jnp.int32)[:, None],
     }
 
@@ -83,37 +83,37 @@ def scores(network: sclong.Model, weights: dict, inner: dict) -> Arrays:
 
 def intermediates(inner: dict, network: sclong.Model, variables: dict) -> Arrays:
     """Return the inner activations under their published names, those of calls that repeat as a second ("#2")."""
-    own = {name: value[0] for name, value in inner.items() if isinstance(value, tuple)}
+    activations = {name: value[0] for name, value in inner.items() if isinstance(value, tuple)}
     same = ("top_encodings", "left_encodings", "merged_encodings", "merged_decodings")
-    cells = own["token_emb"].shape[0]
-    found = {
-        "token_emb": own["token_emb"],
-        "mask_emb": jnp.broadcast_to(own["mask_emb"], (cells, 1, network.base_dim)),
-        "token_norm": own["token_norm"],
+    cells = activations["token_emb"].shape[0]
+    published = {
+        "token_emb": activations["token_emb"],
+        "mask_emb": jnp.broadcast_to(activations["mask_emb"], (cells, 1, network.base_dim)),
+        "token_norm": activations["token_norm"],
         "pos_emb": inner["identity"]["table"][0],
         "go_conv": inner["identity"]["graph"][0],
-        "base_to_large": own["to_large_out"],
-        "large_in_norm": own["large_norm_out"],
-        "large_encoder": own["large_out"],
-        "large_to_base": own["to_base_out"],
-        "large_to_base_out_norm": own["top_encodings"],
-        "mini_encoder": own["left_encodings"],
-        "decoder": own["decoder_out"],
-        "decode_norm": own["merged_decodings"],
+        "base_to_large": activations["to_large_out"],
+        "large_in_norm": activations["large_norm_out"],
+        "large_encoder": activations["large_out"],
+        "large_to_base": activations["to_base_out"],
+        "large_to_base_out_norm": activations["top_encodings"],
+        "mini_encoder": activations["left_encodings"],
+        "decoder": activations["decoder_out"],
+        "decode_norm": activations["merged_decodings"],
     }
     for ours, theirs in convert.STACKS.items():
         for name, layer in inner[ours].items():
             here = f"{theirs}.net.layers.{name.removeprefix('layer_')}"
             attended, *_ = (x for x in layer["attended"] if x.shape[1] == layer["heads"][-1][1].shape[1])
-            found[f"{here}.0"], found[f"{here}.1"] = layer["branch"][-1], layer["mlp_branch"][-1]
-            found[f"{here}.0.fn.fast_attention"] = attended.swapaxes(1, 2)
-    found |= {f"{name}#2": value for name, value in found.items()}
+            published[f"{here}.0"], published[f"{here}.1"] = layer["branch"][-1], layer["mlp_branch"][-1]
+            published[f"{here}.0.fn.fast_attention"] = attended.swapaxes(1, 2)
+    published |= {f"{name}#2": value for name, value in published.items()}
     q, k, v = inner["mini"]["layer_0"]["heads"][-1]
-    found |= {f"mini0_{name}": x.swapaxes(1, 2) for name, x in zip("qkv", (q, k, v), strict=True)}
+    published |= {f"mini0_{name}": x.swapaxes(1, 2) for name, x in zip("qkv", (q, k, v), strict=True)}
     how = {"projection": variables["buffers"]["mini"]["projection"][0], "kernel": network.kernel, "key_max": "global"}
     for name, x in (("q", q), ("k", k)):
-        found[f"mini0_{name}_features"] = attention.favor_features(x, keys=name == "k", **how).swapaxes(1, 2)
-    return {f"act/{name}": x for name, x in found.items()} | {name: own[name] for name in same}
+        published[f"mini0_{name}_features"] = attention.favor_features(x, keys=name == "k", **how).swapaxes(1, 2)
+    return {f"act/{name}": x for name, x in published.items()} | {name: activations[name] for name in same}
 
 
 def adam(steps: int, grads: dict, weights: dict, objective: Callable) -> tuple[dict, dict, Arrays]:
@@ -142,11 +142,11 @@ def adam(steps: int, grads: dict, weights: dict, objective: Callable) -> tuple[d
 
 def masking(case: Case) -> Arrays:
     """Hide and score values with the recorded draws."""
-    given, settings = case.group("in"), case.meta["config"]
-    draws = {name: given[f"rand_{name}"][:, None] for name in ("select", "replace")}
+    recorded, settings = case.group("in"), case.meta["config"]
+    draws = {name: recorded[f"rand_{name}"][:, None] for name in ("select", "replace")}
     options = {"mask_rate": settings["mask_prob"], "replace_rate": settings["replace_prob"], "draws": draws}
-    inputs = prepared(given["x"], transform="none", max10=False, **options)
-    labels, selected = np.full(given["x"].shape, HIDDEN, np.float32), np.zeros(given["x"].shape, bool)
+    inputs = prepared(recorded["x"], transform="none", max10=False, **options)
+    labels, selected = np.full(recorded["x"].shape, HIDDEN, np.float32), np.zeros(recorded["x"].shape, bool)
     for cell, (rows, targets, weights) in enumerate(
         zip(*(inputs[x][:, 0] for x in ("rows", "targets", "weights")), strict=True)
     ):
@@ -157,7 +157,7 @@ def masking(case: Case) -> Arrays:
 
 def preprocess(case: Case) -> Arrays:
     """Turn counts into values in each of the ways, before and after the rule of the maximum of 10."""
-    given, ours = case.group("in"), {}
+    recorded, ours = case.group("in"), {}
     for name, source, transform in (
         ("literal", "counts", "literal_paper"),
         ("cpm", "counts", "normalised"),
@@ -165,7 +165,7 @@ def preprocess(case: Case) -> Arrays:
     ):
         for kind, max10 in (("log", False), ("max10", True)):
             key = f"out/{name}_{kind}"
-            ours[key] = prepared(given[source], transform=transform, max10=max10, mask_rate=0.0)["values"][:, 0]
+            ours[key] = prepared(recorded[source], transform=transform, max10=max10, mask_rate=0.0)["values"][:, 0]
     return ours
 
 
@@ -191,17 +191,17 @@ def reindex(case: Case) -> Arrays:
 
     What the model does not know gets the mean of all positions.
     """
-    given = case.group("in")
-    names, genes = given["data_genes"].tolist(), given["model_genes"].tolist()
+    recorded = case.group("in")
+    names, genes = recorded["data_genes"].tolist(), recorded["model_genes"].tolist()
     index = map_genes(names, genes, min_mapped=None).index
     index = np.where(index < 0, [genes.index(name) if name in genes else -1 for name in names], index)  # repeats
     n_data, n_positions = len(names), len(genes) + 1
     places = np.full(n_positions, n_data)
     places[index[index >= 0]] = np.flatnonzero(index >= 0)
     back = np.where(index < 0, n_positions, index)
-    encodings = given["encodings"]
+    encodings = recorded["encodings"]
     filled = np.concatenate([encodings, encodings.mean(1, keepdims=True)], 1)
-    values = np.pad(given["x"], ((0, 0), (0, 1)))[:, places]
+    values = np.pad(recorded["x"], ((0, 0), (0, 1)))[:, places]
     return {
         "out/model_positions": places,
         "out/data_positions": back,
@@ -226,19 +226,19 @@ def go_graph(case: Case) -> Arrays:
     Jaccard indices went through a csv and pandas' fast parser, which changes the last bit of a few; the weights of the
     graph are the same float32 numbers.
     """
-    given, told, weights = case.group("in"), case.group("out"), case.group("param")
-    n_genes, settings = len(given["gene_list"]), case.meta["config"]
-    matrix = term_matrix(given["gene_term_pairs"].reshape(-1, 2), given["gene_has_entry"])
+    recorded, told, weights = case.group("in"), case.group("out"), case.group("param")
+    n_genes, settings = len(recorded["gene_list"]), case.meta["config"]
+    matrix = term_matrix(recorded["gene_term_pairs"].reshape(-1, 2), recorded["gene_has_entry"])
     cut, top = float(settings["threshold"].lstrip("> ")), settings["num_similar_genes_go_graph"] + 1
     pairs = all_pairs(matrix, cut)
     source, target, weight = edges = neighbours(matrix, cut=cut, top=top, self_edge=True)
     built = graph.build(source, target, weight.astype(np.float32), n_nodes=n_genes + 1)  # the last node is the padding
     linear = {"kernel": weights["sgconv.lin.weight"].T, "bias": weights["sgconv.lin.bias"]}
     layer = graph.GraphConvolution(len(linear["bias"]))
-    ours = {"sgconv": layer.apply({"params": {"linear": linear}}, jnp.asarray(given["x"]), built)}
-    for name, found in (("full_edges", pairs), ("topk", edges)):
+    ours = {"sgconv": layer.apply({"params": {"linear": linear}}, jnp.asarray(recorded["x"]), built)}
+    for name, graph_edges in (("full_edges", pairs), ("topk", edges)):
         names = [f"{name}_{column}" for column in ("src", "dst", "jaccard")]
-        ours |= dict(zip(names, as_recorded(found, *(told[column] for column in names[:2])), strict=True))
+        ours |= dict(zip(names, as_recorded(graph_edges, *(told[column] for column in names[:2])), strict=True))
     source, target, weight = as_recorded(edges, *told["edge_index"])
     ours |= {"edge_index": np.stack([source, target]), "edge_weight": weight.astype(np.float32)}
     return {f"out/{name}": value for name, value in ours.items()}

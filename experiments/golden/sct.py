@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 def model(case: Case) -> Arrays:
     """Run forward, loss and gradients of a whole model with the case's weights, tokens and mask."""
-    given, state = case.group("in"), case.group("param")
+    recorded, state = case.group("in"), case.group("param")
     network = sct.Model(**convert.config(case.meta["config"], case.meta["genes_real"])["model"])
     inputs = model_inputs(case, network)
     weights = convert.params(state, network)["params"]
@@ -32,28 +32,28 @@ def model(case: Case) -> Arrays:
         scores = gene_logits(outputs.logits["features"], outputs.logits["head"])
         return sct.loss(outputs, inputs)[0], (outputs, scores, extra["intermediates"])
 
-    (value, found), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(weights)
-    outputs, scores, inner = jax.device_get(found)
-    ours = {"loss": value, "logits": scores.reshape(*given["tokens_true"].shape, -1)}
+    (value, auxiliary), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(weights)
+    outputs, scores, inner = jax.device_get(auxiliary)
+    ours = {"loss": value, "logits": scores.reshape(*recorded["tokens_true"].shape, -1)}
     ours |= {"embedding": outputs.logits["features"]} | dict(intermediates(inner))
-    recorded = case.group("grad")  # of a few parameters only
-    grads = {name: x for name, x in convert.state_dict({"params": grads}, network).items() if name in recorded}
+    recorded_grads = case.group("grad")  # of a few parameters only
+    grads = {name: x for name, x in convert.state_dict({"params": grads}, network).items() if name in recorded_grads}
     return {f"out/{name}": x for name, x in ours.items()} | {f"grad/{name}": x for name, x in grads.items()}
 
 
 def model_inputs(case: Case, network: sct.Model) -> dict[str, jnp.ndarray]:
     """Return what `prepare` would have made of the recorded tokens, without the padding of each cell."""
-    given, cells = case.group("in"), case.meta["config"]["num_cells"]
-    if not (given["tokens_masked"] == np.where(given["mask"], network.n_bins, given["tokens_true"])).all():
+    recorded, cells = case.group("in"), case.meta["config"]["num_cells"]
+    if not (recorded["tokens_masked"] == np.where(recorded["mask"], network.n_bins, recorded["tokens_true"])).all():
         raise ValueError("in/tokens_masked is not in/tokens_true with the mask id where in/mask is set")
-    shape = (len(given["mask"]), cells, case.meta["genes_per_cell_padded"])
-    tokens, mask = (jnp.asarray(given[x].reshape(shape)[..., : network.n_genes]) for x in ("tokens_true", "mask"))
+    shape = (len(recorded["mask"]), cells, case.meta["genes_per_cell_padded"])
+    tokens, mask = (jnp.asarray(recorded[x].reshape(shape)[..., : network.n_genes]) for x in ("tokens_true", "mask"))
     return {
         "tokens": tokens,
         "mask": mask,
         "edges": jnp.zeros((*shape[:2], network.n_bins)),
         "cell_mask": jnp.ones(shape[:2], bool),
-        "coords": jnp.asarray(given.get("coordinates", np.zeros((*shape[:2], 2))), jnp.float32),
+        "coords": jnp.asarray(recorded.get("coordinates", np.zeros((*shape[:2], 2))), jnp.float32),
     }
 
 
@@ -79,10 +79,10 @@ def tokenise(case: Case) -> Arrays:
 
     Without the published gene maps (in the case, or as files beside it) the recorded map is taken as given.
     """
-    given, settings = case.group("in"), case.meta["config"]
+    recorded, settings = case.group("in"), case.meta["config"]
     slots, n_genes = gene_slots(case), settings["cell_len"]
-    values = np.zeros((len(given["X"]), n_genes), np.float32)
-    values[:, slots[slots >= 0]] = given["X"][:, slots >= 0]
+    values = np.zeros((len(recorded["X"]), n_genes), np.float32)
+    values[:, slots[slots >= 0]] = recorded["X"][:, slots >= 0]
     values = values[(values > 0).any(1)]
     padded = n_genes + -n_genes % 2 ** settings["num_downsamples"]
     ours = {"out/gene_map": slots}
@@ -104,18 +104,18 @@ def tokenise(case: Case) -> Arrays:
 
 def gene_slots(case: Case) -> np.ndarray:
     """Return the model slot of each of the case's genes, -1 for none."""
-    given = case.group("in")
+    recorded = case.group("in")
     files = [case.folder / name for name in (convert.VOCAB, convert.SLOTS)]
-    if "vocab_ids" in given:
-        vocab = dict(zip(given["vocab_ids"].tolist(), given["vocab_idx"].tolist(), strict=True))
-        places = dict(zip(given["protein_keys"].tolist(), given["protein_pos"].tolist(), strict=True))
+    if "vocab_ids" in recorded:
+        vocab = dict(zip(recorded["vocab_ids"].tolist(), recorded["vocab_idx"].tolist(), strict=True))
+        places = dict(zip(recorded["protein_keys"].tolist(), recorded["protein_pos"].tolist(), strict=True))
         names = convert.slot_names(vocab, places)
     elif all(map(pathlib.Path.is_file, files)):
         names = convert.slot_names(*(json.loads(file.read_text()) for file in files))
     else:
         return case.group("out")["gene_map"]
     slot = {name: i for i, name in enumerate(names)}
-    return np.array([slot.get(name, -1) for name in given["gene_ids"].tolist()])
+    return np.array([slot.get(name, -1) for name in recorded["gene_ids"].tolist()])
 
 
 def counts_to_tokens(case: Case) -> Arrays:
