@@ -1,4 +1,4 @@
-"""All commands behind one door: `python -m experiments` lists them, `python -m experiments COMMAND ...` runs one.
+"""One program for all commands: `python -m experiments` lists them, `python -m experiments COMMAND ...` runs one.
 
 Installed, it is the program `scfm`: `scfm embed --workdir=W --input=x.h5ad --output=y.h5ad`.
 """

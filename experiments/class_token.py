@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> None:
 
     cli.check_free(FLAGS.output)
     options = {name: FLAGS[name].value for name in ("label", "seeds", "layer", "raw", "gene_table", "min_mapped")}
-    found = class_token.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
-    text = class_token.table(found)
-    title = f"# The class token of {found['model']}\n\nWeights: {found['weights']}.\n\n"
-    output.write(FLAGS.output, {"class_token.md": f"{title}{text}\n", "class_token.json": found})
+    result = class_token.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = class_token.table(result)
+    title = f"# The class token of {result['model']}\n\nWeights: {result['weights']}.\n\n"
+    output.write(FLAGS.output, {"class_token.md": f"{title}{text}\n", "class_token.json": result})
     print(text)
 
 

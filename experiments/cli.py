@@ -1,7 +1,7 @@
-"""The way every command starts and fails: options as data, one line for a user's mistake, a traceback only for ours.
+"""How every command defines its flags, starts, and reports errors: a user's mistake as one line, ours as a traceback.
 
-A command says what flags it takes in `OPTIONS = cli.options(...)` and ends in `cli.run(main, OPTIONS)`, which defines
-them. So commands can be imported beside each other, and whoever wants to know their flags reads OPTIONS.
+A command lists its flags in `OPTIONS = cli.options(...)` and ends in `cli.run(main, OPTIONS)`, which defines them.
+Importing a command therefore defines no flags: several can be imported together, and their flags read from OPTIONS.
 """
 
 import dataclasses

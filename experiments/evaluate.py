@@ -99,8 +99,8 @@ def suite_config(text: str) -> Any:
     name, _, variant = text.partition(":")
     path = pathlib.Path(__file__).parents[1] / "configs" / f"suite_{name}.py"
     if not name.isidentifier() or not path.is_file():
-        there = sorted(found.stem.removeprefix("suite_") for found in path.parent.glob("suite_*.py"))
-        raise ValueError(f"--suite={text}: no such suite; there are {', '.join(there)}")
+        suites = sorted(file.stem.removeprefix("suite_") for file in path.parent.glob("suite_*.py"))
+        raise ValueError(f"--suite={text}: no such suite; there are {', '.join(suites)}")
     return importlib.import_module(f"configs.suite_{name}").get_config(variant)
 
 

@@ -1,4 +1,4 @@
-"""Score what simple tables know: floors that a trained model must beat before its score says anything of a cell.
+"""Score simple tables (such as means): floors that a trained model must beat before its score means much.
 
     python -m experiments.floors --input=x.h5ad --reference=a.h5ad,b.h5ad --genes=genes.txt --output=DIR
 

@@ -44,11 +44,11 @@ def main(argv: Sequence[str]) -> None:
     names += ("layer", "raw", "gene_table", "min_mapped")
     options = {name: FLAGS[name].value for name in names}
     options |= {"source": FLAGS.input, "sample_key": FLAGS.sample_key or None}
-    found = gene_clusters.evaluate(api.load(FLAGS.workdir), **options)
-    files = {"gene_clusters.md": gene_clusters.page(found), "gene_clusters.json": gene_clusters.records(found)}
-    picture = gene_clusters.picture(found)
+    result = gene_clusters.evaluate(api.load(FLAGS.workdir), **options)
+    files = {"gene_clusters.md": gene_clusters.page(result), "gene_clusters.json": gene_clusters.records(result)}
+    picture = gene_clusters.picture(result)
     output.write(FLAGS.output, files | ({"gene_clusters.png": picture} if picture else {}))
-    print(gene_clusters.table(found))
+    print(gene_clusters.table(result))
 
 
 if __name__ == "__main__":

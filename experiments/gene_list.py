@@ -55,9 +55,9 @@ def main(_) -> None:
 def kept(store: Store) -> np.ndarray:
     """Return the store genes that the list --keep means; print which are unknown."""
     table = read_table(FLAGS.gene_table) if FLAGS.gene_table else None
-    found = map_genes(read_genes(FLAGS.keep), store.genes, table=table)
-    print(found.report, flush=True)
-    return np.unique(found.index[found.index >= 0])
+    mapping = map_genes(read_genes(FLAGS.keep), store.genes, table=table)
+    print(mapping.report, flush=True)
+    return np.unique(mapping.index[mapping.index >= 0])
 
 
 if __name__ == "__main__":

@@ -62,14 +62,14 @@ def main(_) -> int:
         raise ValueError(f"--pairs={wrong[0]}: two genes with a colon between them, as A:B")
     if FLAGS.describe:
         return describe()
-    given = [name for name in SOURCES if FLAGS[name].value]
-    if len(given) != 1 or not FLAGS.output:
+    sources = [name for name in SOURCES if FLAGS[name].value]
+    if len(sources) != 1 or not FLAGS.output:
         raise ValueError("one of --gaf, --table, --ppi or --edges says what to read, and --output where to write")
     from data_pipeline.files import whole
     from data_pipeline.genes import graph_file
 
     started, cpu = time.perf_counter(), time.process_time()
-    graph, table = (go if given[0] in ("gaf", "table") else lists)(given[0])
+    graph, table = (go if sources[0] in ("gaf", "table") else lists)(sources[0])
     graph_file.write(FLAGS.output, graph)
     if FLAGS.write_genes:
         whole.write_file(pathlib.Path(FLAGS.write_genes), ("\n".join(graph.genes) + "\n").encode())
@@ -128,15 +128,15 @@ def go(source: str):
             raise ValueError(
                 f"{path}: a matrix has neither evidence nor term ids to look up: leave --obo, --evidence out"
             )
-        found = go_annotations.read_matrix(path, FLAGS.ancestors)
+        annotations = go_annotations.read_matrix(path, FLAGS.ancestors)
     else:
         rows = go_annotations.read_gaf(path, FLAGS.taxon) if source == "gaf" else go_annotations.read_table(path)
         filters = {name: FLAGS[name].value for name in ("evidence", "exclude_evidence", "ancestors")}
-        found = go_annotations.annotate(rows, ontology, **filters)
-    genes, table = gene_list(found.names), known_genes() or go_graph.names_of(found)
+        annotations = go_annotations.annotate(rows, ontology, **filters)
+    genes, table = gene_list(annotations.names), known_genes() or go_graph.names_of(annotations)
     limits = {name: FLAGS[name].value for name in ("aspects", "min_genes", "max_genes", "min_mapped")}
-    terms = go_graph.gene_terms(found, genes, table, **limits)
-    counts = ", ".join(f"{what} {number:,}" for what, number in found.notes.items())
+    terms = go_graph.gene_terms(annotations, genes, table, **limits)
+    counts = ", ".join(f"{what} {number:,}" for what, number in annotations.notes.items())
     with_terms = int((terms.matrix.getnnz(1) > 0).sum())
     print(f"annotations: {counts}\n{terms.mapping.report}")
     print(f"terms: {len(terms.ids):,}; {with_terms:,} of {len(genes):,} genes have one, {terms.matrix.nnz:,} pairs")
@@ -147,7 +147,9 @@ def go(source: str):
     a, b, weight = go_graph.neighbours(terms.matrix, cut=options["cut"], top=top, self_edge=options["self_edge"])
     used = limits | options | {name: FLAGS[name].value for name in ("evidence", "exclude_evidence", "ancestors")}
     meta = {"kind": "GO graph", "options": used, "inputs": inputs(), "genes_with_terms": with_terms}
-    return GeneGraph.of(genes, a, b, weight if weighted else weight * 0 + 1, annotations=found.notes, **meta), table
+    return GeneGraph.of(
+        genes, a, b, weight if weighted else weight * 0 + 1, annotations=annotations.notes, **meta
+    ), table
 
 
 def lists(source: str):
@@ -161,13 +163,13 @@ def lists(source: str):
     names = list(dict.fromkeys(edges.source + edges.target))
     genes = gene_list(list(dict.fromkeys((proteins or [{}])[0].get(name, name) for name in names)))
     table, top = known_genes(), FLAGS.top or None
-    found, mapping = edge_lists.on_genes(edges, genes, table, proteins, FLAGS.min_mapped)
-    print(f"edges: read {len(edges.source):,}, between genes of the list {len(found[0]):,}\n{mapping.report}")
+    listed_edges, mapping = edge_lists.on_genes(edges, genes, table, proteins, FLAGS.min_mapped)
+    print(f"edges: read {len(edges.source):,}, between genes of the list {len(listed_edges[0]):,}\n{mapping.report}")
     if source == "ppi":
-        chosen, kind = edge_lists.symmetric(found, FLAGS.min_score, top), "protein interactions"
+        chosen, kind = edge_lists.symmetric(listed_edges, FLAGS.min_score, top), "protein interactions"
     else:
         top = 21 if FLAGS.top is None else top
-        chosen, kind = edge_lists.directed(found, top), "directed graph"
+        chosen, kind = edge_lists.directed(listed_edges, top), "directed graph"
     options = {"min_score": FLAGS.min_score, "top": top, "weighted": FLAGS.weighted is not False}
     weight = chosen[2] if options["weighted"] else chosen[2] * 0 + 1
     return GeneGraph.of(genes, *chosen[:2], weight, kind=kind, options=options, inputs=inputs()), table
@@ -196,8 +198,8 @@ def print_pairs(graph, table) -> None:
         into = graph.target == target
         weight = graph.weight[into & (graph.source == source)]
         rank = 1 + int((graph.weight[into & (graph.source != target)] > weight).sum()) if len(weight) else 0
-        found = f"weight {weight[0]:.3f}, rank {rank} of {into.sum():,}" if rank else f"no edge among {into.sum():,}"
-        print(f"  {pair}: {found}")
+        place = f"weight {weight[0]:.3f}, rank {rank} of {into.sum():,}" if rank else f"no edge among {into.sum():,}"
+        print(f"  {pair}: {place}")
 
 
 if __name__ == "__main__":

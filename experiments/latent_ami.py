@@ -32,11 +32,11 @@ def main(argv: Sequence[str]) -> None:
     cli.check_free(FLAGS.output)
     options = {name: FLAGS[name].value for name in ("columns", "layer", "raw", "gene_table", "min_mapped")}
     options |= {"seeds": range(FLAGS.seeds), "sample_key": FLAGS.sample_key or None}
-    found = latent_ami.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
-    text = latent_ami.table(found)
-    title = f"# What the clusters of {found['model']} tell of {found['input']}\n\nWeights: {found['weights']}.\n\n"
-    files = {"latent_ami.md": f"{title}{text}\n", "latent_ami.json": found}
-    output.write(FLAGS.output, files | {"latent_ami.png": latent_ami.picture(found)})
+    result = latent_ami.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = latent_ami.table(result)
+    title = f"# What the clusters of {result['model']} tell of {result['input']}\n\nWeights: {result['weights']}.\n\n"
+    files = {"latent_ami.md": f"{title}{text}\n", "latent_ami.json": result}
+    output.write(FLAGS.output, files | {"latent_ami.png": latent_ami.picture(result)})
     print(text)
 
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
     types = dict(text.rpartition("=")[::2] if "=" in text else (text, text) for text in FLAGS.types)
     table = marker_table.read(FLAGS.markers, FLAGS.tissue)
-    known = {label: marker_table.of_type(table, name) for label, name in types.items()}
+    known_markers = {label: marker_table.of_type(table, name) for label, name in types.items()}
     names = (
         "labels",
         "top",
@@ -55,10 +55,10 @@ def main(argv: Sequence[str]) -> None:
         "min_mapped",
     )
     options = {name: FLAGS[name].value for name in names} | {"sample_key": FLAGS.sample_key or None}
-    found = markers.evaluate(api.load(FLAGS.workdir), FLAGS.input, known, **options)
-    found["markers"] = f"{os.path.basename(FLAGS.markers)}, {', '.join(FLAGS.tissue) or 'all tissues'}"
-    markers.write(found, FLAGS.output)
-    print(markers.table(found))
+    result = markers.evaluate(api.load(FLAGS.workdir), FLAGS.input, known_markers, **options)
+    result["markers"] = f"{os.path.basename(FLAGS.markers)}, {', '.join(FLAGS.tissue) or 'all tissues'}"
+    markers.write(result, FLAGS.output)
+    print(markers.table(result))
 
 
 if __name__ == "__main__":

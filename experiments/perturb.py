@@ -46,10 +46,10 @@ def main(argv: Sequence[str]) -> None:
     names += ("layer", "raw", "gene_table", "min_mapped")
     options = {name: FLAGS[name].value for name in names}
     options["targets"] = [text.rpartition("=")[::2] for text in FLAGS.targets]
-    found = perturbation.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
-    text = perturbation.table(found)
-    title = f"# {found['model']}: genes perturbed in silico in {found['input']}\n\nWeights: {found['weights']}.\n\n"
-    files = {"perturb.md": f"{title}{text}\n", "perturb.json": found, "perturb.png": perturbation.picture(found)}
+    result = perturbation.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    text = perturbation.table(result)
+    title = f"# {result['model']}: genes perturbed in silico in {result['input']}\n\nWeights: {result['weights']}.\n\n"
+    files = {"perturb.md": f"{title}{text}\n", "perturb.json": result, "perturb.png": perturbation.picture(result)}
     output.write(FLAGS.output, files)
     print(text)
 

@@ -1,4 +1,4 @@
-"""The whole walk on one file: ingest, pre-train a tiny CellPLM, embed, score beside the baselines, report.
+"""Every step on one file: ingest, pre-train a tiny CellPLM, embed, score beside the baselines, report.
 
     python -m experiments.quickstart [--input=your.h5ad] [--workdir=DIR] [--genes=2000]
 

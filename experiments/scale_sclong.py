@@ -127,8 +127,8 @@ def plan() -> Iterator[dict]:
 
 def collectives(text: str) -> dict[str, int]:
     """Return how often each kind of exchange between devices is in the text of a compiled program."""
-    found = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
-    return {kind: number for kind, number in found.items() if number}
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+    return {kind: number for kind, number in counts.items() if number}
 
 
 def run_step() -> Iterator[dict]:
@@ -193,10 +193,10 @@ def _cell() -> tuple[dict, Batch]:
         mapping = vocab.map_genes(counts.genes, genes, ensembl=vocab.second_names(counts.var), min_mapped=0.3)
         print(mapping.report)
         packed = bags.pack(mapping.apply(counts.take(np.array([FLAGS.cell]))), np.zeros((1, 1), int))
-    known = {"slots": np.arange(len(genes) + 1, dtype=np.int32), "measured": np.ones((1, len(genes)), bool)}
-    known |= api.gene_constants({"graph": FLAGS.graph}, genes, say=print)
+    constants = {"slots": np.arange(len(genes) + 1, dtype=np.int32), "measured": np.ones((1, len(genes)), bool)}
+    constants |= api.gene_constants({"graph": FLAGS.graph}, genes, say=print)
     fields = {name: packed[name] for name in Batch.__dataclass_fields__}
-    return jax.tree.map(jnp.asarray, known), Batch(**fields)
+    return jax.tree.map(jnp.asarray, constants), Batch(**fields)
 
 
 def _peak() -> float:

@@ -124,8 +124,8 @@ def take_overrides(argv: Sequence[str]) -> list[str]:
     """Move --config.KEY=VALUE and --evaluate.FLAG=VALUE from `argv` to `overrides`; return the rest."""
     rest = []
     for text in argv:
-        found = re.fullmatch(r"--(config|evaluate)\.([\w.]+=.*)", text, re.DOTALL)
-        overrides[found[1]].append(found[2]) if found else rest.append(text)
+        match = re.fullmatch(r"--(config|evaluate)\.([\w.]+=.*)", text, re.DOTALL)
+        overrides[match[1]].append(match[2]) if match else rest.append(text)
     return rest
 
 

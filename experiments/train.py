@@ -162,8 +162,8 @@ def by_epoch(options: dict[str, Any], loader: Loader) -> dict[str, Any]:
 
 def sized(module: ModuleType, options: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's options with the sizes that the data decide, where they are left at 0."""
-    known = {"genes": metadata["genes"], **metadata["classes"]}
-    sizes = {field: len(known.get(name, ())) for field, name in module.SIZES.items()}
+    names = {"genes": metadata["genes"], **metadata["classes"]}
+    sizes = {field: len(names.get(name, ())) for field, name in module.SIZES.items()}
     return dict(options) | {field: size for field, size in sizes.items() if not options.get(field)}
 
 

@@ -43,13 +43,13 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     names = ("epochs", "seeds", "batch", "learning_rate", "validation", "layer", "raw", "gene_table", "min_mapped")
     options = {name: FLAGS[name].value for name in names}
-    found = transfer.evaluate(api.load(FLAGS.workdir), FLAGS.input, runs, **options)
-    text = transfer.table(found)
+    result = transfer.evaluate(api.load(FLAGS.workdir), FLAGS.input, runs, **options)
+    text = transfer.table(result)
     title = (
-        f"# {found['model']} on {found['input']}, pretrained and from random weights\n\nWeights: {found['weights']}."
+        f"# {result['model']} on {result['input']}, pretrained and from random weights\n\nWeights: {result['weights']}."
     )
-    files = {"transfer.md": f"{title}\n\n{text}\n", "transfer.json": found}
-    files |= {"transfer.csv": transfer.comma_separated(found), "transfer.png": transfer.picture(found)}
+    files = {"transfer.md": f"{title}\n\n{text}\n", "transfer.json": result}
+    files |= {"transfer.csv": transfer.comma_separated(result), "transfer.png": transfer.picture(result)}
     output.write(FLAGS.output, files)
     print(text)
 

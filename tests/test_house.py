@@ -23,13 +23,13 @@ CONFIGS = sorted((ROOT / "configs").glob("[!_]*.py"))
 
 def imports(path: pathlib.Path) -> set[str]:
     """Return the dotted names that the file imports, anywhere in it."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 NOWHERE = ("tensorflow", "jax.experimental.pjit")
@@ -82,6 +82,15 @@ def test_every_module_and_public_function_says_what_it_is(path):
 def test_no_file_is_called_after_nothing():
     bad = {"utils", "util", "helpers", "base", "misc", "legacy", "common"}
     assert not [p for p in SOURCES if p.stem in bad]
+
+
+def test_local_values_have_names_that_say_something():
+    bad, places = {"found", "known", "given", "there", "own"}, []
+    for path in SOURCES:
+        names = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)]
+        stored = [node for node in names if isinstance(node.ctx, ast.Store) and node.id in bad]
+        places += [f"{path.relative_to(ROOT)}:{node.lineno} {node.id}" for node in stored]
+    assert not places, f"call them by what they hold: {places}"
 
 
 def test_torch_is_only_met_where_published_files_are_read_and_where_its_speed_is_compared():

@@ -1,4 +1,4 @@
-"""The HTML of a report: one file that loads nothing, to be read by eye, keyboard and ear, on a phone and on paper."""
+"""The HTML of a report: one file that loads nothing, for screen, phone, keyboard, screen reader and print."""
 
 import base64
 import html
@@ -37,12 +37,12 @@ def write(path: str | os.PathLike, title: str, facts: Mapping[str, Any], section
 
 def page(title: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """Return the whole page."""
-    there = [section for section in sections if section.body]
-    links = "".join(f'<li><a href="#{anchor(s.title)}">{text(s.title)}</a></li>' for s in there)
+    filled = [section for section in sections if section.body]
+    links = "".join(f'<li><a href="#{anchor(s.title)}">{text(s.title)}</a></li>' for s in filled)
     parts = "".join(
         f'<section id="{anchor(s.title)}" aria-labelledby="{anchor(s.title)}-title">'
         f'<h2 id="{anchor(s.title)}-title">{text(s.title)}</h2>{s.body}</section>'
-        for s in there
+        for s in filled
     )
     cards = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items())
     return (

@@ -93,9 +93,9 @@ def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[En
     axes = figure.add_subplot()
     size = float(np.clip(12_000 / len(xy), 2, 26))
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 12:
-        known = values.notna().to_numpy()
-        axes.scatter(*xy[~known].T, s=size, c=UNKNOWN, lw=0)
-        drawn = axes.scatter(*xy[known].T, s=size, c=values[known], cmap=MAP, lw=0)
+        present = values.notna().to_numpy()
+        axes.scatter(*xy[~present].T, s=size, c=UNKNOWN, lw=0)
+        drawn = axes.scatter(*xy[present].T, s=size, c=values[present], cmap=MAP, lw=0)
         figure.colorbar(drawn, ax=axes, shrink=0.7, label=title)
         legend = []
     else:

@@ -25,7 +25,7 @@ def draw(
 
     tree = marker_genes.order(similarities)
     size = max(6.0, 0.2 * len(names) + 2.2)
-    labels = [f"● {name}" if known else name for name, known in zip(names, markers, strict=True)]
+    labels = [f"● {name}" if is_marker else name for name, is_marker in zip(names, markers, strict=True)]
     grid = seaborn.clustermap(
         similarities,
         row_linkage=tree,
@@ -45,8 +45,8 @@ def draw(
     axes = grid.ax_heatmap
     axes.set_xticklabels(axes.get_xticklabels(), rotation=90)
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        known = label.get_text().startswith("●")
-        label.set(fontsize=8.5, color=MARKER if known else INK, weight="bold" if known else "normal")
+        is_marker = label.get_text().startswith("●")
+        label.set(fontsize=8.5, color=MARKER if is_marker else INK, weight="bold" if is_marker else "normal")
     axes.tick_params(length=0, pad=2)
     grid.figure.suptitle(f"{title}\n● bold: known marker", x=0.5, y=1.04, fontsize=12, color=INK)
     file = io.BytesIO()

@@ -48,8 +48,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """Return mean ± half the range of values over seeds, the mean alone of a single one, "–" of none."""
-    known = np.asarray([value for value in values if value is not None and np.isfinite(value)])
-    if not len(known):
+    numbers = np.asarray([value for value in values if value is not None and np.isfinite(value)])
+    if not len(numbers):
         return "–"
-    mean = f"{known.mean():.{digits}f}"
-    return mean if len(known) == 1 else f"{mean} ± {np.ptp(known) / 2:.{digits}f}"
+    mean = f"{numbers.mean():.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean} ± {np.ptp(numbers) / 2:.{digits}f}"

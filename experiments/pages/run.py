@@ -233,8 +233,8 @@ def curves(workdir: pathlib.Path, titles: Sequence[str] = (), of: str = "") -> s
         lines = (workdir / name).read_text().splitlines() if (workdir / name).exists() else []
         frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         for column in frame.columns.difference(["step"], sort=False):
-            known = frame[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
-            series[column] = known["step"].to_numpy(), known[column].to_numpy(float)
+            measured = frame[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
+            series[column] = measured["step"].to_numpy(), measured[column].to_numpy(float)
     series = {name: points for name, points in series.items() if len(points[0])}
     placed = {name for names in PANELS.values() for name in names}
     others = sorted({name.removeprefix("val/") for name in series} - placed - set(UNDRAWN))

@@ -1,8 +1,8 @@
 """Was a study in the pretraining of a run? By name, by the file's checksum, and cell by cell.
 
-The store that a run was trained on is where its config says. Each of its cells has a fingerprint, a sum over its counts
-of a random number of the gene times the count modulo 2^64: cells of a study with the same counts of the genes that
-store and study share have the same, whatever the study is called and however its cells were chosen.
+The store that a run was trained on is where its config says. Each cell has a fingerprint: the sum over its genes of
+count times a random number of the gene, modulo 2^64. Cells with the same counts of the genes that store and study share
+have the same fingerprint, whatever the study is called and however its cells were chosen.
 """
 
 import pathlib
@@ -63,9 +63,9 @@ def overlap(study: Study, store: Store) -> tuple[float, str]:
         both &= other.measured
         if both.sum() < FEWEST:
             continue
-        there = np.concatenate([fingerprints(block, both) for block in _blocks(other, len(store.genes))])
-        here = np.concatenate([fingerprints(block, both) for block in mine])
-        share = float(np.isin(here[here != 0], there).mean()) if (here != 0).any() else 0.0
+        store_prints = np.concatenate([fingerprints(block, both) for block in _blocks(other, len(store.genes))])
+        prints = np.concatenate([fingerprints(block, both) for block in mine])
+        share = float(np.isin(prints[prints != 0], store_prints).mean()) if (prints != 0).any() else 0.0
         if share > most:
             most, where = share, name
     return most, where

@@ -121,15 +121,15 @@ class Entrant:
     def embed(self, study: Study, seed: int, cells: int, twin: bool) -> np.ndarray:
         """Return the embedding of the cells that `study` draws, by the run or its random twin of that seed. [n, D]"""
         run, slots = self.run.twin(seed) if twin else self.run, self.slots(study)
-        known = np.flatnonzero(slots >= 0)
-        if not len(known):
+        columns = np.flatnonzero(slots >= 0)
+        if not len(columns):
             raise ValueError(f"no gene of {study.name} is one of the {len(self.run.genes)} that the run knows")
-        source = study.take(study.draw(seed, cells), known, [self.run.genes[i] for i in slots[known]])
+        source = study.take(study.draw(seed, cells), columns, [self.run.genes[i] for i in slots[columns]])
         start = time.perf_counter()
-        found = run.embed(source, min_mapped=None, say=lambda _: None)
-        rate = len(found) / (time.perf_counter() - start)
+        embedded = run.embed(source, min_mapped=None, say=lambda _: None)
+        rate = len(embedded) / (time.perf_counter() - start)
         self.cells_per_second = max(rate, self.cells_per_second or 0)
-        return found
+        return embedded
 
     def describe(self) -> dict[str, Any]:
         """Return its line in suite.json."""
@@ -166,6 +166,6 @@ def shared_genes(study: Study, entrants: Sequence[Entrant], least: float = 0.01)
 
     Those have failed by themselves and are no measure for the others; with no run left all columns are returned.
     """
-    known = [entrant.slots(study) >= 0 for entrant in entrants]
-    known = [found for found in known if found.mean() >= least]
-    return np.flatnonzero(np.all(known, axis=0)) if known else np.arange(study.counts.n_genes)
+    masks = [entrant.slots(study) >= 0 for entrant in entrants]
+    masks = [mask for mask in masks if mask.mean() >= least]
+    return np.flatnonzero(np.all(masks, axis=0)) if masks else np.arange(study.counts.n_genes)

@@ -39,8 +39,8 @@ def write(folder: str | os.PathLike) -> pathlib.Path:
     metrics, cells = results.read(folder)
     table = suite_table.build(metrics, cells, content)
     table = table.iloc[np.argsort(table["task"].map(list(content["metrics"]).index), kind="stable")]
-    known = [metric in content["metrics"][task] for task, metric in zip(table["task"], table["metric"], strict=True)]
-    done, absent = table[np.array(known, bool)], table[table["metric"] == ""]
+    asked = [metric in content["metrics"][task] for task, metric in zip(table["task"], table["metric"], strict=True)]
+    done, absent = table[np.array(asked, bool)], table[table["metric"] == ""]
     values = metrics.groupby([*PLACE, "metric", "method"])["value"].agg(list).to_dict() if len(metrics) else {}
     maps, matrices = pictures(folder / "pictures", content)
     tasks = [
@@ -103,14 +103,14 @@ def _verdict(rows: pd.DataFrame) -> dict[str, int]:
     model, simple = (rows[rows["kind"] == kind].iloc[0] for kind in ("model", "baseline"))
     apart = abs(model["mean"] - simple["mean"])
     ahead = bool(apart) and rows["kind"][rows["kind"].isin(("model", "baseline"))].iloc[0] == "model"
-    found = {"all": 1, "simple": bool(apart) and not ahead, "model": ahead, "twin": 0, "pairs": 0}
-    found["clear"] = ahead and apart > model["half"] + simple["half"]
+    counts = {"all": 1, "simple": bool(apart) and not ahead, "model": ahead, "twin": 0, "pairs": 0}
+    counts["clear"] = ahead and apart > model["half"] + simple["half"]
     both = rows[(rows["method"] == rows["run"]) | (rows["kind"] == "twin")]  # variants of a run have no twins
     for _, pair in both.groupby("run"):
         if len(pair) == 2:
-            found["pairs"] += 1
-            found["twin"] += pair["kind"].iloc[0] == "model" and pair["mean"].nunique() == 2
-    return {name: int(one) for name, one in found.items()}
+            counts["pairs"] += 1
+            counts["twin"] += pair["kind"].iloc[0] == "model" and pair["mean"].nunique() == 2
+    return {name: int(one) for name, one in counts.items()}
 
 
 def leaderboard(done: pd.DataFrame, absent: pd.DataFrame, content: Content) -> str:
@@ -177,10 +177,10 @@ def of_task(done: pd.DataFrame, values: Mapping[tuple, Sequence], content: Conte
 def _all_metrics(part: pd.DataFrame, about: Mapping[str, Any], name: str) -> str:
     """Return the table of every method and metric of one place."""
     metrics = [m for m in about if m in set(part["metric"])]
-    found = {(r.method, r.metric): r for r in part.itertuples()}
+    summaries = {(r.method, r.metric): r for r in part.itertuples()}
     rows = []
     for r in _ordered(part.drop_duplicates("method"), about[metrics[0]]["higher"]).itertuples():
-        numbers = [_number(found[r.method, m]) if (r.method, m) in found else "" for m in metrics]
+        numbers = [_number(summaries[r.method, m]) if (r.method, m) in summaries else "" for m in metrics]
         rows.append([r.method, r.kind, r.contaminated, *numbers])
     head = ("Method", "kind", "seen in pretraining", *(m + ARROWS[about[m]["higher"]] for m in metrics))
     return document.table(f"{name}: all metrics", head, rows, css="numbers")
@@ -190,15 +190,15 @@ def pictures(folder: pathlib.Path, content: Content) -> tuple[str, str]:
     """Return the maps of cells by type and batch, and the confusion matrices, of every run side by side."""
     maps, matrices = [], []
     for study in content["datasets"]:
-        found = {}
+        saved = {}
         for name in [*(run["name"] for run in content["runs"]), "PCA-50"]:
             if (path := folder / f"{name}@{study['name']}.npz").is_file():
                 with np.load(path, allow_pickle=False) as arrays:
-                    found[name] = dict(arrays)
-        places = {name: figures.umap(arrays["embedding"]) for name, arrays in found.items()}
+                    saved[name] = dict(arrays)
+        places = {name: figures.umap(arrays["embedding"]) for name, arrays in saved.items()}
         for key in ("label", "batch"):
             column, drawn = study.get(key) or key, []
-            for name, arrays in found.items():
+            for name, arrays in saved.items():
                 text = arrays[key].tolist()
                 values = pd.Series([None if x.lower() in embedding.UNLABELLED else x for x in text], dtype=object)
                 if values.nunique() > 1:
@@ -206,7 +206,7 @@ def pictures(folder: pathlib.Path, content: Content) -> tuple[str, str]:
             if drawn:
                 maps.append(f"<h3>{document.text(study['name'])} by {document.text(column)}</h3>{drawn[0][1]}")
                 maps.append(f"<div class='grids'>{''.join(card for card, _ in drawn)}</div>")
-        grids = [_matrix(name, study["name"], arrays) for name, arrays in found.items() if len(arrays["confusion"])]
+        grids = [_matrix(name, study["name"], arrays) for name, arrays in saved.items() if len(arrays["confusion"])]
         if grids:
             matrices.append(f"<h3>{document.text(study['name'])}</h3><div class='grids'>{''.join(grids)}</div>")
     how = "UMAP (15 neighbours, seed 0) of the cells of seed 0. Distances on such maps mislead: trust the scores."
@@ -239,8 +239,8 @@ def left_out(absent: pd.DataFrame, content: Content) -> str:
 
 
 def _leading(part: pd.DataFrame, content: Content, task: str) -> list[tuple[str, Mapping[str, Any]]]:
-    there = set(part["metric"])
-    return [(name, about) for name, about in content["metrics"][task].items() if name in there][:LEADING]
+    measured = set(part["metric"])
+    return [(name, about) for name, about in content["metrics"][task].items() if name in measured][:LEADING]
 
 
 def _ordered(rows: pd.DataFrame, higher: bool | None) -> pd.DataFrame:

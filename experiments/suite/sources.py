@@ -69,8 +69,8 @@ def command(content: Mapping[str, Any], folder: pathlib.Path) -> str:
     """Return the command that made the suite, options that were left at the suite's own apart."""
     parts = {"runs": content["runs"], "data": content["datasets"], "reference": content.get("reference", ())}
     lines = [f"python -m experiments.evaluate --suite={content['suite']}"]
-    for name, found in parts.items():
-        lines += [f"--{name}={','.join(x.get('workdir') or x['path'] for x in found)}"] if found else []
+    for name, entries in parts.items():
+        lines += [f"--{name}={','.join(x.get('workdir') or x['path'] for x in entries)}"] if entries else []
     lines += [f"--{name}={content['options'][name]}" for name in ("cells", "seeds")] + [f"--output={folder}"]
     return " \\\n    ".join(lines)
 

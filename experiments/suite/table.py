@@ -84,8 +84,8 @@ def _part(part: pd.DataFrame, metrics: Mapping[str, Any]) -> list[str]:
     lines = ["| method | kind | seen in pretraining | " + " | ".join(names) + " |", "|---" * (len(names) + 3) + "|"]
     values = {(row.method, row.metric): row for row in part.itertuples()}
     for method in methods:
-        found = [values.get((method.method, name)) for name in names]
-        numbers = ["" if v is None else _number(v.mean, v.half) for v in found]
+        rows = [values.get((method.method, name)) for name in names]
+        numbers = ["" if v is None else _number(v.mean, v.half) for v in rows]
         lines.append(f"| {method.method} | {method.kind} | {method.contaminated} | " + " | ".join(numbers) + " |")
     return lines
 

@@ -104,8 +104,8 @@ def fine_tune(
       ValueError: the loss does not stay finite.
     """
     config = {"inputs": {}, "loss": {}, **run.meta["config"]}
-    own = changes.get(run.name, {})
-    inputs, loss = ({**config[part], **own.get(part, {})} for part in ("inputs", "loss"))
+    changed = changes.get(run.name, {})
+    inputs, loss = ({**config[part], **changed.get(part, {})} for part in ("inputs", "loss"))
     inputs |= {"covariates": False} if "covariates" in inputs else {}  # batches and studies are others
     data = config.get("data", {})
     labels = list(data.get("labels", ()))

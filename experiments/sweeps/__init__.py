@@ -1,1 +1,1 @@
-"""What `experiments.sweep` is made of: the plan, those who work through it, the table."""
+"""The parts of `experiments.sweep`: the plan, the processes that run its points, the table."""

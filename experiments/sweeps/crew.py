@@ -1,4 +1,4 @@
-"""Those who work through the points of a sweep: child processes, some at a time, each point under a lock.
+"""Run the points of a sweep in child processes: a few at a time, each point under a lock.
 
 A point's folder holds point.json (what it is, the cpu and wall seconds it took so far, why it failed), train.log,
 evaluate.log, run/ and, once it is finished, result.json. All are written in one go.
@@ -180,8 +180,8 @@ class Crew:
 
 def result(plan: Plan, workdir: pathlib.Path, point: Point) -> dict[str, Any] | None:
     """Return the result of a finished point; None where there is none, or it lacks a metric that is asked for now."""
-    found = read_json(workdir / point.name / "result.json")
-    return found if found and set(plan.metrics) <= found["scores"].get(plan.method, {}).keys() else None
+    content = read_json(workdir / point.name / "result.json")
+    return content if content and set(plan.metrics) <= content["scores"].get(plan.method, {}).keys() else None
 
 
 def _line(job: Job) -> str:
@@ -192,12 +192,12 @@ def _line(job: Job) -> str:
 
 def mean_scores(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return {method: {metric: mean over rows}}; the method of a row is its "method" or its "embedding"."""
-    found: dict[str, dict[str, list[float]]] = {}
+    scores: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        method = found.setdefault(row.get("method") or row["embedding"], {})
+        method = scores.setdefault(row.get("method") or row["embedding"], {})
         for metric in metrics:
             method.setdefault(metric, []).append(float(row[metric]))
-    return {method: {m: sum(v) / len(v) for m, v in values.items()} for method, values in found.items()}
+    return {method: {m: sum(v) / len(v) for m, v in values.items()} for method, values in scores.items()}
 
 
 def last_words(text: str) -> str:

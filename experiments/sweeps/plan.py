@@ -89,16 +89,16 @@ def read(path: str, workdir: pathlib.Path, overrides: Mapping[str, Sequence[str]
     ours = [text.partition("=")[0] for text in overrides.get("config", ())]
     if SEED in ours:
         raise ValueError(f"--config.{SEED}: each point has its own; give --seeds")
-    given = dict(text.split("=", 1) for text in overrides.get("evaluate", ()))
+    evaluate_flags = dict(text.split("=", 1) for text in overrides.get("evaluate", ()))
     shared = overrides.get("config", ())
     points, names, store = [], {}, None
     for seed in seeds:  # outermost: a sweep that is cut short has every point once
         for place, point in enumerate(sweep["points"]):
             where = f"{path}, point {point['label']!r}"
-            flagged = sweep["evaluate"]["flags"] | given | point.get("evaluate", {})
+            flagged = sweep["evaluate"]["flags"] | evaluate_flags | point.get("evaluate", {})
             _check_flags(where, sweep["evaluate"]["command"], flagged)
-            own = [f"{key}={value}" for key, value in point["set"].items()]
-            arguments = [f"--config.{text}" for text in (*shared, *own, f"{SEED}={seed}")]
+            point_overrides = [f"{key}={value}" for key, value in point["set"].items()]
+            arguments = [f"--config.{text}" for text in (*shared, *point_overrides, f"{SEED}={seed}")]
             config = parse(where, sweep["config"], arguments)
             store = config.get("data", {}).get("store")
             name = f"{folder_name(point['set'])}/seed={seed}"
@@ -145,8 +145,8 @@ def folder_name(changes: Mapping[str, Any]) -> str:
 def parse(where: str, config: str, arguments: Sequence[str]) -> ConfigDict:
     """Return the config as `experiments.train` reads it with these arguments; ValueError for a key it has not."""
     keys = [argument.removeprefix("--config.").partition("=")[0] for argument in arguments]
-    known = configs.flatten(_parse(where, config, []).to_dict())
-    configs.check_names(f"{where}: config", dict.fromkeys(keys), known)
+    entries = configs.flatten(_parse(where, config, []).to_dict())
+    configs.check_names(f"{where}: config", dict.fromkeys(keys), entries)
     return _parse(where, config, arguments)
 
 

@@ -68,26 +68,26 @@ def read(plan: Plan, workdir: pathlib.Path) -> list[Row]:
     points = {}
     for point in plan.points:
         points.setdefault(point.label + point.axis, point)
-        found = results.setdefault(point.label + point.axis, {})
+        by_seed = results.setdefault(point.label + point.axis, {})
         if finished := result(plan, workdir, point):
-            found[point.seed] = finished
+            by_seed[point.seed] = finished
     bases = results[next(key for key, point in points.items() if point.base)]
-    rows = [_row(plan, points[key], found, bases) for key, found in results.items()]
-    beside = dict.fromkeys(m for found in bases.values() for m in found["scores"] if m != plan.method)
+    rows = [_row(plan, points[key], by_seed, bases) for key, by_seed in results.items()]
+    beside = dict.fromkeys(m for base in bases.values() for m in base["scores"] if m != plan.method)
     for method in beside:
-        scores = {m: [found["scores"][method][m] for found in bases.values()] for m in plan.metrics}
+        scores = {m: [base["scores"][method][m] for base in bases.values()] for m in plan.metrics}
         rows.append(Row("not trained here", method, False, {}, scores, {}, math.nan, len(bases)))
     return rows
 
 
-def _row(plan: Plan, point: Any, found: Mapping[int, Any], bases: Mapping[int, Any]) -> Row:
-    scores = {m: [one["scores"][plan.method][m] for one in found.values()] for m in plan.metrics}
-    both = [] if point.base else [seed for seed in found if seed in bases]
+def _row(plan: Plan, point: Any, by_seed: Mapping[int, Any], bases: Mapping[int, Any]) -> Row:
+    scores = {m: [one["scores"][plan.method][m] for one in by_seed.values()] for m in plan.metrics}
+    both = [] if point.base else [seed for seed in by_seed if seed in bases]
     difference = {
-        m: [found[seed]["scores"][plan.method][m] - bases[seed]["scores"][plan.method][m] for seed in both]
+        m: [by_seed[seed]["scores"][plan.method][m] - bases[seed]["scores"][plan.method][m] for seed in both]
         for m in plan.metrics
     }
-    spent = [sum(stage["cpu"] for stage in one["seconds"].values()) for one in found.values()]
+    spent = [sum(stage["cpu"] for stage in one["seconds"].values()) for one in by_seed.values()]
     seconds = sum(spent) / len(spent) if spent else math.nan
     seeds = len({other.seed for other in plan.points})
     return Row(point.axis, point.label, point.base, point.paper, scores, difference, seconds, seeds)
@@ -128,7 +128,7 @@ def unfinished(plan: Plan, workdir: pathlib.Path) -> str:
 
 def records(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the rows as JSON-able records, every seed in them; None where there is no number."""
-    found = []
+    entries = []
     for row in rows:
         record = {"axis": row.axis, "point": row.label, "base": row.base, "seeds": row.seeds, "cpu_s": row.seconds}
         for metric in plan.metrics:
@@ -138,8 +138,8 @@ def records(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
             if row.difference.get(metric):
                 mean, half = interval(row.difference[metric])
                 record |= {f"{metric}_difference": mean, f"{metric}_difference_half": half}
-        found.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()})
-    return found
+        entries.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()})
+    return entries
 
 
 def comma_separated(plan: Plan, rows: Sequence[Row]) -> str:

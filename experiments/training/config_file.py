@@ -1,4 +1,4 @@
-"""Config files at the door: found by name from any folder, loaded as plain modules, with `--config.KEY=VALUE`.
+"""Config files on the command line: found by name from any folder, loaded as modules, changed by `--config.KEY=VALUE`.
 
 `pretrain_cellplm:tiny`, `configs/pretrain_cellplm.py:tiny` and the path of any Python file are the same kind of name.
 """

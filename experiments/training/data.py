@@ -1,4 +1,4 @@
-"""What a model is trained on: the cells of a store, the genes of the model, and what is known of both beforehand."""
+"""What a model is trained on: the cells of a store, the genes of the model, and constants about both."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -47,10 +47,10 @@ class TrainingData:
     def loaders(self, shared: bool = True) -> dict[str, Loader]:
         """Return the bags of "train" and, where cells are held out, "val"; `shared`: this process's share of them."""
         share = {"host": jax.process_index(), "n_hosts": jax.process_count()} if shared else {}
-        found = {"train": Loader(self.store, part="train", **self.options, **share)}
-        if found["train"].split_report["parts"]["val"]["cells"]:
-            found["val"] = Loader(self.store, part="val", **self.options, **share)
-        return found
+        loaders = {"train": Loader(self.store, part="train", **self.options, **share)}
+        if loaders["train"].split_report["parts"]["val"]["cells"]:
+            loaders["val"] = Loader(self.store, part="val", **self.options, **share)
+        return loaders
 
     def fit(self, module: ModuleType, inputs: dict[str, Any]) -> dict[str, Any]:
         """Add the constants that one pass over all cells tells the model; return its `inputs` with what it tells.
@@ -68,19 +68,23 @@ class TrainingData:
 
 
 def read(options: dict[str, Any], module: ModuleType, seed: int, base: api.Run | None = None) -> TrainingData:
-    """Return the training data that a config's "data" describes; genes and what is known of them are those of `base`,
-    the run that fine-tuning begins with, where there is one.
+    """Return the training data that a config's "data" describes; genes and their constants are those of `base`,
+    the run that fine-tuning begins with, if there is one.
     """
     options = {"seed": seed, **options}
     store = open_store(given(options.pop("store"), "data.store", "a folder made by experiments.ingest"))
     tables, least = options.pop("gene_table", ()), options.pop("min_mapped", 0.5)
     source = options.pop("genes")
     genes, slots, mapping = gene_slots(store, base.genes if base else source, tables, least)
-    known = {name: options.pop(name) for name in GENE_OPTIONS if name in options}
-    known = base.constants if base else api.gene_constants(known, genes, read_table(tables) if tables else None, print)
+    gene_options = {name: options.pop(name) for name in GENE_OPTIONS if name in options}
+    gene_constants = (
+        base.constants
+        if base
+        else api.gene_constants(gene_options, genes, read_table(tables) if tables else None, print)
+    )
     options["labels"] = known_labels(store, options.get("labels", ()), module)
     options["keep"] = slots[:-1] < len(genes)
-    constants = {**known, "slots": slots, "measured": measured(store, slots, len(genes))}
+    constants = {**gene_constants, "slots": slots, "measured": measured(store, slots, len(genes))}
     return TrainingData(store, options, genes, slots, mapping, constants)
 
 
@@ -107,16 +111,16 @@ def gene_slots(
         return store.genes, np.arange(n + 1, dtype=np.int32), {"n": n, "mapped": n}
     genes = read_genes(source) if isinstance(source, str) else source
     table = read_table(tables) if tables else None
-    found = map_genes(store.genes, genes, ensembl=store.second_names, table=table, min_mapped=min_mapped)
-    print(found.report, flush=True)
-    index = found.index.copy()
+    mapping = map_genes(store.genes, genes, ensembl=store.second_names, table=table, min_mapped=min_mapped)
+    print(mapping.report, flush=True)
+    index = mapping.index.copy()
     first = np.unique(index, return_index=True)[1]
     again = np.setdiff1d(np.flatnonzero(index >= 0), first)  # a slot takes the counts of one store gene
     if len(again):
         print(f"  left out, since another store gene means the same: {', '.join(store.genes[i] for i in again[:5])}")
         index[again] = -1
     slots = np.append(np.where(index < 0, len(genes), index), len(genes))
-    return genes, slots.astype(np.int32), found.report.to_dict()
+    return genes, slots.astype(np.int32), mapping.report.to_dict()
 
 
 def measured(store: Store, slots: np.ndarray, n_genes: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """What fine-tuning adds to a training run: options from the run that it begins with, a task, and what is written.
 
 A config with the section `tune` begins with the run `init_from` and leaves out what that run has decided: the model,
-its inputs, its genes, how cells come. What it gives of these counts. With the section `task`, whose `name` is a file of
-`scfm_jax.tasks` with an `objective`, that is what is minimised; without it, what the model was trained with.
+its inputs, its genes, how cells come. Where the config sets one of these itself, its value holds. With the section
+`task`, whose `name` is a file of `scfm_jax.tasks` with an `objective`, that is what is minimised; without it, what the
+model was trained with.
 """
 
 import pathlib
@@ -101,10 +102,10 @@ def frozen(optimizer: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[st
     task = options["task"]
     standardise = bool(task) and task.get("standardise", True)
     fixed = tasks.get(task["name"]).FROZEN if standardise else ()
-    found = (*optimizer.get("frozen", ()), *tuning.frozen(options["tune"]), *fixed)
+    patterns = (*optimizer.get("frozen", ()), *tuning.frozen(options["tune"]), *fixed)
     if options["tune"]["method"] == "frozen" and not task:
         raise ValueError("tune.method=frozen: without a task there is nothing to train")
-    return found
+    return patterns
 
 
 def beginning(
@@ -124,8 +125,8 @@ def beginning(
     def begin(state: TrainState) -> TrainState:
         state = start(state)
         params = tuning.merged(state.params, options["tune"])
-        own = {name: x for name, x in params.items() if name != tuning.TASK}
-        return standardised(module, model, options["inputs"], own, state, batches())
+        model_params = {name: x for name, x in params.items() if name != tuning.TASK}
+        return standardised(module, model, options["inputs"], model_params, state, batches())
 
     return begin
 
@@ -141,18 +142,18 @@ def begin_with(
     def start(state: TrainState) -> TrainState:
         kept, new = [], []
 
-        def pick(there: Mapping[str, Any], path: tuple, leaf: jax.Array) -> jax.Array:
+        def pick(saved: Mapping[str, Any], path: tuple, leaf: jax.Array) -> jax.Array:
             name = path_name(path)
-            if name not in there or there[name].shape != leaf.shape:
+            if name not in saved or saved[name].shape != leaf.shape:
                 new.append(name)
                 return leaf
             kept.append(name)
-            return jax.device_put(there[name].astype(leaf.dtype), leaf.sharding)
+            return jax.device_put(saved[name].astype(leaf.dtype), leaf.sharding)
 
-        def picked(tree: Any, given: Any) -> Any:
-            leaves = jax.tree_util.tree_leaves_with_path(given)
-            there = {path_name(path): np.asarray(value) for path, value in leaves}
-            return jax.tree_util.tree_map_with_path(lambda path, leaf: pick(there, path, leaf), tree)
+        def picked(tree: Any, source_tree: Any) -> Any:
+            leaves = jax.tree_util.tree_leaves_with_path(source_tree)
+            saved = {path_name(path): np.asarray(value) for path, value in leaves}
+            return jax.tree_util.tree_map_with_path(lambda path, leaf: pick(saved, path, leaf), tree)
 
         params = picked(state.params, variables["params"])
         if not kept:
@@ -183,7 +184,7 @@ def write(
 
 
 def _task_keys(task: Mapping[str, Any]) -> list[str]:
-    known = {"cell_type"}
-    if task.get("name") not in known:
-        raise ValueError(f"task.name={task.get('name')!r}: must be one of {', '.join(sorted(known))}")
+    names = {"cell_type"}
+    if task.get("name") not in names:
+        raise ValueError(f"task.name={task.get('name')!r}: must be one of {', '.join(sorted(names))}")
     return ["name", *settings.keywords(tasks.get(task["name"]).objective)]

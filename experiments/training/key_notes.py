@@ -1,4 +1,4 @@
-"""A config as it is read, each key with a note of what it means: the words of the docstring of what takes the key."""
+"""A config as text: each key with a note on its meaning, taken from the docstring of what takes the key."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Configs at the door: a key that nothing takes is refused with a suggestion; so is resuming another config's run."""
+"""Checks of a config: an unknown key is refused with a suggestion, and so is resuming the run of another config."""
 
 import difflib
 import inspect
@@ -24,8 +24,8 @@ FREE = (
 def check(config: Mapping[str, Any], accepted: Mapping[str, Collection[str]]) -> None:
     """Raise ValueError for the first key of `config` that is not a section, or not `accepted` in its section."""
     check_names("config", config, SECTIONS)
-    for section, known in accepted.items():
-        check_names(f"config.{section}", config.get(section) or {}, known)
+    for section, keys in accepted.items():
+        check_names(f"config.{section}", config.get(section) or {}, keys)
 
 
 def keywords(function: Callable, without: Collection[str] = ()) -> list[str]:
