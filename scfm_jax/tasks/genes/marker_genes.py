@@ -53,12 +53,12 @@ def rankings(own: np.ndarray, rest: np.ndarray) -> dict[str, np.ndarray]:
       own, rest: mean representations of the candidates in the type and in the other cells; NaN where there is none,
         which counts as zero.
     """
-    own, rest = np.nan_to_num(own), np.nan_to_num(rest)
-    totals = _summed(own)
+    of_type, of_rest = np.nan_to_num(own), np.nan_to_num(rest)
+    totals = _summed(of_type)
     return {
         "summed": totals,
-        "shift": np.linalg.norm(own - rest, axis=1),
-        "contrast": totals - _summed(rest),
+        "shift": np.linalg.norm(of_type - of_rest, axis=1),
+        "contrast": totals - _summed(of_rest),
     }
 
 
