@@ -20,6 +20,8 @@ from tests.harness import commands, documented
 
 ROOT = commands.ROOT
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+PLACES = ("gke", "many_gpus", "one_gpu", "slurm", "tpu_pods")
+"""Pages about places to launch in."""
 SCRIPTS = sorted((ROOT / "experiments/launch").glob("*.sh"))
 CONFIG = "--config=configs/pretrain_cellplm.py:tiny"
 OPTIONS = {
@@ -131,8 +133,8 @@ def test_scripts_are_bash(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_documented_commands_exist(path):
-    text = path.read_text()
-    assert "Untested:" in text and "Tested:" in text
+    text = path.read_text().replace("<name>", "cellplm")
+    assert path.stem not in PLACES or ("Untested:" in text and "Tested:" in text)
     blocks = re.findall(r"```(?:bash|yaml)\n(.*?)```", text, re.DOTALL)
     lines = "\n".join([*blocks, *re.findall(r"`(python -m [^`]+)`", text)])
     for name in re.findall(r"experiments/\S+\.sh", lines):
@@ -141,9 +143,9 @@ def test_documented_commands_exist(path):
     for command, arguments in found:
         documented.check(command, arguments)
     for script in SCRIPTS:
-        if script.name in text:
+        if path.stem in PLACES and script.name in text:
             assert (ROOT / "docs" / path.name).name in script.read_text()
-    assert found or path.stem == "gke"
+    assert found or path.stem not in PLACES or path.stem == "gke"
     for link in re.findall(r"\]\((\w+\.md)\)", text):
         assert (ROOT / "docs" / link).is_file()
 

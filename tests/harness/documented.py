@@ -8,6 +8,8 @@ from experiments.sweeps import plan
 from experiments.training import config_file, settings
 
 LAUNCHED = re.compile(r"-m experiments\.(\w+)|experiments/launch/\w+\.sh")
+POSITIONAL = ("bench", "parity", "scale_sclong")
+"""Commands that take plain words, too."""
 
 
 def launched(text: str) -> list[tuple[str, str]]:
@@ -27,6 +29,8 @@ def check(command: str, text: str) -> None:
     for word in arguments:
         name, _, value = word.removeprefix("--").partition("=")
         section, dot, rest = name.partition(".")
+        if not word.startswith("--") and command in POSITIONAL:
+            continue
         if not word.startswith("--") or not re.fullmatch(r"\w+", section):
             raise ValueError(f"{command}: {word!r} is no flag")
         if dot:
@@ -42,7 +46,7 @@ def check(command: str, text: str) -> None:
         names = [word.removeprefix("--evaluate.").partition("=")[0] for word in groups["evaluate"]]
         settings.check_names(f"{command} --evaluate", names, scored.OPTIONS)
     if "suite" in flags:
-        config_file.find(f"suite_{flags['suite']}", "suite")
+        config_file.find(f"suite_{flags['suite'].partition(':')[0]}", "suite")
     if config:
         unset = [word for word in groups["config"] if word.endswith("=")]
         known = settings.flatten(plan.parse(command, config, []).to_dict())
