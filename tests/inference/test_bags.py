@@ -157,6 +157,7 @@ def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(do
     assert sum(SAID in line for line in map(str, said)) == (door not in SILENT)
 
 
+@pytest.mark.slow  # that tuning completes constants is also kept by the door "suite: fine-tuning"
 @pytest.mark.parametrize("config", ["pretraining", "cell_type"])
 def test_fine_tuning_begins_with_the_scaler_of_its_cells_and_keeps_it(config, tmp_path, capsys, compilation_cache):
     study().write_h5ad(tmp_path / "cells.h5ad")

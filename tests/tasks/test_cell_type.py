@@ -148,6 +148,7 @@ def test_a_head_alone_learns_the_types_and_leaves_the_model_as_it_was(table, fro
         api.load(base).annotate(out / "data/test.h5ad")
 
 
+@pytest.mark.slow  # what factors learn and keep is in training/test_tune.py
 def test_factors_do_not_lose_what_a_head_alone_knows(table, frozen):
     plan, out, base = table
     row = annotation.tune(plan, out, str(base), "lora", 0)
