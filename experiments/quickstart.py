@@ -41,7 +41,7 @@ STEPS = 600
 MIN_SHARE = 0.01
 """Least share of cells that express a gene for it to be among the most variable."""
 EXPECT = (
-    "expect about: cellplm accuracy 0.80, NMI 0.58, ARI 0.28; PCA-50 0.80, 0.66, 0.51; random twin 0.57, 0.31, 0.20 "
+    "expect about: cellplm accuracy 0.79, NMI 0.57, ARI 0.27; PCA-50 0.80, 0.66, 0.51; random twin 0.57, 0.31, 0.19 "
     "(2 CPU cores, jax 0.10). 600 steps on 700 cells show that the walk works; they do not beat PCA."
 )
 
