@@ -54,6 +54,7 @@ def test_flops_of_annotation_are_those_of_its_step(name, method, monkeypatch):
     model = module.Model(**options["model"] | SIZES[name] | {"n_genes": GENES})
     inputs = options["inputs"] | module.TUNING["visible"]
     constants = {"slots": jnp.arange(GENES + 1), "measured": jnp.ones((1, GENES), bool)}
+    constants |= {"mean": jnp.zeros(GENES), "scale": jnp.ones(GENES)}  # Exceiver's scaler
     batch = batch_of(4, alone=not getattr(module, "SAMPLE", False))
     objective = cell_type.objective(module, model, inputs, [2, 2, 2, 2])
     objective = tuning.objective(objective, tuning.options(module, method=method))
