@@ -11,7 +11,6 @@ from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from experiments.analyses.cells import Cells
 from scfm_jax import api
-from scfm_jax.inference import bags
 from scfm_jax.tasks.imputation import baselines, bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
 from scfm_jax.training import pace
@@ -48,7 +47,7 @@ def evaluate(
     imputer = Imputer(run.module, run.model, run.meta["config"], run.constants, say)
     imputer.binning["bin_value"] = bin_value
     table = vocab.read_table(gene_table) if gene_table else None
-    bag = bag or trained_bag(run)
+    bag = bag or run.rules.imputed_bag
     rows: list[dict[str, Any]] = []
     with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
         file = Cells(counts, run.genes, table, min_mapped)
@@ -72,11 +71,6 @@ def evaluate(
         "genes": int(file.measured.sum()),
         "rows": rows,
     }
-
-
-def trained_bag(run: api.Run) -> int:
-    """Return how many cells of a bag the model was trained with, where that matters to it, or the sCT paper's 50."""
-    return run.rules.fixed_bag or bags.BAG
 
 
 def _of_seed(

@@ -112,7 +112,7 @@ def predictions(
     if together and entrant.run.rules.together is True:
         posed = together(problem)
     ruler = bins.fit(posed.counts, posed.depth, **ask.binning)
-    asked, order = onto(posed, slots, len(entrant.run.genes), entrant.run.rules.fixed_bag or BAG)
+    asked, order = onto(posed, slots, len(entrant.run.genes), entrant.run.rules.imputed_bag)
     for kind, run in (("model", entrant.run), ("twin", entrant.run.twin(seed))):
         method = entrant.name if kind == "model" else f"{entrant.name}, random twin"
         run = learn(run, asked, seed) if learn else run

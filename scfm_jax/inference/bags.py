@@ -43,6 +43,11 @@ class Rules:
         """Cells of a bag, for a model that looks at as many as in training; None for others."""
         return self.bag if self.together == "bag" else None
 
+    @property
+    def imputed_bag(self) -> int:
+        """Cells of a bag where counts are imputed: as in training, where that matters to the model, else BAG."""
+        return self.fixed_bag or BAG
+
     def cut(self, groups: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Return groups of rows, cut into parts of at most a bag where the model looks at so many cells."""
         if self.fixed_bag is None:

@@ -175,7 +175,7 @@ def test_how_much_rarer_zeros_were_hidden_is_read_off_the_config(mask, zeros):
 
 @pytest.mark.parametrize(("name", "bag"), [("sct", 12), ("cellplm", 50)])
 def test_bags_have_the_size_of_training_where_it_matters(name, bag):
-    assert imputation_analysis.trained_bag(make_run(name, 12)) == bag
+    assert make_run(name, 12).rules.imputed_bag == bag
 
 
 def test_parameters_of_a_place_in_the_bag_fit_bags_of_training_and_smaller_ones():
