@@ -23,7 +23,7 @@ from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.models import cellplm, scemb, sct
 from scfm_jax.models.scemb import dropout, softmax
 from scfm_jax.models.scemb import published as convert
-from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL, perturb
+from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL, hide, perturb
 from scfm_jax.models.scemb.variants import GENEFORMER
 from scfm_jax.saving.published import stacks
 from scfm_jax.training import lora, optim, signals, step
@@ -254,8 +254,7 @@ def test_an_empty_cell_is_finite_and_zero():
 
 def test_rates_are_those_of_bert_and_what_has_no_room_is_not_hidden():
     tokens = jnp.broadcast_to(jnp.arange(40) + 2, (100_000, 1, 40))
-    hide = jax.jit(lambda key: hide(key, tokens, 40, 0.15, (0.8, 0.1, 0.1)))
-    found = hide(jax.random.key(0))
+    found = jax.jit(lambda key: hide(key, tokens, 40, 0.15, (0.8, 0.1, 0.1)))(jax.random.key(0))
     hidden, masked = np.zeros((100_000, 40), bool), np.asarray(found["masked"][:, 0])
     row, places, weights = np.arange(100_000)[:, None], np.asarray(found["places"][:, 0]), found["weights"][:, 0] > 0
     hidden[np.broadcast_to(row, places.shape)[weights], places[weights]] = True

@@ -18,7 +18,7 @@ from experiments.golden import sct as parity_sct
 from scfm_jax import sharding
 from scfm_jax.layers import position
 from scfm_jax.models import sct
-from scfm_jax.models.sct import bins, convolution
+from scfm_jax.models.sct import bins, convolution, network
 from scfm_jax.models.sct import published as convert
 from scfm_jax.models.sct.objective import gene_logits, predict
 from scfm_jax.types import Batch, Outputs
@@ -299,7 +299,7 @@ def test_order_of_cells_matters_only_through_borders_and_rotary_positions():
         model, variables = built(inputs, pos=pos)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(convolution, "with_neighbours", cells)
-            patch.setattr(sct, "with_neighbours", cells)
+            patch.setattr(network, "with_neighbours", cells)
             run = quick(lambda x, model=model, variables=variables: model.apply(variables, x).genes)
             differences[pos, cells is together] = float(jnp.abs(run(turned) - run(inputs)[:, order]).max())
     assert differences["none", False] < 1e-4 < 1e-2 < differences["none", True]
