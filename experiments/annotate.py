@@ -47,7 +47,8 @@ def main(_) -> None:
         raise ValueError(f"--methods={wrong[0]}: must be of {', '.join(annotation.METHODS)}")
     out = pathlib.Path(FLAGS.output)
     out.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))  # seeds compile once
+    if not jax.config.jax_compilation_cache_dir:  # seeds compile once
+        jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
     plan = annotation.Plan(
         train=tuple(FLAGS.train),
         test=FLAGS.test,

@@ -1,4 +1,4 @@
-"""Where the tests find real data, and the mark that skips them without it; a cache of compiled programs."""
+"""Where the tests find real data, and the mark that skips them without it; how programs are compiled in tests."""
 
 import os
 import pathlib
@@ -8,14 +8,20 @@ import pytest
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the shared data folder is not beside this checkout")
 
+# A test compiles more than it computes: XLA is asked for little, here and in the processes that tests start.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Let JAX keep compiled programs for the session, also those of processes that a test starts."""
+    """Let JAX keep compiled programs for the session, also those of other workers and of processes that a test starts."""
     import jax
 
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(folder / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
     for name, value in options.items():

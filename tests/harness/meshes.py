@@ -18,7 +18,7 @@ def apart(module: str, devices: int, *arguments: object) -> None:
 
     `module`: the test's own `__name__`, whose last lines say what it does as a program.
     """
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, env=environment, cwd=ROOT)
 
