@@ -124,6 +124,7 @@ def describe(
         "model": options["model_name"],
         "config": dict(options),
         "genes": data.genes,
+        "second_names": data.second_names,
         "classes": loader.classes,
         "code_version": scfm_jax.__version__,
         "split": loader.split_report,

@@ -130,11 +130,13 @@ def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     turned = suites.entrant("cellplm", "turned", genes=suites.GENES[:4:-1])
     stranger = suites.entrant("cellplm", "stranger", genes=[f"OTHER{i}" for i in range(80)])
     columns = entrants.shared_genes(study, [runs[0], turned, stranger])
-    assert columns.tolist() == list(range(5, suites.V)), "what the stranger does not know is no loss to the others"
+    assert columns.columns.tolist() == list(range(5, suites.V)), (
+        "what the stranger does not know is no loss to the others"
+    )
     table = suite_counts.draw(study, columns, 0, 60)
     hidden = np.random.default_rng(0).random(table.counts.shape) < 0.3
     problem = imputation.pose(table.counts, np.ones(len(columns), bool), hidden, table.bags)
-    slots = study.slots(turned.run.genes)[columns]
+    slots = turned.slots(study)[columns.columns]
     asked, order = suite_counts.onto(problem, slots, suites.V - 5, 7)
     assert max(map(len, asked.bags)) <= 7 and sum(map(len, asked.bags)) == len(table.counts)
     assert (asked.counts[:, slots] == problem.counts).all()
