@@ -9,8 +9,28 @@ from scipy import sparse
 
 from data_pipeline.genes import edge_lists, gene_vectors, naming, vocab
 
-SYMBOLS = """CD3D CD3E CD4 CD8A CD8B IL7R CCR7 LEF1 TCF7 GZMB NKG7 GNLY PRF1 KLRD1 MS4A1 CD79A CD79B CD19 CD74
-HLA-DRA""".split()
+SYMBOLS = [
+    "CD3D",
+    "CD3E",
+    "CD4",
+    "CD8A",
+    "CD8B",
+    "IL7R",
+    "CCR7",
+    "LEF1",
+    "TCF7",
+    "GZMB",
+    "NKG7",
+    "GNLY",
+    "PRF1",
+    "KLRD1",
+    "MS4A1",
+    "CD79A",
+    "CD79B",
+    "CD19",
+    "CD74",
+    "HLA-DRA",
+]
 IDS = [f"ENSG{100000 + i:011d}" for i in range(20)]
 MOUSE_IDS = [f"ENSMUSG{200000 + i:011d}" for i in range(20)]
 MOUSE = [name.capitalize() for name in SYMBOLS]
