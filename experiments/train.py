@@ -141,7 +141,7 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
         "data": [
             *training_data.OPTIONS,
-            *settings.keywords(LoaderOptions, without=("part", "keep", "host", "n_hosts")),
+            *settings.keywords(LoaderOptions, without=("part", "keep", "same", "host", "n_hosts")),
         ],
         "optim": [*optim.KEYS, "schedule_unit"],
         "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "lock")),

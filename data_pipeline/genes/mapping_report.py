@@ -43,7 +43,8 @@ class MappingReport:
         ]
         for kind in ("renamed", "merged", "unknown", "ambiguous"):
             if getattr(self, kind):
-                lines.append(f"  {kind} {getattr(self, kind):,}: {', '.join(self.examples[kind])}")
+                examples = ", ".join(self.examples[kind])
+                lines.append(f"  {kind} {getattr(self, kind):,}{examples and f': {examples}'}")
         lines += [f"  {note}" for note in self.notes]
         if self.whose == "model" and self.covered < FEW * self.vocab:
             text = f"only {self.covered / self.vocab:.1%} of the model's genes are in the file ({self.covered:,})"

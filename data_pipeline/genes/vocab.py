@@ -45,6 +45,7 @@ __all__ = [
     "read_genes",
     "read_table",
     "second_names",
+    "strip_version",
     "union",
 ]
 
@@ -159,9 +160,13 @@ def map_genes(
 
 
 def file_names(counts: Any) -> tuple[list[str], list[str]]:
-    """Return what an open file calls its genes, and their other names, "" where there is none; see `naming.read`."""
-    names = naming.read(counts.var, str(counts.path))
-    return names.names, names.second
+    """Return what an open file calls its genes, and their other names, "" where there is none; see `naming.read`.
+
+    A name that was made unique, with an id beside it, is the symbol that it was made of.
+    """
+    file = naming.read(counts.var, str(counts.path))
+    stems = {i: place for i, place in naming.numbered(file.names).items() if is_id(file.second[i])}
+    return [file.names[stems.get(i, i)] for i in range(len(file.names))], file.second
 
 
 def second_names(var: pd.DataFrame) -> list[str] | None:

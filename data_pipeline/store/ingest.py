@@ -169,7 +169,8 @@ def _add_genes(
         for i, slot in enumerate(index):
             gene = genes[slot]
             if slot >= 0 and not second[gene]:
-                second[gene] = next((name for name in (gene_names[i], other[i]) if name != gene), "")
+                names_of = (gene_names[i], other[i])
+                second[gene] = next((name for name in names_of if vocab.strip_version(name) != gene), "")
     ledger.extend_genes(store, manifest, [(gene, second[gene]) for gene in genes], kind="union")
     return failed
 

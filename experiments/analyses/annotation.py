@@ -88,7 +88,8 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
             cells = cells[~chosen].copy()
         if cells.n_obs:
             cells.write_h5ad(data / f"train_{number}.h5ad")
-    test = read(plan.test, plan.test_label, plan.names) if plan.test else anndata.concat(tests, join="outer")
+    together = tests[0] if len(tests) == 1 else anndata.concat(tests, join="outer") if tests else None
+    test = read(plan.test, plan.test_label, plan.names) if plan.test else together
     if not test.n_obs:
         raise ValueError("there is no cell to annotate: no value of --split is in the files")
     some(test, plan.test_cells).write_h5ad(data / "test.h5ad")

@@ -87,7 +87,7 @@ def read(options: dict[str, Any], module: ModuleType, seed: int, base: api.Run |
         base.constants if base else api.gene_constants(gene_options, genes, learn([(genes, second)], table), print)
     )
     options["labels"] = known_labels(store, options.get("labels", ()), module)
-    options["keep"] = slots[:-1] < len(genes)
+    options |= {"keep": slots[:-1] < len(genes), "same": same_gene(slots, len(genes))}
     constants = {**gene_constants, "slots": slots, "measured": measured(store, slots, len(genes))}
     return TrainingData(store, options, genes, second, slots, mapping, constants)
 
@@ -116,14 +116,15 @@ def gene_slots(
     genes = read_genes(source) if isinstance(source, str) else source
     mapping = map_genes(store.genes, genes, ensembl=store.second_names, table=table, min_mapped=min_mapped)
     print(mapping.report, flush=True)
-    index = mapping.index.copy()
-    first = np.unique(index, return_index=True)[1]
-    again = np.setdiff1d(np.flatnonzero(index >= 0), first)  # a slot takes the counts of one store gene
-    if len(again):
-        print(f"  left out, since another store gene means the same: {', '.join(store.genes[i] for i in again[:5])}")
-        index[again] = -1
-    slots = np.append(np.where(index < 0, len(genes), index), len(genes))
+    slots = np.append(np.where(mapping.index < 0, len(genes), mapping.index), len(genes))
     return genes, slots.astype(np.int32), mapping.report.to_dict()
+
+
+def same_gene(slots: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return the first store id of those that are the same gene of the model, for each store id. [G]"""
+    first = np.full(n_genes + 1, len(slots))
+    np.minimum.at(first, slots[:-1], np.arange(len(slots) - 1))
+    return np.where(slots[:-1] < n_genes, first[slots[:-1]], np.arange(len(slots) - 1))
 
 
 def second_names(store: Store, genes: Sequence[str], slots: np.ndarray, base: Sequence[str] = ()) -> list[str]:

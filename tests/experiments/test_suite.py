@@ -130,9 +130,7 @@ def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     turned = suites.entrant("cellplm", "turned", genes=suites.GENES[:4:-1])
     stranger = suites.entrant("cellplm", "stranger", genes=[f"OTHER{i}" for i in range(80)])
     columns = entrants.shared_genes(study, [runs[0], turned, stranger])
-    assert columns.columns.tolist() == list(range(5, suites.V)), (
-        "what the stranger does not know is no loss to the others"
-    )
+    assert columns.columns.tolist() == list(range(5, suites.V)), "the stranger is no measure for the others"
     table = suite_counts.draw(study, columns, 0, 60)
     hidden = np.random.default_rng(0).random(table.counts.shape) < 0.3
     problem = imputation.pose(table.counts, np.ones(len(columns), bool), hidden, table.bags)
