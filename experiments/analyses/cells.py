@@ -74,6 +74,7 @@ def read(
         symbols = list(run.genes)
         for place, *names in zip(mapping.index, *vocab.file_names(counts), strict=True):
             if place >= 0 and vocab.is_id(symbols[place]):
+                names.append(run.second_names[place])
                 symbols[place] = next((name for name in names if name and not vocab.is_id(name)), symbols[place])
         path = pathlib.Path(str(counts.path))
         measured = np.isin(np.arange(len(run.genes)), mapping.index)

@@ -4,12 +4,15 @@ Its genes: symbols that two ids have, one that stands there twice, ids with vers
 name, some of them with an id, and one that no model knows.
 """
 
-import dataclasses
+import gzip
+import io
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 import scipy.sparse as sp
 
 from data_pipeline.files import h5ad
@@ -22,6 +25,7 @@ from experiments.analyses.pretraining_floors import Pool
 from experiments.suite import counts as suite_counts
 from experiments.suite import entrants
 from experiments.training import data as training_data
+from scfm_jax import api, models
 from tests.harness import suites
 
 N = 40
@@ -56,7 +60,7 @@ def study():
     return anndata.AnnData(sp.csr_matrix(X.astype(np.float32)), obs, var)
 
 
-@pytest.fixture(scope="module", params=["h5ad", "zarr", "rows.h5ad", "made unique.h5ad"])
+@pytest.fixture(scope="module", params=["h5ad", "zarr", "10x.h5", "mtx", "rows.h5ad", "made unique.h5ad"])
 def path(request, study, tmp_path_factory):
     """The study as a file: of each layout, with row numbers for an index, with names that were made unique."""
     path = tmp_path_factory.mktemp("awkward") / request.param.replace(" ", "_")
@@ -67,7 +71,11 @@ def path(request, study, tmp_path_factory):
         )
     if request.param.startswith("made"):
         cells.var_names_make_unique()
-    if request.param == "zarr":
+    if request.param == "10x.h5":
+        write_10x(path)
+    elif request.param == "mtx":
+        write_mtx(path)
+    elif request.param == "zarr":
         path = path.with_name("study.zarr")
         cells.write_zarr(path)
     else:
@@ -75,12 +83,37 @@ def path(request, study, tmp_path_factory):
     return path
 
 
+def write_10x(path):
+    """Write the study as CellRanger 3 does."""
+    x = sp.csr_matrix(X)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["barcodes"] = np.array([f"cell{i:02}" for i in range(N)], "S")
+        group["data"], group["indices"], group["indptr"], group["shape"] = x.data, x.indices, x.indptr, x.shape[::-1]
+        group["features/id"], group["features/name"] = np.array(BESIDE, "S"), np.array(NAMES, "S")
+        group["features/feature_type"] = np.array(["Gene Expression"] * len(NAMES), "S")
+
+
+def write_mtx(folder):
+    """Write the study as CellRanger 3 does, in text."""
+    folder.mkdir()
+    tables = {"features": zip(BESIDE, NAMES, strict=True), "barcodes": [[f"cell{i:02}"] for i in range(N)]}
+    for name, rows in tables.items():
+        text = "".join("\t".join([*row, *["Gene Expression"] * (name == "features")]) + "\n" for row in rows)
+        (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    file = io.BytesIO()
+    scipy.io.mmwrite(file, sp.coo_matrix(X.T))
+    (folder / "matrix.mtx.gz").write_bytes(gzip.compress(file.getvalue()))
+
+
 @pytest.fixture(scope="module", params=["symbols", "ids"])
 def run(request):
     """A run whose genes are symbols, or Ensembl ids, and that knows the others; its kind of genes."""
     genes, second = GENES[request.param]
-    run = suites.entrant("cellplm", "run", genes=genes).run
-    return dataclasses.replace(run, meta=run.meta | {"second_names": second}), request.param
+    sections = models.options("cellplm", "tiny")
+    config = {**sections, "model": sections["model"] | suites.SMALL["cellplm"], "data": {"labels": []}}
+    meta = {"model": "cellplm", "config": config, "genes": genes, "second_names": second, "step": 3}
+    return api.build(meta, {"params": {"weights": np.ones(3)}}, {}, "no weights"), request.param
 
 
 def sorted_by_cell(counts, names):
@@ -97,7 +130,7 @@ def test_every_door_gives_the_same_counts(study, path, run, tmp_path):
         mapping = run.map_genes(counts)
         whole["run"] = mapping.apply(counts.take(rows))
         assert mapping.report.merged == {"symbols": 2, "ids": 1}[which], "what is summed is said"
-        assert {"unnamed": "genes without a name are left out" in str(mapping.report)} == {"unnamed": True}
+        assert "3 genes without a name are left out" in str(mapping.report)
         file = model_cells.Cells(counts, run.genes, run.gene_table(), 0.5)
         whole["imputation"] = file.take(rows)
     whole["analyses"] = model_cells.read(run, path, say=lambda _: None).counts
@@ -119,6 +152,10 @@ def test_every_door_gives_the_same_counts(study, path, run, tmp_path):
     assert (sorted_by_cell(stored.X, stored.obs_names) == right).all()
 
 
+LAYOUTS = pytest.mark.parametrize("path", ["rows.h5ad", "made unique.h5ad"], indirect=True)
+
+
+@LAYOUTS
 @pytest.mark.parametrize("split", [False, True])
 def test_cells_to_annotate_and_those_to_learn_from_have_the_same_counts(study, path, run, split, tmp_path):
     run, which = run
@@ -136,10 +173,38 @@ def test_cells_to_annotate_and_those_to_learn_from_have_the_same_counts(study, p
     assert (trained_on(tmp_path / "data/store", run) == right[train]).all()
 
 
+@LAYOUTS
 def test_cells_of_a_store_have_the_same_counts_when_a_run_is_fine_tuned_on_them(path, run, tmp_path):
     run, which = run
     ingest(file_sources([str(path)], ["s"]), tmp_path / "store", workers=0, settings=Settings(), say=lambda _: None)
     assert (trained_on(tmp_path / "store", run) == expected(which)).all()
+
+
+@LAYOUTS
+def test_second_names_travel_with_the_weights_and_old_runs_do_without(path, run, tmp_path):
+    run, which = run
+    run.export(tmp_path / "run.safetensors")
+    again = api.load(tmp_path / "run.safetensors")
+    assert again.second_names == GENES[which][1]
+    del again.meta["second_names"]
+    again.export(tmp_path / "old.safetensors")
+    old = api.load(tmp_path / "old.safetensors")
+    assert old.second_names == [""] * len(old.genes)
+    with h5ad.read_counts(path) as counts:
+        mapped = old.map_genes(counts).apply(counts.take(np.arange(N)))
+    assert (sorted_by_cell(mapped, [f"cell{i:02}" for i in range(N)]) == expected(which)).all()
+
+
+@pytest.mark.parametrize(("model", "file"), [("ids", SYMBOLS[:3]), ("symbols", IDS[:3])])
+def test_a_file_of_the_other_names_alone_is_read_by_a_run_that_knows_both(model, file):
+    genes, second = GENES[model]
+    run = api.Run(None, None, {}, {}, {"genes": genes, "second_names": second}, "no weights")
+    var = pd.DataFrame(index=[*file, "GENE28" if model == "ids" else IDS[28]])
+    with h5ad.read_counts(anndata.AnnData(sp.csr_matrix(np.arange(8.0).reshape(2, 4)), var=var)) as counts:
+        assert run.map_genes(counts).index.tolist() == [0, 1, 2, 28]
+        bare = api.Run(None, None, {}, {}, {"genes": genes}, "no weights")
+        with pytest.raises(ValueError, match="only 0 of 4"):
+            bare.map_genes(counts)
 
 
 def trained_on(store, run):

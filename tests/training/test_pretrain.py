@@ -79,6 +79,7 @@ def test_stopped_and_resumed_equals_uninterrupted(store, tmp_path, compilation_c
     assert "going on from step" in tiny.finish(command(store, tmp_path / "parts"))
     tiny.assert_same_run(tmp_path / "whole", tmp_path / "parts", 10)
     meta = checkpoint.read_meta(tmp_path / "whole/checkpoints")
+    assert meta["second_names"] == open_store(store).second_names and "SYN0" in meta["second_names"]
     assert meta["genes"] == open_store(store).genes and meta["classes"]["study"] == ["study0", "study1"]
     assert meta["config"]["model"]["n_genes"] == 60 and meta["loader"]["step"] == meta["step"] == 10
 
