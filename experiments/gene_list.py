@@ -17,7 +17,7 @@ from absl import flags
 
 from data_pipeline.files import whole
 from data_pipeline.genes import lists
-from data_pipeline.genes.vocab import map_genes, read_genes, read_table
+from data_pipeline.genes.vocab import learn, map_genes, read_genes, read_table
 from data_pipeline.store import expression
 from data_pipeline.store.store import Store, open_store
 from experiments import cli
@@ -55,6 +55,7 @@ def main(_) -> None:
 def kept(store: Store) -> np.ndarray:
     """Return the store genes that the list --keep means; print which are unknown."""
     table = read_table(FLAGS.gene_table) if FLAGS.gene_table else None
+    table = learn([(store.genes, store.second_names)], table)
     mapping = map_genes(read_genes(FLAGS.keep), store.genes, table=table)
     print(mapping.report, flush=True)
     return np.unique(mapping.index[mapping.index >= 0])

@@ -190,7 +190,7 @@ def _cell() -> tuple[dict, Batch]:
 
     genes = vocab.read_genes(FLAGS.genes)
     with h5ad.read_counts(FLAGS.input) as counts:
-        mapping = vocab.map_genes(counts.genes, genes, ensembl=vocab.second_names(counts.var), min_mapped=0.3)
+        mapping = vocab.onto(counts, genes, min_mapped=0.3)
         print(mapping.report)
         packed = bags.pack(mapping.apply(counts.take(np.array([FLAGS.cell]))), np.zeros((1, 1), int))
     constants = {"slots": np.arange(len(genes) + 1, dtype=np.int32), "measured": np.ones((1, len(genes)), bool)}

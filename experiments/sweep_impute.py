@@ -18,7 +18,6 @@ from typing import Any
 from absl import flags
 
 from data_pipeline.files import h5ad
-from data_pipeline.genes import vocab
 from experiments import cli
 
 FLAGS = flags.FLAGS
@@ -46,7 +45,8 @@ def main(_) -> None:
     from experiments.pages import output
     from scfm_jax import api
 
-    run, table = api.load(FLAGS.workdir), vocab.read_table(FLAGS.gene_table) if FLAGS.gene_table else None
+    run = api.load(FLAGS.workdir)
+    table = run.gene_table(FLAGS.gene_table)
     rows: list[dict[str, Any]] = []
     with h5ad.read_counts(FLAGS.input) as counts:
         file = Cells(counts, run.genes, table, FLAGS.min_mapped)

@@ -124,6 +124,7 @@ def describe(
         "model": options["model_name"],
         "config": dict(options),
         "genes": data.genes,
+        "second_names": data.second_names,
         "classes": loader.classes,
         "code_version": scfm_jax.__version__,
         "split": loader.split_report,
@@ -140,7 +141,7 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
     accepted = {part: models.defaults(module, part) for part in ("model", "inputs", "loss")} | {
         "data": [
             *training_data.OPTIONS,
-            *settings.keywords(LoaderOptions, without=("part", "keep", "host", "n_hosts")),
+            *settings.keywords(LoaderOptions, without=("part", "keep", "same", "host", "n_hosts")),
         ],
         "optim": [*optim.KEYS, "schedule_unit"],
         "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "lock")),

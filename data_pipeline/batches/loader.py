@@ -33,7 +33,7 @@ class Options:
       labels: obs columns to ship as class indices.
       mixture: {study: weight} for every study that has cells here; by default each cell once per epoch.
       buckets, cell_buckets: sizes of P and C to pad to, see `reader.Reader`.
-      keep: genes that take room in a batch, by default all; see `reader.Reader`. [G]
+      keep, same: genes that take room in a batch, by default all, and which are one; see `reader.Reader`. [G]
       seed: of the order.
       host, n_hosts: which of equal contiguous shares of each batch is read here.
       threads, prefetch: threads that read, batches that are read ahead.
@@ -54,6 +54,7 @@ class Options:
     buckets: Sequence[int] = BUCKETS
     cell_buckets: Sequence[int] = ()
     keep: np.ndarray | None = None
+    same: np.ndarray | None = None
     seed: int = 0
     host: int = 0
     n_hosts: int = 1
@@ -92,7 +93,7 @@ class Loader:
         order = {"kind": o.kind, "batch": o.batch, "bag": o.bag, "run": o.run, "mix": o.mix, "seed": o.seed}
         if o.kind == "neighbours":
             order["nearest"] = _nearest(store, eligible, o.bag)
-        self._reader = Reader(store, o.labels, o.buckets, o.cell_buckets, o.keep)
+        self._reader = Reader(store, o.labels, o.buckets, o.cell_buckets, o.keep, o.same)
         self.classes = self._reader.classes
         if o.by_length:
             order["lengths"] = self._reader.lengths

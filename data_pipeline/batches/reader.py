@@ -29,6 +29,7 @@ class Reader:
       buckets: sizes of P. The last one is always the longest cell of the store, so no gene is ever dropped.
       keep: genes that are wanted; the others take no room in a batch. How many each cell has of them is counted in one
         pass over the store. All, if left out. [G]
+      same: the gene that each gene is, where several are one and their counts are summed; else its own number. [G]
       cell_buckets: sizes of C to cut batches to, where all bags leave the rest empty.
 
     Attributes:
@@ -43,6 +44,7 @@ class Reader:
         buckets: Sequence[int] = BUCKETS,
         cell_buckets: Sequence[int] = (),
         keep: np.ndarray | None = None,
+        same: np.ndarray | None = None,
     ):
         self._studies = obs.studies(store)
         self._padding = len(store.genes)
@@ -50,6 +52,7 @@ class Reader:
         nnz = np.concatenate([np.diff(s.indptr) for s in self._studies])
         self._first = np.concatenate([[0], np.cumsum(nnz)])  # where each cell's counts begin, all studies in turn
         self._keep = None if keep is None or keep.all() else keep
+        self._same = None if same is None or np.array_equal(same, np.arange(len(same))) else same
         self._lengths = nnz if self._keep is None else np.concatenate([s.numbers(self._keep) for s in self._studies])
         longest = max(ROUND, -(-int(self._lengths.max()) // ROUND) * ROUND)
         self._buckets = [b for b in _checked_sizes("buckets", buckets) if b < longest] + [longest]
@@ -114,13 +117,22 @@ class Reader:
         for i, k, begin, end in cells:  # slice by slice is faster than one masked or indexed assignment
             if k != last:
                 (ids, values), reads[k], last = reads[k].result(), None, k
-            if self._keep is None:
+            if self._keep is None and self._same is None:
                 genes[i, : end - begin], counts[i, : end - begin] = ids[begin:end], values[begin:end]
                 continue
-            wanted = self._keep[ids[begin:end]]
-            kept = np.count_nonzero(wanted)
-            genes[i, :kept], counts[i, :kept] = ids[begin:end][wanted], values[begin:end][wanted]
+            kept, sums = self._wanted(ids[begin:end], values[begin:end])
+            genes[i, : len(kept)], counts[i, : len(kept)] = kept, sums
         return genes, counts
+
+    def _wanted(self, ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (genes, counts) of a cell: those to keep, those that are one gene summed."""
+        if self._keep is not None:
+            wanted = self._keep[ids]
+            ids, values = ids[wanted], values[wanted]
+        if self._same is None:
+            return ids, values
+        genes, place = np.unique(self._same[ids], return_inverse=True)
+        return genes, np.bincount(place, values, len(genes))
 
     def _request(self, rows: np.ndarray) -> tuple[np.ndarray, list]:
         """Begin to read sorted, distinct rows in as few ranges as is sensible: (first row of each range, the reads)."""

@@ -1,7 +1,8 @@
 """Gene graphs that are lists of edges already: protein interactions, STRING's files among them, and scLong's csv.
 
 STRING's files: https://string-db.org/cgi/download (`protein.links` with `protein.info` or `protein.aliases`). Its
-`combined_score` is a probability in thousandths, so those weights are divided by 1,000.
+`combined_score` is a probability, in thousandths in these files (then it is divided by 1,000) and from 0 to 1 in what
+its website exports.
 """
 
 import csv
@@ -76,7 +77,8 @@ def read_edges(path: str | os.PathLike, column: str | None = None, ends: Sequenc
             raise ValueError(f"{path}: column {name}: {error}") from None
     if not (np.isfinite(weight) & (weight >= 0)).all():
         raise ValueError(f"{path}: column {name}: weights are finite and not negative")
-    return EdgeList(source, target, weight / 1000 if name == "combined_score" else weight)
+    thousandths = name == "combined_score" and weight.max(initial=0) > 1
+    return EdgeList(source, target, weight / 1000 if thousandths else weight)
 
 
 def read_directed(path: str | os.PathLike, column: str | None = None) -> EdgeList:

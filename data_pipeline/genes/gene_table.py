@@ -16,13 +16,23 @@ CURRENT, PREVIOUS, ALIAS = 0, 1, 2
 
 COLUMNS = {  # what a column may be called, most telling first
     "id": ("ensembl_gene_id", "ensembl_id", "ensembl", "gene stable id", "ensembl gene id", "gene_id", "gene_ids"),
-    "symbol": ("symbol", "approved symbol", "gene_symbol", "gene_name", "gene name", "hgnc_symbol", "feature_name"),
+    "symbol": (
+        "symbol", "approved symbol", "gene_symbol", "gene_symbols", "gene_name", "gene name", "gene_short_name",
+        "hgnc_symbol", "mgi_symbol", "external_gene_name", "feature_name",
+    ),
     "previous": ("prev_symbol", "previous_symbol", "previous symbols", "previous symbol", "prev_symbols"),
     "alias": ("alias_symbol", "alias symbols", "alias symbol", "aliases", "synonyms", "gene synonym"),
-}
-_ID = re.compile(r"^ENS[A-Z]*G\d{11}(\.\d+)?(_PAR_Y)?$")
+}  # fmt: skip
+_ID = re.compile(r"^ENS([A-Z]*)G\d{11}(\.\d+)?(_PAR_Y)?$")
 _VERSION = re.compile(r"^(ENS[A-Z]*G\d{11})\.\d+(_PAR_Y)?$")
 _GTF = re.compile(r'(gene_id|gene_name) "([^"]*)"')
+_REFERENCE = re.compile(r"Ensembl:(ENS[A-Z]*G\d{11})")  # in column dbXrefs of NCBI's gene_info
+SPECIES = {
+    "": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "MMU": "macaque", "MFA": "crab-eating macaque",
+    "PTR": "chimpanzee", "CJA": "marmoset", "SSC": "pig", "BTA": "cow", "OAR": "sheep", "GAL": "chicken", "CAF": "dog",
+    "OCU": "rabbit", "XET": "frog",
+}  # fmt: skip
+"""The species of Ensembl ids, by what stands between ENS and G."""
 
 
 def strip_version(name: str) -> str:
@@ -34,6 +44,12 @@ def strip_version(name: str) -> str:
 def is_id(name: str) -> bool:
     """Return whether `name` is an Ensembl gene id, with or without a version."""
     return bool(_ID.match(name))
+
+
+def species(name: str) -> str:
+    """Return the species of an Ensembl gene id (see SPECIES; else its letters, as ENSXYZG), "" for another name."""
+    match = _ID.match(name)
+    return SPECIES.get(match[1], f"ENS{match[1]}G") if match else ""
 
 
 class GeneTable:
@@ -76,8 +92,9 @@ class GeneTable:
 def read_table(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> GeneTable:
     """Read one or more gene tables, gzipped or not: tab or comma separated with a header, or GTF.
 
-    Columns are found by name (see COLUMNS); previous symbols and aliases are separated by "|" or ",". FileNotFoundError
-    for a wrong path, ValueError where a file has neither an id nor a symbol column.
+    Columns are found by name (see COLUMNS); previous symbols and aliases are separated by "|" or ",". Lines that begin
+    with # are comments, but for a header (`#tax_id`, NCBI's gene_info). FileNotFoundError for a wrong path, ValueError
+    where a file has neither an id nor a symbol column.
     """
     table = GeneTable()
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
@@ -87,7 +104,7 @@ def read_table(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> GeneTa
         if _GTF.search(first):
             _add_gtf(table, lines)
         else:
-            _add_columns(table, Path(path), [line for line in lines if not line.startswith("#")])
+            _add_columns(table, Path(path), _with_header(lines))
         if len(table) == before and before == 0:
             raise ValueError(f"{path}: no gene in it: a table has a header and a row for every gene")
     return table
@@ -154,6 +171,15 @@ def _add_gtf(table: GeneTable, lines: list[str]) -> None:
             table.add(attributes["gene_id"], attributes.get("gene_name", ""))
 
 
+def _with_header(lines: list[str]) -> list[str]:
+    """Return the lines that are no comments; the last of the comments before them is the header where it reads so."""
+    first = next((i for i, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
+    comment = next((line.lstrip("#") for line in lines[:first][::-1] if line), "")
+    names = {name.strip().lower() for name in re.split(r"[\t,]", comment)}
+    header = [comment] * (len(names) > 1 and not names.isdisjoint((*COLUMNS["id"], *COLUMNS["symbol"])))
+    return header + [line for line in lines if not line.startswith("#")]
+
+
 def _add_columns(table: GeneTable, path: Path, lines: list[str]) -> None:
     separator = "\t" if lines and "\t" in lines[0] else ","
     rows = csv.reader(lines, delimiter=separator)
@@ -164,7 +190,11 @@ def _add_columns(table: GeneTable, path: Path, lines: list[str]) -> None:
     if places["id"] is None and places["symbol"] is None:
         wanted = f"{', '.join(COLUMNS['id'][:3])} or {', '.join(COLUMNS['symbol'][:3])}"
         raise ValueError(f"{path}: no column of gene names: it has {', '.join(header[:6]) or 'none'}, needs {wanted}")
+    places["references"] = header.index("dbxrefs") if "dbxrefs" in header else None
     for row in rows:
         fields = {what: row[i].strip() if i is not None and i < len(row) else "" for what, i in places.items()}
+        fields = {what: "" if text == "-" else text for what, text in fields.items()}  # NCBI's sign for nothing
+        if reference := _REFERENCE.search(fields["references"]):
+            fields["id"] = fields["id"] or reference[1]
         others = (filter(None, map(str.strip, re.split(r"[|,]", fields[what]))) for what in ("previous", "alias"))
         table.add(fields["id"], fields["symbol"], *others)

@@ -67,7 +67,10 @@ def _matrix(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         content = np.load(path, allow_pickle=False)
         if path.suffix == ".npy":
-            return list(read_genes(path.with_suffix(".txt"))), content
+            names = path.with_suffix(".txt")
+            if not names.is_file():
+                raise FileNotFoundError(f"{path}: no names in it; give the list of its genes beside it, {names.name}")
+            return list(read_genes(names)), content
         arrays = {name: content[name] for name in content.files}
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: not a file of arrays ({error})") from None

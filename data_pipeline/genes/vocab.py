@@ -3,92 +3,55 @@
 A name is resolved by the first of these that finds exactly one gene (STEPS):
   exact      it is in the vocabulary, letter by letter
   version    it is, but for the version suffix of an Ensembl id
-  second     the file's other name of the gene (the Ensembl id of a symbol, or the other way round) is
+  second     another name that the file has of the gene (the Ensembl id of a symbol, or the other way round) is
   table      a gene table gives it (or the second name) as the id or the symbol of a gene of the vocabulary; an id that
              the table knows is never taken for the gene of another id, whatever the symbol
   previous   the table gives it as a former symbol of one gene only
   alias      the table gives it as an alias of one gene only
   case       it is in the vocabulary or the table but for upper and lower case
-The last three never add to a gene that another name of the file means by the first four: such a name, and one that may
-mean several genes, is left out and reported as ambiguous. Names that mean the same gene are summed and reported.
+  number     it was made unique by a number behind it (MATR3-1, MATR3.1 after MATR3): the gene of the name without it
+Those from `previous` to `case` never add to a gene that another name of the file means by the first four: such a name,
+and one that may mean several genes, is left out and reported as ambiguous. Names that mean the same gene are summed and
+reported. The Ensembl id of another species is no gene of the vocabulary, whatever its symbol, and where most names
+differ in letter case only, as those of mouse (Cd3d) and human (CD3D) do, none is taken for the other.
+
+`onto` is the door for files: what `naming` reads in a file's table of genes, mapped.
 """
 
 import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from data_pipeline.genes.gene_table import (
-    ALIAS,
-    COLUMNS,
-    CURRENT,
-    PREVIOUS,
-    GeneTable,
-    is_id,
-    read_genes,
-    read_table,
-    strip_version,
-)
+from data_pipeline.genes import naming, other_species
+from data_pipeline.genes.finder import AMBIGUOUS, UNKNOWN, Finder, clean
+from data_pipeline.genes.gene_table import GeneTable, is_id, read_genes, read_table, strip_version
+from data_pipeline.genes.mapping_report import EXAMPLES, MappingReport
 
 __all__ = [
     "GeneTable",
     "Mapping",
     "MappingReport",
+    "file_names",
     "is_id",
     "learn",
     "map_genes",
+    "onto",
     "read_genes",
     "read_table",
     "second_names",
+    "strip_version",
     "union",
 ]
 
-STEPS = ("exact", "version", "second", "table", "previous", "alias", "case")
-EXAMPLES = 5
-UNKNOWN, AMBIGUOUS, OUTSIDE = -1, -2, -3
-
-
-@dataclass
-class MappingReport:
-    """What became of the names of a file.
-
-    Attributes:
-      n: names. mapped: names that are a gene of the vocabulary. renamed: found by the table or letter case only.
-      merged: names added to the counts of another one. unknown: names left out; ambiguous: those of them that may be
-      a gene of the vocabulary, but not surely. vocab: genes of the vocabulary. covered: those that the file has.
-      by: how many names each step resolved. examples: a few of each kind.
-    """
-
-    n: int
-    mapped: int
-    renamed: int
-    merged: int
-    unknown: int
-    ambiguous: int
-    vocab: int
-    covered: int
-    by: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        by = ", ".join(f"{step} {count:,}" for step, count in self.by.items()) or "nothing"
-        lines = [
-            f"genes: {self.mapped:,} of {self.n:,} names mapped ({self.mapped / self.n:.1%}), "
-            f"{self.covered:,} of {self.vocab:,} vocabulary genes found ({self.covered / self.vocab:.1%})",
-            f"  by {by}",
-        ]
-        for kind in ("renamed", "merged", "unknown", "ambiguous"):
-            if getattr(self, kind):
-                lines.append(f"  {kind} {getattr(self, kind):,}: {', '.join(self.examples[kind])}")
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict:
-        """Return the report as plain values for JSON."""
-        return asdict(self)
+STEPS = ("exact", "version", "second", "table", "previous", "alias", "case", "number")
+SAMPLE = 64
+"""Cells of a file that are looked at to tell what share of its counts its mapped names hold."""
 
 
 @dataclass
@@ -117,129 +80,99 @@ class Mapping:
         return mapped
 
 
+def onto(
+    counts: Any,
+    genes: Sequence[str],
+    *,
+    table: GeneTable | None = None,
+    min_mapped: float | None = 0.5,
+    whose: str = "model",
+) -> Mapping:
+    """Return the mapping of an open file (`h5ad.Counts` or anything like it) to `genes`, see `map_genes`.
+
+    Args:
+      whose: vocabulary `genes` is, in the report. For a model's, the file's first cells tell the share of the counts.
+
+    Raises:
+      ValueError: `naming.read` finds no names, or too few are known.
+    """
+    names = naming.read(counts.var, str(counts.path), naming.are_numbers(genes))
+    try:
+        mapping = map_genes(names.names, genes, ensembl=names.second, third=names.third, table=table, min_mapped=None)
+        too_few(mapping, min_mapped, genes, table)
+    except ValueError as error:
+        like = ", ".join(map(str, naming.like_genes(counts.var, names.columns)))
+        hint = f"; columns of var that look like genes: {like} (make the right one the index)" if like else ""
+        raise ValueError(f"{counts.path}: {error}{hint}") from None
+    mapping.report.whose = whose
+    mapping.report.notes[:0] = names.notes
+    if whose == "model":
+        block = counts.rows(0, min(SAMPLE, counts.n_cells))
+        held = block.data[mapping.index[block.indices] >= 0].sum(dtype=np.float64)
+        mapping.report.share = float(held / max(block.data.sum(dtype=np.float64), 1))
+    return mapping
+
+
 def map_genes(
     names: Iterable[str],
     vocab: Sequence[str],
     *,
     ensembl: Iterable[str] | None = None,
+    third: Iterable[str] | None = None,
     table: GeneTable | None = None,
     min_mapped: float | None = 0.5,
 ) -> Mapping:
     """Find the genes of `vocab` (Ensembl ids, symbols, or both) that `names` mean; see the module's docstring.
 
     Args:
-      names: of the genes of a file. [n_names]
+      names: of the genes of a file, "" for none. [n_names]
       vocab: genes, each once. [n_vocab]
-      ensembl: a second name per gene, "" where unknown (`second_names` finds them). [n_names]
-      table: gene tables from `read_table`.
+      ensembl, third: other names of each gene, "" where there is none (`naming.read` finds them). [n_names]
+      table: gene tables from `read_table`, or what `learn` knows of the vocabulary.
       min_mapped: ValueError where both the share of names that are mapped and the share of the vocabulary that is found
         are below this; None for no such limit.
     """
-    names = _clean(names)
-    second = _clean(ensembl) if ensembl is not None else [""] * len(names)
+    names = clean(names)
+    second, third = (clean(other) if other is not None else [""] * len(names) for other in (ensembl, third))
     if not names or not len(vocab):
         raise ValueError(f"{len(names)} gene names for a vocabulary of {len(vocab)} genes: nothing to map")
-    if len(second) != len(names):
+    if len(second) != len(names) or len(third) != len(names):
         raise ValueError(f"{len(second)} second names for {len(names)} genes: one for each is needed")
-    finder = _Finder(vocab, table or GeneTable())
+    finder = Finder(vocab, table or GeneTable())
     steps = [""] * len(names)
     index = np.full(len(names), UNKNOWN, np.int32)
-    for i, (name, other) in enumerate(zip(names, second, strict=True)):
-        steps[i], index[i] = finder.surely(name, other)
+    rows = list(zip(names, second, third, strict=True))
+    for i, (name, *others) in enumerate(rows):
+        steps[i], index[i] = finder.surely(name, others)
     taken = set(index[index >= 0].tolist())
     for i in np.flatnonzero(index == UNKNOWN):
-        steps[i], index[i] = finder.likely(names[i], taken)
+        steps[i], index[i] = finder.likely(rows[i], taken)
+    notes = other_species.by_case(rows, index, steps, finder)
+    for i, place in naming.numbered(names).items():
+        if index[i] == UNKNOWN and index[place] >= 0:
+            steps[i], index[i] = "number", index[place]
+    notes += other_species.by_ids(rows, index, finder)
     report = _report(names, vocab, index, steps)
+    report.notes = notes
     mapping = Mapping(np.maximum(index, -1), len(vocab), report)
-    if min_mapped is not None and max(report.mapped / report.n, report.covered / report.vocab) < min_mapped:
-        raise ValueError(_too_few(report, min_mapped, vocab, table))
+    too_few(mapping, min_mapped, vocab, table)
     return mapping
 
 
-class _Finder:
-    """The vocabulary by every name its genes have."""
+def file_names(counts: Any) -> tuple[list[str], list[str]]:
+    """Return what an open file calls its genes, and their other names, "" where there is none; see `naming.read`.
 
-    def __init__(self, vocab: Sequence[str], table: GeneTable):
-        self.table = table
-        self.exact: dict[str, int] = {}
-        self.stripped: dict[str, int] = {}
-        for i, name in enumerate(_clean(vocab)):
-            if self.exact.setdefault(name, i) != i:
-                raise ValueError(f"the vocabulary names {name} twice: it must name every gene once")
-            self.stripped.setdefault(strip_version(name), i)
-        self.of_row = self._of_row() if len(table) else {}
-        self._folded: dict[str, set[int]] | None = None
-
-    def _of_row(self) -> dict[int, int]:
-        """Return the vocabulary gene of each row of the table: by current names, then former ones, then aliases."""
-        of_row: dict[int, int] = {}
-        left = dict(sorted(self.stripped.items(), key=lambda item: not is_id(item[0])))  # an id is one row only
-        for level in (CURRENT, PREVIOUS, ALIAS):
-            for name, i in list(left.items()):
-                rows = self.table.find(name, level)
-                if rows and (level == CURRENT or self._one_gene(rows)):
-                    del left[name]
-                    for row in rows:
-                        of_row.setdefault(row, i)
-        return of_row
-
-    def surely(self, name: str, second: str) -> tuple[str, int]:
-        """Return (step, vocabulary gene) by the first four steps."""
-        if name in self.exact:
-            return "exact", self.exact[name]
-        if strip_version(name) in self.stripped:
-            return "version", self.stripped[strip_version(name)]
-        if strip_version(second) in self.stripped:
-            return "second", self.stripped[strip_version(second)]
-        for candidate in (second, name):
-            rows = self.table.find(strip_version(candidate))
-            genes = self._genes(rows)
-            if genes:
-                return "table", next(iter(genes)) if len(genes) == 1 else AMBIGUOUS
-            if rows and is_id(candidate):
-                return "table", OUTSIDE  # the table knows the gene of this id: its symbol must not make it another one
-        return "", UNKNOWN
-
-    def likely(self, name: str, taken: set[int]) -> tuple[str, int]:
-        """Return (step, vocabulary gene) by the last three steps, ambiguous where the gene is `taken`."""
-        for step, level in (("previous", PREVIOUS), ("alias", ALIAS)):
-            rows = self.table.find(name, level)
-            genes = self._genes(rows)
-            if genes:
-                sure = len(genes) == 1 and self._one_gene(rows) and not genes & taken
-                return step, genes.pop() if sure else AMBIGUOUS
-        genes = self.folded.get(name.upper(), set())
-        if genes:
-            return "case", next(iter(genes)) if len(genes) == 1 and not genes & taken else AMBIGUOUS
-        return "", UNKNOWN
-
-    @property
-    def folded(self) -> dict[str, set[int]]:
-        """Vocabulary genes by their names in upper case."""
-        if self._folded is None:
-            self._folded = {}
-            for name, i in self.stripped.items():
-                self._folded.setdefault(name.upper(), set()).add(i)
-            for name, rows in self.table.rows[CURRENT].items():
-                genes = self._genes(rows)
-                if genes:
-                    self._folded.setdefault(name.upper(), set()).update(genes)
-        return self._folded
-
-    def _genes(self, rows: Sequence[int]) -> set[int]:
-        return {self.of_row[row] for row in rows if row in self.of_row}
-
-    def _one_gene(self, rows: Sequence[int]) -> bool:
-        return len({self.table.symbols[row] or self.table.ids[row] for row in rows}) == 1
+    A name that was made unique, with an id beside it, is the symbol that it was made of.
+    """
+    file = naming.read(counts.var, str(counts.path))
+    stems = {i: place for i, place in naming.numbered(file.names).items() if is_id(file.second[i])}
+    return [file.names[stems.get(i, i)] for i in range(len(file.names))], file.second
 
 
 def second_names(var: pd.DataFrame) -> list[str] | None:
-    """Return the other name of each gene in a column of `var`: ids where the index has symbols, and the reverse."""
-    names = var.index.astype(str)
-    wanted = "symbol" if sum(map(is_id, names)) > len(names) / 2 else "id"
-    columns = {str(column).lower(): column for column in var.columns}
-    chosen = next((columns[name] for name in COLUMNS[wanted] if name in columns), None)
-    return None if chosen is None else _clean("" if pd.isna(name) else name for name in var[chosen].astype(object))
+    """Return the other name of each gene that `naming.read` finds in a file, None where no gene has one."""
+    second = naming.read(var, numbers=True).second
+    return second if any(second) else None
 
 
 Study = tuple[Sequence[str], Sequence[str] | None]  # names, second names or None
@@ -249,7 +182,7 @@ def learn(studies: Iterable[Study], table: GeneTable | None = None) -> GeneTable
     """Return `table` with what the studies say: the id and the symbol that they give a gene are the same gene."""
     learnt = copy.deepcopy(table) if table else GeneTable()
     for names, second in studies:
-        for name, other in zip(_clean(names), _clean(second or ()), strict=False):
+        for name, other in zip(clean(names), clean(second or ()), strict=False):
             id, symbol = (name, other) if is_id(name) else (other, name)
             new = table is None or table.find(strip_version(id)) or not table.find(symbol)
             if is_id(id) and new:  # an id that the table has replaced is left to its symbol
@@ -265,16 +198,14 @@ def union(studies: Iterable[Study], table: GeneTable | None = None, start: Seque
     table, here and to `map_genes`, so that the ids of one study serve the symbols of another.
     """
     table, vocab = table or GeneTable(), list(start)
-    studies = [
-        (_clean(names), _clean(second) if second is not None else [""] * len(names)) for names, second in studies
-    ]
+    studies = [(clean(names), clean(second) if second is not None else [""] * len(names)) for names, second in studies]
     for names, second in studies * 2:  # again, for a name that the genes of later studies made ambiguous
         missing = range(len(names))
         if vocab and names:
             missing = np.flatnonzero(map_genes(names, vocab, ensembl=second, table=table, min_mapped=None).index < 0)
-        vocab = list(
-            dict.fromkeys(vocab + [_canonical(names[i], second[i], table) for i in missing if names[i] or second[i]])
-        )
+        again = {i for i in naming.numbered(names) if not is_id(second[i])}
+        new = [_canonical(names[i], second[i], table) for i in missing if i not in again]
+        vocab = list(dict.fromkeys(vocab + [name for name in new if name]))
     return vocab
 
 
@@ -284,11 +215,7 @@ def _canonical(name: str, second: str, table: GeneTable) -> str:
         if is_id(candidate):
             return strip_version(candidate)
     rows = table.find(name)
-    return table.ids[rows[0]] or name if len(rows) == 1 else name
-
-
-def _clean(names: Iterable[str]) -> list[str]:
-    return [str(name).strip() for name in names]
+    return (table.ids[rows[0]] or name if len(rows) == 1 else name) or second
 
 
 def _report(names: list[str], vocab: Sequence[str], index: np.ndarray, steps: list[str]) -> MappingReport:
@@ -314,22 +241,26 @@ def _report(names: list[str], vocab: Sequence[str], index: np.ndarray, steps: li
         examples={
             "renamed": [f"{names[i]} -> {vocab[index[i]]} ({steps[i]})" for i in shown],
             "merged": [f"{vocab[gene]} x {per_gene[gene]}" for gene in merged[:EXAMPLES]],
-            "unknown": [names[i] for i in unknown[:EXAMPLES]],
+            "unknown": [names[i] for i in unknown if names[i]][:EXAMPLES],
             "ambiguous": [f"{names[i]} ({steps[i]})" for i in ambiguous[:EXAMPLES]],
         },
     )
 
 
-def _too_few(report: MappingReport, least: float, vocab: Sequence[str], table: GeneTable | None) -> str:
-    """Say in one line that too few genes are known, and what to do."""
+def too_few(mapping: Mapping, least: float | None, vocab: Sequence[str], table: GeneTable | None) -> None:
+    """Raise ValueError, in one line with what to do, where names and vocabulary are both mapped below `least`."""
+    report = mapping.report
+    if least is None or max(report.mapped / report.n, report.covered / report.vocab) >= least:
+        return
     kind = "Ensembl ids" if is_id(vocab[0]) else "symbols"
-    way = "" if table else "give a gene table (gene_table, HGNC or GENCODE) that knows both, lower min_mapped, or "
+    both = table is not None and any(table.ids) and any(table.symbols)
+    way = "" if both else "give a gene table (gene_table, HGNC or GENCODE) that knows both, lower min_mapped, or "
     names_known = f"{report.mapped:,} of {report.n:,} gene names ({report.mapped / report.n:.1%}) are known"
     genes_covered = (
         f"{report.covered:,} of {report.vocab:,} vocabulary genes ({report.covered / report.vocab:.1%}) found"
     )
-    return (
+    raise ValueError(
         f"only {names_known} and {genes_covered}, one must reach {least:.0%}: the file has names like "
         f"{', '.join(report.examples['unknown'][:3])}, the vocabulary {kind} like {', '.join(vocab[:3])}; "
-        f"{way}check the species"
+        f"{way}check the species{''.join(f' ({note})' for note in report.notes)}"
     )

@@ -156,7 +156,7 @@ def _add_genes(
     for source in sources:
         try:
             with source.open(settings) as counts:
-                names.append((list(counts.genes), vocab.second_names(counts.var)))
+                names.append(vocab.file_names(counts))
         except (ValueError, OSError) as error:
             failed[source.name] = _line(error)
     if not names:
@@ -169,7 +169,8 @@ def _add_genes(
         for i, slot in enumerate(index):
             gene = genes[slot]
             if slot >= 0 and not second[gene]:
-                second[gene] = next((name for name in (gene_names[i], other[i] if other else "") if name != gene), "")
+                names_of = (gene_names[i], other[i])
+                second[gene] = next((name for name in names_of if vocab.strip_version(name) != gene), "")
     ledger.extend_genes(store, manifest, [(gene, second[gene]) for gene in genes], kind="union")
     return failed
 
@@ -191,9 +192,8 @@ def write_source(store: str, source: Source, settings: Settings, tables: list[st
         genes = ledger.read_genes(path, ledger.read(path))
         names = [gene for gene, _ in genes]
         with source.open(settings) as counts:
-            other = vocab.second_names(counts.var)
             table = gene_table(genes, tables)
-            mapping = vocab.map_genes(counts.genes, names, ensembl=other, table=table, min_mapped=settings.min_mapped)
+            mapping = vocab.onto(counts, names, table=table, min_mapped=settings.min_mapped, whose="store")
             folder = partial(path, source.name)
             record = build(folder, source.name, counts, mapping, names, settings)
             record["source"] = source.identity() | {"matrix": counts.source}

@@ -88,7 +88,8 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
             cells = cells[~chosen].copy()
         if cells.n_obs:
             cells.write_h5ad(data / f"train_{number}.h5ad")
-    test = read(plan.test, plan.test_label, plan.names) if plan.test else anndata.concat(tests, join="outer")
+    together = tests[0] if len(tests) == 1 else anndata.concat(tests, join="outer") if tests else None
+    test = read(plan.test, plan.test_label, plan.names) if plan.test else together
     if not test.n_obs:
         raise ValueError("there is no cell to annotate: no value of --split is in the files")
     some(test, plan.test_cells).write_h5ad(data / "test.h5ad")
@@ -119,10 +120,8 @@ def read(path: str, label: str, names: Mapping[str, str]) -> anndata.AnnData:
         obs = counts.obs.iloc[kept]
         keep = {name: pd.Categorical(text(obs[name])) for name in ("batch", "donor", "study") if name in obs}
         obs = pd.DataFrame({**keep, LABEL: types[kept]}, index=obs.index)
-        var = pd.DataFrame(index=pd.Index(counts.genes, dtype=str))
-        second = vocab.second_names(counts.var)
-        if second is not None:
-            var["ensembl_id"] = second
+        names, second = vocab.file_names(counts)
+        var = pd.DataFrame({"ensembl_id": second}, pd.Index(names, dtype=str))
         return anndata.AnnData(sparse.csr_matrix(counts.take(kept), dtype=np.float32), obs, var)
 
 
@@ -178,7 +177,7 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
 def matrix(path: pathlib.Path, genes: Sequence[str]) -> sparse.csr_matrix:
     """Return the counts of all cells of a file in the columns of `genes`."""
     with h5ad.read_counts(path) as counts:
-        mapping = vocab.map_genes(counts.genes, genes, ensembl=vocab.second_names(counts.var), min_mapped=None)
+        mapping = vocab.onto(counts, genes, min_mapped=None)
         return mapping.apply(counts.take(np.arange(counts.n_cells)))
 
 

@@ -67,16 +67,15 @@ def read(
     say: Callable[[str], None] = print,
 ) -> ModelCells:
     """Read a file onto the genes of a model and report how they met; errors are those of `Run.embed`."""
-    table = vocab.read_table(gene_table) if gene_table else None
     with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
-        second = vocab.second_names(counts.var)
-        mapping = vocab.map_genes(counts.genes, run.genes, ensembl=second, table=table, min_mapped=min_mapped)
+        mapping = run.map_genes(counts, run.gene_table(gene_table), min_mapped)
         say(str(mapping.report))
         matrix = mapping.apply(counts.take(np.arange(counts.n_cells)))
         symbols = list(run.genes)
-        for place, name, other in zip(mapping.index, counts.genes, second or counts.genes, strict=True):
+        for place, *names in zip(mapping.index, *vocab.file_names(counts), strict=True):
             if place >= 0 and vocab.is_id(symbols[place]):
-                symbols[place] = next((str(n) for n in (name, other) if n and not vocab.is_id(str(n))), symbols[place])
+                names.append(run.second_names[place])
+                symbols[place] = next((name for name in names if name and not vocab.is_id(name)), symbols[place])
         path = pathlib.Path(str(counts.path))
         measured = np.isin(np.arange(len(run.genes)), mapping.index)
         trained = path.stem in run.classes.get("study", ())
@@ -93,8 +92,7 @@ class Cells:
     """
 
     def __init__(self, counts: h5ad.Counts, genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float):
-        second = vocab.second_names(counts.var)
-        mapping = vocab.map_genes(counts.genes, genes, ensembl=second, table=table, min_mapped=min_mapped)
+        mapping = vocab.onto(counts, genes, table=table, min_mapped=min_mapped)
         self.counts, self.mapping, self.n = counts, mapping, counts.n_cells
         self.measured = np.isin(np.arange(len(genes)), mapping.index)
         self.samples = np.zeros(self.n, int)

@@ -52,7 +52,9 @@ def evaluate(
     if same := [path for path in reference if pathlib.Path(path).resolve() == pathlib.Path(source).resolve()]:
         raise ValueError(f"reference={same[0]}: is the input itself")
     with h5ad.read_counts(source) as counts:
-        names = vocab.read_genes(genes) if genes else [str(gene) for gene in counts.genes]
+        file_names = vocab.file_names(counts)
+        names = vocab.read_genes(genes) if genes else vocab.union([file_names])
+        table = table if genes else vocab.learn([file_names], table)
         if number:
             names = widely_expressed(reference, names, number, table, min_mapped)
         file = Cells(counts, names, table, min_mapped)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
-from data_pipeline.genes import edge_lists, gene_sets, vocab
+from data_pipeline.genes import edge_lists, gene_sets
 from experiments.analyses import cells as model_cells
 from experiments.pages import figures, output
 from scfm_jax.api import Run
@@ -57,7 +57,7 @@ def evaluate(
         raise ValueError("--edges and --sets are both missing: give interactions, gene sets, or both to test with")
     if vectors not in ("auto", "table", "mean") or (vectors == "mean" and source is None):
         raise ValueError(f"--vectors={vectors}: auto, table, or with --input mean")
-    name_table = vocab.read_table(gene_table) if gene_table else None
+    name_table = run.gene_table(gene_table)
     data = _read(run, source, gene_table, options, say) if source is not None else None
     chosen, level = _expressed(data, min_expressed) if data else (np.arange(len(run.genes)), None)
     names = data.symbols if data else list(run.genes)

@@ -46,7 +46,7 @@ def evaluate(
         raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
     imputer = Imputer(run.module, run.model, run.meta["config"], run.constants, say)
     imputer.binning["bin_value"] = bin_value
-    table = vocab.read_table(gene_table) if gene_table else None
+    table = run.gene_table(gene_table)
     bag = bag or run.rules.imputed_bag
     rows: list[dict[str, Any]] = []
     with h5ad.read_counts(source, layer=layer, raw=raw) as counts:

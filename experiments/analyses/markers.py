@@ -54,7 +54,7 @@ def evaluate(
         representations; in one line.
     """
     options |= {"layer": layer, "raw": raw, "gene_table": gene_table}
-    table = vocab.read_table(gene_table) if gene_table else None
+    table = run.gene_table(gene_table)
     report: dict[str, Any] = {"rows": [], "top": {}, "heat_maps": {}, "known": {}}
     with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
         path = pathlib.Path(str(counts.path))
@@ -110,12 +110,12 @@ def _halves(genes: GeneRepresentations, member: np.ndarray) -> tuple[np.ndarray,
 
 def symbols(genes: GeneRepresentations, mapping: vocab.Mapping, counts: h5ad.Counts) -> list[str]:
     """Return the symbol of each gene, as the file has it, else its name in the model; each name once. [K]"""
-    second = vocab.second_names(counts.var) or [""] * counts.n_genes
+    file_names, second = vocab.file_names(counts)
     column = np.full(mapping.n_vocab, -1)
     column[mapping.index[::-1]] = np.arange(counts.n_genes)[::-1]  # the first of those that are summed
     names: dict[str, None] = {}
     for place, model_name in zip(column[genes.ids], genes.genes, strict=True):
-        choice = (counts.genes[place], second[place], model_name)
+        choice = (file_names[place], second[place], model_name)
         name = next((str(name) for name in choice if name and not vocab.is_id(str(name))), model_name)
         names[name if name not in names else f"{name} ({model_name})"] = None
     return list(names)

@@ -53,8 +53,8 @@ def _flag(study: Study, names: set[str], store: Store | None) -> dict[str, Any]:
 def overlap(study: Study, store: Store) -> tuple[float, str]:
     """Return the share of a study's cells with counts that a study of the store has, too, the most, and its name."""
     most, where = 0.0, ""
-    second = vocab.second_names(study.counts.var)
-    mapping = vocab.map_genes(study.counts.genes, store.genes, ensembl=second, table=study.table, min_mapped=None)
+    table = vocab.learn([(store.genes, store.second_names)], study.table)
+    mapping = vocab.onto(study.counts, store.genes, table=table, min_mapped=None)
     mine = [mapping.apply(block) for _, block in study.counts.chunks()]
     for name in store.studies:
         other = store.study(name)

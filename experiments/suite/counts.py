@@ -8,6 +8,7 @@ Controls are made of the truth: each gene's counts exchanged among the cells (ne
 nothing of the cells), and the truth with one in fifty of its entries replaced by those (positive).
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from data_pipeline.genes import vocab
 from experiments.analyses import cells as model_cells
 from experiments.suite import tasks
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax import api
 from scfm_jax.inference.bags import BAG
 from scfm_jax.tasks.cells import embedding
@@ -41,10 +42,10 @@ class Table:
     """Cells of a study as counts of the shared genes.
 
     Attributes:
-      columns: of the study's file. counts: [n, K]. bags: rows seen together. samples: [n]. coords: [n, 2] or None.
+      columns: genes of the file. counts: [n, K]. bags: rows seen together. samples: [n]. coords: [n, 2] or None.
     """
 
-    columns: np.ndarray
+    columns: SharedGenes
     counts: np.ndarray
     bags: list[np.ndarray]
     samples: np.ndarray
@@ -69,12 +70,12 @@ class Prediction:
         return tasks.rows(self.method, self.kind, case, scores)
 
 
-def draw(study: Study, columns: np.ndarray, seed: int, cells: int) -> Table:
+def draw(study: Study, columns: SharedGenes, seed: int, cells: int) -> Table:
     """Return the cells that a seed draws, whole bags of neighbours or of random cells of a sample."""
     samples = np.zeros(study.n, int) if study.batches is None else embedding.encode(study.batches)
     bags = model_cells.draw(samples, study.coords, BAG, cells, np.random.default_rng(seed))
     rows = np.concatenate(bags)
-    counts = study.counts.take(rows)[:, columns].toarray().astype(np.float32)
+    counts = columns.of(study.counts.take(rows)).toarray().astype(np.float32)
     borders = np.cumsum([len(bag) for bag in bags])[:-1]
     coords = None if study.coords is None else study.coords[rows]
     return Table(columns, counts, np.split(np.arange(len(rows)), borders), samples[rows], coords)
@@ -105,7 +106,7 @@ def predictions(
     if entrant is None:
         yield from _simple(table, problem, seed)
         return
-    ask, slots = imputer(entrant), entrant.slots(study)[table.columns]
+    ask, slots = imputer(entrant), entrant.slots(study)[table.columns.columns]
     if (slots < 0).any():
         raise ValueError(f"the run knows {(slots >= 0).sum()} of the {len(slots)} genes that the others share")
     posed = problem
@@ -164,16 +165,17 @@ def _simple(table: Table, problem: imputation.Problem, seed: int) -> Iterator[Pr
 
 
 def reference_counts(
-    study: Study, columns: np.ndarray, reference: Sequence[Study], cells: int, seed: int
+    study: Study, columns: SharedGenes, reference: Sequence[Study], cells: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return counts [m, K] of `cells` random cells of the reference studies, and the genes that all measured. [K]"""
-    names = study.counts.genes[columns].tolist()
+    names, second = ([names[i] for i in columns.columns] for names in vocab.file_names(study.counts))
+    often = collections.Counter(names)
+    twice = [often[name] > 1 or not name for name in names]  # genes of one symbol go by their ids
+    names = [other if both else name for name, other, both in zip(names, second, twice, strict=True)]
     counts, measured = [], np.ones(len(columns), bool)
     for other in reference:
-        second = vocab.second_names(other.counts.var)
-        mapping = vocab.map_genes(
-            other.counts.genes, names, ensembl=second, table=other.table or study.table, min_mapped=None
-        )
+        table = vocab.learn([(names, second)], other.table or study.table)
+        mapping = vocab.onto(other.counts, names, table=table, min_mapped=None)
         rows = other.draw(seed, -(-cells // len(reference)))
         counts.append(mapping.apply(other.counts.take(rows)).toarray().astype(np.float32))
         measured &= np.isin(np.arange(len(columns)), mapping.index)

@@ -11,6 +11,7 @@ import anndata
 import jax
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
@@ -55,26 +56,23 @@ class Study:
         """The tables that translate gene names."""
         return vocab.read_table(self.tables) if self.tables else None
 
-    def slots(self, genes: Sequence[str]) -> np.ndarray:
-        """Return the place of each name of the file in a list of genes, each place once, -1 elsewhere. [names]"""
-        second = vocab.second_names(self.counts.var)
-        mapping = vocab.map_genes(self.counts.genes, genes, ensembl=second, table=self.table, min_mapped=None)
-        index = mapping.index.astype(np.int64)
-        again = np.setdiff1d(np.flatnonzero(index >= 0), np.unique(index, return_index=True)[1])
-        index[again] = -1
-        return index
+    def onto(self, genes: Sequence[str], second_names: Sequence[str] = ()) -> vocab.Mapping:
+        """Return how the names of the file meet a list of genes, with other names of these. See `vocab.onto`."""
+        table = vocab.learn([(genes, second_names)], self.table)
+        return vocab.onto(self.counts, genes, table=table, min_mapped=None)
 
     def draw(self, seed: int, most: int) -> np.ndarray:
         """Return the rows of `most` random cells, or of all, in random order."""
         return np.random.default_rng(seed).permutation(self.n)[:most]
 
-    def take(self, rows: np.ndarray, columns: np.ndarray, names: Sequence[str]) -> anndata.AnnData:
-        """Return counts of cells and of columns of the file, under new names, as an AnnData."""
+    def take(self, rows: np.ndarray, mapping: vocab.Mapping, genes: Sequence[str]) -> anndata.AnnData:
+        """Return counts of cells, of those of the genes mapped to that the file has, as an AnnData."""
         obsm = {} if self.coords is None else {"spatial": self.coords[rows]}
         obs = self.counts.obs.iloc[rows].copy()
         obs.index = pd.Index([f"cell{i}" for i in range(len(rows))])
-        counts = self.counts.take(rows)[:, columns].astype(np.float32)
-        return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=list(names)), obsm=obsm)
+        used = np.unique(mapping.index[mapping.index >= 0])
+        counts = mapping.apply(self.counts.take(rows))[:, used].astype(np.float32)
+        return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=[genes[i] for i in used]), obsm=obsm)
 
     def describe(self) -> dict[str, Any]:
         """Return its line in suite.json."""
@@ -113,18 +111,22 @@ class Entrant:
             )
 
     @functools.cache  # noqa: B019  entrants live as long as the process
+    def mapping(self, study: Study) -> vocab.Mapping:
+        """Return how the names of the study's file meet the genes of the run."""
+        return study.onto(self.run.genes, self.run.second_names)
+
     def slots(self, study: Study) -> np.ndarray:
         """Return the run's place of each name of the study's file, -1 where it knows none. [names]"""
-        return study.slots(self.run.genes)
+        return self.mapping(study).index
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def embed(self, study: Study, seed: int, cells: int, twin: bool) -> np.ndarray:
         """Return the embedding of the cells that `study` draws, by the run or its random twin of that seed. [n, D]"""
-        run, slots = self.run.twin(seed) if twin else self.run, self.slots(study)
-        columns = np.flatnonzero(slots >= 0)
-        if not len(columns):
-            raise ValueError(f"no gene of {study.name} is one of the {len(self.run.genes)} that the run knows")
-        source = study.take(study.draw(seed, cells), columns, [self.run.genes[i] for i in slots[columns]])
+        run, mapping = self.run.twin(seed) if twin else self.run, self.mapping(study)
+        if not mapping.report.mapped:
+            why = "".join(f"; {note}" for note in mapping.report.notes)
+            raise ValueError(f"no gene of {study.name} is one of the {len(self.run.genes)} that the run knows{why}")
+        source = study.take(study.draw(seed, cells), mapping, run.genes)
         start = time.perf_counter()
         embedded = run.embed(source, min_mapped=None, say=lambda _: None)
         rate = len(embedded) / (time.perf_counter() - start)
@@ -161,11 +163,50 @@ def names(texts: Sequence[str]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{stem} {stems[:i].count(stem) + 1}" for i, stem in enumerate(stems)]
 
 
-def shared_genes(study: Study, entrants: Sequence[Entrant], least: float = 0.01) -> np.ndarray:
-    """Return the columns of the file whose genes every run knows, but for runs that know fewer than `least` of them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class SharedGenes:
+    """Genes of a study's file that every run knows.
 
-    Those have failed by themselves and are no measure for the others; with no run left all columns are returned.
+    Attributes:
+      columns: the first column of the file that is of each gene. [K]
+      gene: the gene that each column of the file is summed into, -1 for none. [names]
     """
-    masks = [entrant.slots(study) >= 0 for entrant in entrants]
-    masks = [mask for mask in masks if mask.mean() >= least]
-    return np.flatnonzero(np.all(masks, axis=0)) if masks else np.arange(study.counts.n_genes)
+
+    columns: np.ndarray
+    gene: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def of(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Return counts [n, names] of the file as those of the genes. [n, K]"""
+        used = np.flatnonzero(self.gene >= 0)
+        ones = np.ones(len(used), counts.dtype)
+        return counts @ sp.csr_matrix((ones, (used, self.gene[used])), (len(self.gene), len(self)))
+
+
+def shared_genes(study: Study, entrants: Sequence[Entrant], least: float = 0.01) -> SharedGenes:
+    """Return the genes of the file that every run knows, but for runs that know fewer than `least` of its names.
+
+    Those have failed by themselves and are no measure for the others; with no run left every column is a gene. Columns
+    that are one gene to a run are summed; a gene that is one to one run and two to another is left out.
+    """
+    slots = [entrant.slots(study) for entrant in entrants]
+    slots = [places for places in slots if (places >= 0).mean() >= least]
+    n = study.counts.n_genes
+    of = np.arange(n)  # the group of each column: those that one run or another takes for the same gene
+    while True:
+        before = of.copy()
+        for places in slots:
+            lowest = np.full(places.max() + 1, n)
+            np.minimum.at(lowest, places[places >= 0], of[places >= 0])
+            of[places >= 0] = lowest[places[places >= 0]]
+        if (of == before).all():
+            break
+    shared = np.ones(n, bool)
+    for places in slots:
+        shared[np.unique(of[(places < 0) | (places != places[of])])] = False
+    columns = np.flatnonzero((of == np.arange(n)) & shared)
+    place = np.full(n, -1)
+    place[columns] = np.arange(len(columns))
+    return SharedGenes(columns, place[of])

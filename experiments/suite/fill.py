@@ -113,6 +113,8 @@ class Suite:
         """
         kept, counts = results.closed(self.folder)[0], collections.Counter()
         self.describe()
+        for study, entrant in itertools.product(self.studies, self.entrants):
+            self.say(f"{entrant.name}, {study.name}: {entrant.mapping(study).report}")
         for i, cell in enumerate(pace.counted(self.plan, "filled", self.say)):
             if i and cell.study is not self.plan[i - 1].study and counts.total() > counts["kept"]:
                 table.write(self.folder, *results.read(self.folder))  # of the cells so far
@@ -178,7 +180,7 @@ class Suite:
             "name": entrant.name if entrant else None,
         }
         if "columns" in tasks.keywords(task):
-            content["genes"] = keys.of({"columns": self.columns[study.name].tolist()})
+            content["genes"] = keys.of({"columns": self.columns[study.name].gene.tolist()})
         if "reference" in tasks.keywords(task):
             content["reference"] = [other.sha256 for other in self.reference]
         if entrant is None and hasattr(task, "installed"):

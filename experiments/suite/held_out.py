@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.suite import counts
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax import api
 from scfm_jax.tasks.imputation import imputation, spatial_imputation
 
@@ -19,7 +19,7 @@ METRICS = {
 def score(
     entrant: Entrant | None,
     study: Study,
-    columns: np.ndarray,
+    columns: SharedGenes,
     seed: int,
     *,
     cells: int,

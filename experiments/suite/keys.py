@@ -45,7 +45,7 @@ def weights(run: api.Run) -> str:
     arrays = leaves.flatten({"variables": run.variables, "constants": run.constants})
     sums = checksums.checksums(arrays)
     shapes = {name: [str(leaf.dtype), *leaf.shape] for name, leaf in arrays.items()}
-    described = {name: run.meta.get(name) for name in ("model", "config", "genes", "classes")}
+    described = {name: run.meta.get(name) for name in ("model", "config", "genes", "second_names", "classes")}
     return of({"arrays": sums, "shapes": shapes, **described})
 
 

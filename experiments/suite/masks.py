@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.suite import counts
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax.tasks.imputation import baselines, bins, imputation
 
 METRICS = {name: {"text": text, "higher": name.startswith("mcc")} for name, text in imputation.METRICS.items()}
@@ -18,7 +18,7 @@ def score(
     task: ModuleType,
     entrant: Entrant | None,
     study: Study,
-    columns: np.ndarray,
+    columns: SharedGenes,
     seed: int,
     *,
     cells: int,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from data_pipeline.batches.loader import Loader
-from data_pipeline.genes.vocab import map_genes, read_genes, read_table
+from data_pipeline.genes.vocab import GeneTable, learn, map_genes, read_genes, read_table
 from data_pipeline.store.store import Store, open_store
 from scfm_jax import api
 from scfm_jax.inference import bags
@@ -33,13 +33,15 @@ class TrainingData:
 
     Attributes:
       store, options: the cells, and keywords of their `Loader`.
-      genes: of the model. [V] slots: the model slot of each store id, V for none. [G + 1] mapping: how they met.
+      genes, second_names: of the model, "" where a gene has no other name. [V]
+      slots: the model slot of each store id, V for none. [G + 1] mapping: how they met.
       constants: arrays that the model needs of them.
     """
 
     store: Store
     options: dict[str, Any]
     genes: list[str]
+    second_names: list[str]
     slots: np.ndarray
     mapping: dict[str, Any]
     constants: dict[str, np.ndarray]
@@ -75,17 +77,19 @@ def read(options: dict[str, Any], module: ModuleType, seed: int, base: api.Run |
     store = open_store(given(options.pop("store"), "data.store", "a folder made by experiments.ingest"))
     tables, least = options.pop("gene_table", ()), options.pop("min_mapped", 0.5)
     source = options.pop("genes")
-    genes, slots, mapping = gene_slots(store, base.genes if base else source, tables, least)
+    table = read_table(tables) if tables else None
+    if base:
+        table = learn([(base.genes, base.second_names)], table)
+    genes, slots, mapping = gene_slots(store, base.genes if base else source, table, least)
+    second = second_names(store, genes, slots, base.second_names if base else ())
     gene_options = {name: options.pop(name) for name in GENE_OPTIONS if name in options}
     gene_constants = (
-        base.constants
-        if base
-        else api.gene_constants(gene_options, genes, read_table(tables) if tables else None, print)
+        base.constants if base else api.gene_constants(gene_options, genes, learn([(genes, second)], table), print)
     )
     options["labels"] = known_labels(store, options.get("labels", ()), module)
-    options["keep"] = slots[:-1] < len(genes)
+    options |= {"keep": slots[:-1] < len(genes), "same": same_gene(slots, len(genes))}
     constants = {**gene_constants, "slots": slots, "measured": measured(store, slots, len(genes))}
-    return TrainingData(store, options, genes, slots, mapping, constants)
+    return TrainingData(store, options, genes, second, slots, mapping, constants)
 
 
 def known_labels(store: Store, labels: Sequence[str], module: ModuleType) -> list[str]:
@@ -98,29 +102,38 @@ def known_labels(store: Store, labels: Sequence[str], module: ModuleType) -> lis
 
 
 def gene_slots(
-    store: Store, source: str | list[str], tables: tuple[str, ...] = (), min_mapped: float = 0.5
+    store: Store, source: str | list[str], table: GeneTable | None = None, min_mapped: float = 0.5
 ) -> tuple[list[str], np.ndarray, dict[str, Any]]:
     """Return the model's genes, the model slot of each store id [G + 1] (V: none), and the mapping report.
 
     Args:
       source: "store" for the store's own vocabulary, or a gene list or its file; then the report is printed.
-      tables: gene tables that know aliases and second names.
+      table: what gene tables know of aliases and second names.
     """
     n = len(store.genes)
     if source == "store":
         return store.genes, np.arange(n + 1, dtype=np.int32), {"n": n, "mapped": n}
     genes = read_genes(source) if isinstance(source, str) else source
-    table = read_table(tables) if tables else None
     mapping = map_genes(store.genes, genes, ensembl=store.second_names, table=table, min_mapped=min_mapped)
     print(mapping.report, flush=True)
-    index = mapping.index.copy()
-    first = np.unique(index, return_index=True)[1]
-    again = np.setdiff1d(np.flatnonzero(index >= 0), first)  # a slot takes the counts of one store gene
-    if len(again):
-        print(f"  left out, since another store gene means the same: {', '.join(store.genes[i] for i in again[:5])}")
-        index[again] = -1
-    slots = np.append(np.where(index < 0, len(genes), index), len(genes))
+    slots = np.append(np.where(mapping.index < 0, len(genes), mapping.index), len(genes))
     return genes, slots.astype(np.int32), mapping.report.to_dict()
+
+
+def same_gene(slots: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return the first store id of those that are the same gene of the model, for each store id. [G]"""
+    first = np.full(n_genes + 1, len(slots))
+    np.minimum.at(first, slots[:-1], np.arange(len(slots) - 1))
+    return np.where(slots[:-1] < n_genes, first[slots[:-1]], np.arange(len(slots) - 1))
+
+
+def second_names(store: Store, genes: Sequence[str], slots: np.ndarray, base: Sequence[str] = ()) -> list[str]:
+    """Return another name of each model gene that the run begun with (`base`) or the store has, "" for none. [V]"""
+    second = list(base) or [""] * len(genes)
+    for slot, *names in zip(slots, store.genes, store.second_names, strict=False):
+        if slot < len(genes) and not second[slot]:
+            second[slot] = next((name for name in names if name and name != genes[slot]), "")
+    return second
 
 
 def measured(store: Store, slots: np.ndarray, n_genes: int) -> np.ndarray:

@@ -93,6 +93,25 @@ class Run:
         return self.meta["genes"]
 
     @property
+    def second_names(self) -> list[str]:
+        """Another name of each gene, such as the symbol of an Ensembl id; "" where the run knows none. [V]"""
+        return self.meta.get("second_names") or [""] * len(self.genes)
+
+    def gene_table(self, paths: Sequence[str | os.PathLike] = ()) -> vocab.GeneTable:
+        """Return what gene tables, files of any kind that `vocab.read_table` reads, and the run know of its genes."""
+        return vocab.learn([(self.genes, self.second_names)], vocab.read_table(paths) if paths else None)
+
+    def map_genes(
+        self, counts: h5ad.Counts, table: vocab.GeneTable | None = None, min_mapped: float | None = 0.5
+    ) -> vocab.Mapping:
+        """Return how the genes of an open file meet the model's, by all names that either has; see `vocab.onto`.
+
+        Args:
+          table: of `gene_table`; that without files, if left out.
+        """
+        return vocab.onto(counts, self.genes, table=table or self.gene_table(), min_mapped=min_mapped)
+
+    @property
     def classes(self) -> dict[str, list[str]]:
         """Class names of the labels that the model knows: {"batch": [...], ...}."""
         return self.meta.get("classes", {})
@@ -136,7 +155,7 @@ class Run:
             )
         rules = self.rules
         with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
-            self.mapping = _map_genes(counts, self.genes, gene_table, min_mapped)
+            self.mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(self.mapping.report))
             parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed)
             measured = np.isin(np.arange(len(self.genes)), self.mapping.index)[None]
@@ -212,7 +231,7 @@ class Run:
         """
         rules = self.rules
         with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
-            self.mapping = mapping = _map_genes(counts, self.genes, gene_table, min_mapped)
+            self.mapping = mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(mapping.report))
             rows = np.arange(counts.n_cells) if rows is None else np.unique(np.asarray(rows, np.int64))
             if not len(rows) or rows[0] < 0 or rows[-1] >= counts.n_cells:
@@ -280,12 +299,3 @@ class Run:
             "sample": how,
             "genes": self.mapping.report.to_dict(),
         }
-
-
-def _map_genes(
-    counts: h5ad.Counts, genes: Sequence[str], tables: Sequence[str | os.PathLike], min_mapped: float | None
-) -> vocab.Mapping:
-    """Map the file's genes onto the model's, by name and by the other name that the file may have beside it."""
-    table = vocab.read_table(tables) if tables else None
-    second = vocab.second_names(counts.var)
-    return vocab.map_genes(counts.genes, genes, ensembl=second, table=table, min_mapped=min_mapped)

@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 from experiments.analyses import embedding
 from experiments.suite import contamination, entrants, fill, results, tasks
@@ -130,11 +131,11 @@ def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     turned = suites.entrant("cellplm", "turned", genes=suites.GENES[:4:-1])
     stranger = suites.entrant("cellplm", "stranger", genes=[f"OTHER{i}" for i in range(80)])
     columns = entrants.shared_genes(study, [runs[0], turned, stranger])
-    assert columns.tolist() == list(range(5, suites.V)), "what the stranger does not know is no loss to the others"
+    assert columns.columns.tolist() == list(range(5, suites.V)), "the stranger is no measure for the others"
     table = suite_counts.draw(study, columns, 0, 60)
     hidden = np.random.default_rng(0).random(table.counts.shape) < 0.3
     problem = imputation.pose(table.counts, np.ones(len(columns), bool), hidden, table.bags)
-    slots = study.slots(turned.run.genes)[columns]
+    slots = turned.slots(study)[columns.columns]
     asked, order = suite_counts.onto(problem, slots, suites.V - 5, 7)
     assert max(map(len, asked.bags)) <= 7 and sum(map(len, asked.bags)) == len(table.counts)
     assert (asked.counts[:, slots] == problem.counts).all()
@@ -150,6 +151,32 @@ def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     lines = suites.make(tmp_path, [stranger], paths[:1], {"gene_imputation": {"rates": (0.4,)}}, seeds=1)
     lines.columns["one"] = columns
     assert lines.run()["failed"] == 1
+
+
+def test_columns_that_are_one_gene_are_summed_and_those_that_runs_tell_apart_are_left_out(ground, tmp_path, capsys):
+    x, ids = suites.counts(90, 0), [f"ENSG{i:011d}" for i in range(suites.V + 2)]
+    whole = anndata.read_h5ad(ground[1][0])
+    twice = np.hstack([np.zeros((90, 1)), x[:, 1:], x[:, :1], np.ones((90, 1))])
+    names = [*suites.GENES, "GENE0", "GENE1"]
+    for name, columns, beside in (("one", x, None), ("twice", twice[:, :-1], None), ("three", twice, ids)):
+        var = pd.DataFrame({} if beside is None else {"gene_ids": beside}, index=names[: columns.shape[1]])
+        cells = anndata.AnnData(sp.csr_matrix(columns), whole.obs, var)
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    one, double, three = (entrants.Study(str(tmp_path / f"{name}.h5ad")) for name in ("one", "twice", "three"))
+    run = suites.entrant("cellplm", "first")
+    both = [suite_counts.draw(study, entrants.shared_genes(study, [run]), 0, 60).counts for study in (one, double)]
+    np.testing.assert_array_equal(*both)
+    np.testing.assert_allclose(run.embed(double, 0, 60, False), run.embed(one, 0, 60, False), atol=1e-5)
+    apart = suites.entrant("cellplm", "apart", genes=ids)
+    shared = entrants.shared_genes(three, [run, apart])
+    assert shared.columns.tolist() == list(range(2, suites.V)), "genes 0 and 1 are two to one run and one to the other"
+    assert entrants.shared_genes(three, [apart]).columns.tolist() == list(range(suites.V + 2))
+    alone = entrants.shared_genes(three, [run])
+    x[:, 1] += 1
+    np.testing.assert_array_equal(alone.of(three.counts.take(np.arange(90))).toarray(), x)
+    said = []
+    suites.make(tmp_path / "out", [run], [tmp_path / "twice.h5ad"], {"cell_typing": {}}, seeds=1, say=said.append).run()
+    assert any("merged 1: GENE0 x 2" in line for line in said)
 
 
 def test_weights_whose_genes_have_no_names_are_asked_nothing_and_stop_nobody(ground, tmp_path):

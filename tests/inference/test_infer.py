@@ -229,7 +229,7 @@ def test_command_writes_embedding_and_provenance(run, adata, tmp_path):
     given = [f"--workdir={tmp_path}/weights.safetensors", f"--input={tmp_path}/x.h5ad", f"--output={tmp_path}/y.h5ad"]
     done = commands.run("embed", *given, folder=tmp_path)
     assert done.code == 0, done.err
-    assert "60 of 60 names mapped" in done.out and "samples are obs" in done.out
+    assert "60 of the model's 60 genes (100.0%)" in done.out and "samples are obs" in done.out
     written = anndata.read_h5ad(tmp_path / "y.h5ad")
     np.testing.assert_array_equal(written.obsm["X_cellplm"], run.embed(adata, **QUIET))
     assert written.uns["X_cellplm"]["model"] == "cellplm" and written.uns["X_cellplm"]["step"] == 3

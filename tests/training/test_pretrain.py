@@ -79,6 +79,7 @@ def test_stopped_and_resumed_equals_uninterrupted(store, tmp_path, compilation_c
     assert "going on from step" in tiny.finish(command(store, tmp_path / "parts"))
     tiny.assert_same_run(tmp_path / "whole", tmp_path / "parts", 10)
     meta = checkpoint.read_meta(tmp_path / "whole/checkpoints")
+    assert meta["second_names"] == open_store(store).second_names and "SYN0" in meta["second_names"]
     assert meta["genes"] == open_store(store).genes and meta["classes"]["study"] == ["study0", "study1"]
     assert meta["config"]["model"]["n_genes"] == 60 and meta["loader"]["step"] == meta["step"] == 10
 
@@ -118,7 +119,7 @@ def test_model_slots_follow_a_gene_list_and_the_measured_genes(store, tmp_path, 
     genes, slots, report = data.gene_slots(opened, str(tmp_path / "genes.txt"))
     assert genes == wanted and slots.shape == (61,) and report["covered"] == 31
     assert slots[60] == slots[0] == 32 and slots[3] == 31 and list(slots[10:40]) == list(range(1, 31))
-    assert "31 of 32 vocabulary genes found" in capsys.readouterr().out
+    assert "31 of the model's 32 genes" in capsys.readouterr().out
     table = data.measured(opened, slots, len(genes))
     assert table.shape == (2, 32) and not table[:, 0].any() and table[:, 1:].all()
     assert np.array_equal(data.gene_slots(opened, "store")[1], np.arange(61))

@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from experiments.suite import masks
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax.tasks.imputation import cell_imputation
 
 METRICS = masks.METRICS
@@ -14,7 +12,7 @@ NEEDS = frozenset({"expression"})
 
 
 def score(
-    entrant: Entrant | None, study: Study, seed: int, *, cells: int, columns: np.ndarray, rates: Sequence[float]
+    entrant: Entrant | None, study: Study, seed: int, *, cells: int, columns: SharedGenes, rates: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of what is hidden at each of the `rates`, a case each."""
     yield from masks.score(cell_imputation, entrant, study, columns, seed, cells=cells, rates=rates)

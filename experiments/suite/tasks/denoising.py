@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.suite import counts
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax.tasks.imputation import denoising
 from scfm_jax.tasks.imputation.imputation import Problem
 
@@ -20,7 +20,7 @@ def score(
     seed: int,
     *,
     cells: int,
-    columns: np.ndarray,
+    columns: SharedGenes,
     keep: float,
     rate: float,
 ) -> Iterator[dict[str, Any]]:

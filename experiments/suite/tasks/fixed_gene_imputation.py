@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from experiments.suite import masks
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax.tasks.imputation import fixed_gene_imputation
 
 METRICS = masks.METRICS
@@ -19,7 +17,7 @@ def score(
     seed: int,
     *,
     cells: int,
-    columns: np.ndarray,
+    columns: SharedGenes,
     reference: Sequence[Study] = (),
     reference_cells: int = 300,
 ) -> Iterator[dict[str, Any]]:

@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from experiments.suite import held_out
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 
 METRICS = held_out.METRICS
 NEEDS = frozenset({"expression", "positions", "reference"})
@@ -18,7 +16,7 @@ def score(
     seed: int,
     *,
     cells: int,
-    columns: np.ndarray,
+    columns: SharedGenes,
     reference: Sequence[Study],
     reference_cells: int,
 ) -> Iterator[dict[str, Any]]:

@@ -4,11 +4,9 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from experiments.suite import held_out
 from experiments.suite import tuning as suite_tuning
-from experiments.suite.entrants import Entrant, Study
+from experiments.suite.entrants import Entrant, SharedGenes, Study
 
 METRICS = {name: about | {"text": f"{about['text']} (after fine-tuning)"} for name, about in held_out.METRICS.items()}
 NEEDS = frozenset({"expression", "positions", "reference"})
@@ -20,7 +18,7 @@ def score(
     seed: int,
     *,
     cells: int,
-    columns: np.ndarray,
+    columns: SharedGenes,
     reference: Sequence[Study],
     reference_cells: int,
     tuning: Mapping[str, Any],
