@@ -113,8 +113,21 @@ class Mapping:
         indptr = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
         shape = (counts.shape[0], self.n_vocab)
         mapped = sparse.csr_matrix((counts.data[kept], columns[kept], indptr), shape=shape)
+        small = self.report.merged and mapped.data.dtype.kind in "iu"
+        if small:  # sums of int32 would run over
+            mapped.data = mapped.data.astype(np.int64)
         mapped.sum_duplicates()
-        return mapped
+        return _narrow(mapped, counts.data.dtype) if small else mapped
+
+
+def _narrow(sums: sparse.csr_matrix, dtype: np.dtype) -> sparse.csr_matrix:
+    """Return sums of int64 in `dtype`; ValueError where one is too large for it."""
+    most = np.iinfo(dtype).max
+    if sums.nnz and sums.data.max() > most:
+        large = f"the counts of names of one gene add up to {sums.data.max():,} in a cell"
+        raise ValueError(f"{large}, above {most:,}: are these counts of reads? Leave one of the names out")
+    sums.data = sums.data.astype(dtype)
+    return sums
 
 
 def map_genes(

@@ -62,16 +62,17 @@ def read(
     *,
     layer: str | None = None,
     raw: bool | None = None,
+    round: bool | None = None,
     gene_table: Sequence[str | os.PathLike] = (),
     min_mapped: float | None = 0.5,
     say: Callable[[str], None] = print,
 ) -> ModelCells:
     """Read a file onto the genes of a model and report how they met; errors are those of `Run.embed`."""
     table = vocab.read_table(gene_table) if gene_table else None
-    with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+    with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
         second = vocab.second_names(counts.var)
         mapping = vocab.map_genes(counts.genes, run.genes, ensembl=second, table=table, min_mapped=min_mapped)
-        say(str(mapping.report))
+        say(counts.with_notes(mapping.report))
         matrix = mapping.apply(counts.take(np.arange(counts.n_cells)))
         symbols = list(run.genes)
         for place, name, other in zip(mapping.index, counts.genes, second or counts.genes, strict=True):
