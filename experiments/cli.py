@@ -64,7 +64,7 @@ SHARED = {
 }
 """Options that several commands have."""
 READING = ("layer", "raw", "round", "gene_table", "min_mapped")
-"""Those of all commands that read files of counts; "reading" stands for them, and they hold for every file that is read."""
+"""Those of all commands that read files of counts: "reading" stands for them, and they hold for all files read."""
 FIRST = ("config", "workdir", "input", "output")
 """Those of them that help lists before a command's own; the rest comes after."""
 
@@ -182,7 +182,7 @@ def reading() -> dict[str, Any]:
 
 
 def check_paths(*names: str) -> None:
-    """Raise FileNotFoundError unless the files that these flags list are there; say how a comma in a name is written."""
+    """Raise FileNotFoundError unless the files that these flags list are there; say how a comma in a name is given."""
     for name in names:
         texts = flags.FLAGS[name].value or []
         for i, text in enumerate(texts):

@@ -76,7 +76,7 @@ def looks(values: np.ndarray, block: sparse.csr_matrix) -> str:
     whole = np.rint(values) == values
     near = np.abs(values - np.rint(values)) <= np.minimum(0.05, 0.005 * np.abs(values))
     way = ratios(block)
-    if near.mean() >= 0.95:
+    if near[~whole].mean() >= 0.95:
         like = ", looks a rounding error off"
     elif whole.mean() >= 0.5:
         like = ", looks estimated or corrected (RSEM, SoupX)"
