@@ -50,6 +50,8 @@ __all__ = [
 STEPS = ("exact", "version", "second", "table", "previous", "alias", "case")
 EXAMPLES = 5
 UNKNOWN, AMBIGUOUS, OUTSIDE = -1, -2, -3
+LARGEST = 2**31 - 1
+"""The largest count."""
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Mapping:
 
 def _narrow(sums: sparse.csr_matrix, dtype: np.dtype) -> sparse.csr_matrix:
     """Return sums of int64 in `dtype`; ValueError where one is too large for it."""
-    most = np.iinfo(dtype).max
+    most = min(np.iinfo(dtype).max, LARGEST)
     if sums.nnz and sums.data.max() > most:
         large = f"the counts of names of one gene add up to {sums.data.max():,} in a cell"
         raise ValueError(f"{large}, above {most:,}: are these counts of reads? Leave one of the names out")

@@ -231,12 +231,12 @@ def test_a_folder_that_is_not_whole_says_what_is_missing(tmp_path):
     ):
         read_counts(one)
     two = mtx(mtx(tmp_path / "two", counts_of(), LINES, prefix="a_"), counts_of(), LINES, prefix="b_")
-    with pytest.raises(ValueError, match="several matrices: give one of the files instead: a_matrix.mtx.gz, b_matrix"):
+    with pytest.raises(ValueError, match=r"several matrices: give one of the files instead: a_matrix.mtx.gz, b_matrix"):
         read_counts(two)
     with pytest.raises(ValueError, match="but one, two in it are: give one"):
         read_counts(tmp_path)
     short = mtx(tmp_path / "short", counts_of(), LINES[:-1])
-    with pytest.raises(ValueError, match="features.tsv.gz lists 11 genes and barcodes.tsv.gz 30 cells"):
+    with pytest.raises(ValueError, match=r"features.tsv.gz lists 11 genes and barcodes.tsv.gz 30 cells"):
         read_counts(short)
     for name, change in (
         ("cut", lambda lines: lines[:-3]),
@@ -301,7 +301,7 @@ def test_a_file_that_is_open_elsewhere_says_so(tmp_path):
     source, _ = write(tmp_path, "h5ad", counts_of(), NAMES, IDS)
     with open(source, "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="is open elsewhere.*close it there, or set HDF5_USE_FILE_LOCKING=FALSE"):
+        with pytest.raises(OSError, match=r"is open elsewhere.*close it there, or set HDF5_USE_FILE_LOCKING=FALSE"):
             read_counts(source)
     assert np.array_equal(read(source)[0], counts_of())
 
@@ -338,12 +338,12 @@ def test_matrices_compressed_with_a_plug_in_say_so(tmp_path):
     if h5py.h5z.filter_avail(32015):
         pytest.skip("the plug-in is installed here")
     with pytest.raises(
-        ValueError, match="X/data is compressed with Zstandard, a plug-in of HDF5: pip install hdf5plugin"
+        ValueError, match=r"X/data is compressed with Zstandard, a plug-in of HDF5: pip install hdf5plugin"
     ):
         read_counts(source)
 
 
-# --------------------------------------------------------------------------------------------- whole numbers and rounding
+# ------------------------------------------------------------------------------------------ whole numbers and rounding
 
 
 def deep(n=60):
@@ -416,7 +416,7 @@ def test_rounding_is_written_into_an_embeddings_provenance():
     assert made["rounded"] is True and "rounded to whole numbers" in made["notes"]
 
 
-# ------------------------------------------------------------------------------------------------- obs and read-only folders
+# ------------------------------------------------------------------------------------------ obs and read-only folders
 
 
 def test_obs_columns_with_slashes_beside_those_without(tmp_path):
@@ -436,6 +436,7 @@ def test_obs_columns_with_slashes_beside_those_without(tmp_path):
     assert "obs column 'QC/pass' is called 'QC_pass_2'" in said[0]
 
 
+@pytest.mark.slow
 def test_five_hundred_obs_columns_are_taken_in(tmp_path):
     source, _ = write(tmp_path, "memory", counts_of(), NAMES, IDS)
     columns = {f"column {i}": np.arange(CELLS) * i if i % 2 else pd.Categorical([f"v{i}"] * CELLS) for i in range(500)}
