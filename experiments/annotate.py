@@ -16,6 +16,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
+    "reading",
     train=(list, [], "Files of labelled cells, raw counts."),
     test=(str, None, "File of the cells to annotate, of another study, with their true types."),
     split=(str, None, "Instead of --test: obs column (study, donor, batch) whose values are held out."),
@@ -38,6 +39,7 @@ def main(_) -> None:
         raise ValueError("--train, --output, and one of --test and --split say what is annotated (see --helpshort)")
     if FLAGS.split and not FLAGS.held_out:
         raise ValueError(f"--split={FLAGS.split}: --held_out says which of its values are annotated")
+    cli.check_paths("train", "gene_table")
     import jax
 
     from experiments.analyses import annotation, annotation_table
@@ -59,6 +61,7 @@ def main(_) -> None:
         test_cells=FLAGS.test_cells,
         steps=FLAGS.steps,
         min_mapped=FLAGS.min_mapped,
+        reading={name: value for name, value in cli.reading().items() if value and name != "min_mapped"},
     )
     classes = annotation.prepare(plan, out)
     for seed in range(FLAGS.seeds):

@@ -14,7 +14,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output layer raw gene_table min_mapped",
+    "workdir output reading",
     input=(list, None, "Files of raw counts with labels in obs."),
     label=(str, None, "obs column of the truth; by default what the model was trained to tell."),
     seeds=(int, 3, "Number of seeds of hidden genes and random twins.", 1),
@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> None:
     from scfm_jax import api
 
     cli.check_free(FLAGS.output)
-    options = {name: FLAGS[name].value for name in ("label", "seeds", "layer", "raw", "gene_table", "min_mapped")}
+    cli.check_paths("input", "gene_table")
+    options = {name: FLAGS[name].value for name in ("label", "seeds")} | cli.reading()
     result = class_token.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
     text = class_token.table(result)
     title = f"# The class token of {result['model']}\n\nWeights: {result['weights']}.\n\n"

@@ -19,6 +19,8 @@ CONFIG = "config"
 """The kind of a flag that is a config: its name or file, with a variant after a colon, and `--config.KEY=VALUE`."""
 HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
 WIDTH = 120
+_ours: set[str] = set()
+"""Names of the options of the command that runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,11 @@ SHARED = {
     "input": Option(str, None, "File of raw counts: .h5ad, AnnData .zarr, 10x .h5 or mtx folder."),
     "output": Option(str, None, "Folder to write; must not exist."),
     "step": Option(str, None, 'Checkpoint to use: a step or "best"; by default the newest valid one.'),
-    "layer": Option(str, None, "Layer of the input that holds the counts."),
-    "raw": Option(bool, None, "The counts are in the input's raw."),
+    "layer": Option(str, None, "Layer of the file that holds the counts; X, if left out."),
+    "raw": Option(bool, None, "The counts are in the file's raw."),
+    "round": Option(
+        bool, None, "Take values to the nearest whole number: of counts that were estimated or corrected (RSEM, SoupX)."
+    ),
     "sample_key": Option(str, "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.'),
     "gene_table": Option(
         list,
@@ -58,6 +63,8 @@ SHARED = {
     "seed": Option(int, 0, "Seed of everything random."),
 }
 """Options that several commands have."""
+READING = ("layer", "raw", "round", "gene_table", "min_mapped")
+"""Those of all commands that read files of counts: "reading" stands for them, and they hold for all files read."""
 FIRST = ("config", "workdir", "input", "output")
 """Those of them that help lists before a command's own; the rest comes after."""
 
@@ -66,10 +73,10 @@ def options(shared: str = "", **own: tuple | str) -> dict[str, Option]:
     """Return a command's options by name, in the order in which its help lists them.
 
     Args:
-      shared: names of options of SHARED, with blanks between.
+      shared: names of options of SHARED, with blanks between; "reading" for those of READING.
       own: the others, each as the arguments of `Option`; a text alone is another help for one of SHARED.
     """
-    table = {name: SHARED[name] for name in shared.split()}
+    table = {name: SHARED[name] for name in shared.replace("reading", " ".join(READING)).split()}
     for name, value in own.items():
         table[name] = dataclasses.replace(SHARED[name], help=value) if isinstance(value, str) else Option(*value)
     places = {name: place - len(SHARED) if name in FIRST else 1 + place for place, name in enumerate(SHARED)}
@@ -158,6 +165,7 @@ def run(
         return _parse(argv)
 
     define(table)
+    _ours.update(table)
     app.run(guarded, flags_parser=parse)
 
 
@@ -168,12 +176,49 @@ def require(*names: str) -> None:
             raise ValueError(f"--{name} is missing (see --helpshort)")
 
 
+def reading() -> dict[str, Any]:
+    """Return the options that say how files of counts are read: what `h5ad.place` and `Run.embed` take."""
+    return {name: flags.FLAGS[name].value for name in READING}
+
+
+def check_paths(*names: str) -> None:
+    """Raise FileNotFoundError unless the files that these flags list are there; say how a comma in a name is given."""
+    for name in names:
+        texts = flags.FLAGS[name].value or []
+        for i, text in enumerate(texts):
+            if os.path.exists(text):
+                continue
+            spans = [(a, b) for a in range(i + 1) for b in range(i + 1, len(texts) + 1) if b - a > 1]
+            joined = next((",".join(texts[a:b]) for a, b in spans if os.path.exists(",".join(texts[a:b]))), None)
+            way = f"""; a name with a comma is put into quotes of its own: --{name}='"{joined}"'""" if joined else ""
+            raise FileNotFoundError(f"--{name}={text}: no such file or folder{way}")
+
+
 def check_free(output: str) -> None:
-    """Raise OSError unless --output can be made: it is not there, and the folder it is to be in is."""
+    """Raise OSError unless --output can be made: it is not there, and the folder it is to be in is, and is writable."""
     if os.path.exists(output):
         raise FileExistsError(f"--output={output}: exists already and is not overwritten; choose another name")
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise FileNotFoundError(f"--output={output}: its folder is not there; make it first")
+    check_writable(os.path.dirname(os.path.abspath(output)), f"--output={output}")
+
+
+def check_writable(folder: str | os.PathLike, named: str) -> None:
+    """Raise PermissionError where nothing can be written in a folder, before hours are spent on what is to go there."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{named}: no permission to write in {folder}; choose another place")
+
+
+def in_flags(text: str) -> str:
+    """Return a message with options in the shell's notation: `layer=counts` becomes `--layer=counts`.
+
+    Messages come from functions, whose options they name as Python writes them.
+    """
+    ours = "|".join(re.escape(name) for name in flags.FLAGS if name in SHARED or name in _ours)
+    if not ours:
+        return text
+    text = re.sub(rf"(?<![\w.\-'\"(=])({ours})=True\b", r"--\1", text)
+    return re.sub(rf"(?<![\w.\-'\"(=])({ours})=(?=[^\s=])", r"--\1=", text)
 
 
 def fail(error: BaseException) -> int:
@@ -181,7 +226,7 @@ def fail(error: BaseException) -> int:
     text = str(error) or type(error).__name__
     if isinstance(error, KeyError | AttributeError) and error.args:  # ml_collections: a key that is not there
         text = " ".join(str(arg) for arg in getattr(error.args[0], "args", error.args))
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"error: {in_flags(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return 2
 
 

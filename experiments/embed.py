@@ -12,7 +12,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir input step layer raw sample_key gene_table min_mapped",
+    "workdir input step sample_key reading",
     output="File to write, .h5ad; must not exist.",
     max_cells=(int, None, "Cut larger samples into random parts.", 1),
     replace=(bool, False, "Replace an embedding of the same name that the input has."),
@@ -35,11 +35,8 @@ def main(argv: list[str]) -> None:
     run = api.load(FLAGS.workdir, which)
     embedding = run.embed(
         FLAGS.input,
-        layer=FLAGS.layer,
-        raw=FLAGS.raw,
+        **cli.reading(),
         sample_key=FLAGS.sample_key or None,
-        gene_table=FLAGS.gene_table,
-        min_mapped=FLAGS.min_mapped,
         max_cells=FLAGS.max_cells or api.MAX_CELLS,
         seed=FLAGS.seed,
     )

@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "layer raw sample_key gene_table min_mapped",
+    "sample_key reading",
     workdir="Folder of a training run.",
     input="File of raw counts with labels in obs, not one of the training studies.",
     suite=(str, None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant."),
@@ -46,7 +46,8 @@ def main(_) -> None:
     from experiments.analyses import embedding
     from scfm_jax import api
 
-    options = {name: FLAGS[name].value for name in ("label", "batch", "layer", "raw", "gene_table", "min_mapped")}
+    cli.check_writable(FLAGS.workdir, f"--workdir={FLAGS.workdir}") if pathlib.Path(FLAGS.workdir).is_dir() else None
+    options = {name: FLAGS[name].value for name in ("label", "batch")} | cli.reading()
     options |= {"seeds": range(FLAGS.seeds or 3), "sample_key": FLAGS.sample_key or None}
     scores = embedding.evaluate(api.load(FLAGS.workdir), FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
     print(embedding.table(scores))
@@ -57,8 +58,12 @@ def run_suite() -> None:
     for name in ("runs", "data", "output"):
         if not FLAGS[name].value:
             raise ValueError(f"--{name} is missing: a suite compares --runs on --data and writes --output")
+    if alone := [name for name in ("min_mapped", "sample_key") if FLAGS[name].present]:
+        raise ValueError(f"--{alone[0]}: is not for suites, which compare on the genes and cells that all runs share")
+    cli.check_paths("data", "reference", "gene_table")
     import jax
 
+    from data_pipeline.files import h5ad
     from experiments.suite import entrants as suite_data
     from experiments.suite import fill
 
@@ -68,7 +73,7 @@ def run_suite() -> None:
     unknown = [task for task in FLAGS.tasks if task not in config.tasks]
     if unknown:
         raise ValueError(f"--tasks={unknown[0]}: the suite {FLAGS.suite} has {', '.join(config.order)}")
-    options = {"label": FLAGS.label, "batch": FLAGS.batch, "tables": FLAGS.gene_table}
+    options = {"label": FLAGS.label, "batch": FLAGS.batch, "tables": FLAGS.gene_table, **h5ad.place(cli.reading())}
     studies = [suite_data.Study(path, **options) for path in FLAGS.data]
     reference = [suite_data.Study(path, **options) for path in FLAGS.reference]
     same = [name for name in (study.name for study in studies) if [s.name for s in studies].count(name) > 1]

@@ -27,7 +27,7 @@ PARTS = ("imputation", "denoising", "transfer", "pretraining")
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "input output sample_key gene_table",
+    "input output sample_key reading",
     reference=(list, [], "Files of other studies, such as those that a model was trained on."),
     parts=(list, list(PARTS), "What to score."),
     genes=(str, None, "Gene list, a gene a line; all genes of the input, if left out."),
@@ -57,8 +57,9 @@ def main(argv: Sequence[str]) -> None:
     from experiments.analyses import floors
     from experiments.pages import output
 
-    names = ("reference", "parts", "genes", "number", "seeds", "cells", "reference_cells", "bag", "gene_table")
-    options = {name: FLAGS[name].value for name in (*names, "min_mapped")}
+    cli.check_paths("reference", "gene_table")
+    names = ("reference", "parts", "genes", "number", "seeds", "cells", "reference_cells", "bag")
+    options = {name: FLAGS[name].value for name in names} | cli.reading()
     scores = floors.evaluate(FLAGS.input, rates=rates, sample_key=FLAGS.sample_key or None, **options)
     text = floors.tables(scores)
     output.write(FLAGS.output, {"floors.md": text + "\n", "floors.json": scores})

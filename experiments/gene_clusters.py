@@ -17,7 +17,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output layer raw sample_key gene_table min_mapped",
+    "workdir output sample_key reading",
     edges=(str, None, "Protein interactions: a table with columns such as gene_a and gene_b."),
     sets=(list, [], "Gene sets, GMT files."),
     input="File of raw counts that says which genes are expressed.",
@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> None:
 
     cli.check_free(FLAGS.output)
     names = ("edges", "sets", "vectors", "min_expressed", "cells", "neighbours", "resolution", "draws", "seeds")
-    names += ("layer", "raw", "gene_table", "min_mapped")
-    options = {name: FLAGS[name].value for name in names}
+    options = {name: FLAGS[name].value for name in names} | cli.reading()
     options |= {"source": FLAGS.input, "sample_key": FLAGS.sample_key or None}
     result = gene_clusters.evaluate(api.load(FLAGS.workdir), **options)
     files = {"gene_clusters.md": gene_clusters.page(result), "gene_clusters.json": gene_clusters.records(result)}

@@ -25,7 +25,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "layer raw sample_key gene_table min_mapped",
+    "sample_key reading",
     workdir="Folder of a training run.",
     input="File of raw counts, not one of the training studies.",
     task=(str, "gene", "What to hide: gene, cell or fixed_gene."),
@@ -57,8 +57,9 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(FLAGS.workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"--workdir={workdir}: no such folder; give that of a training run")
-    names = ("seeds", "cells", "bag", "ruler", "bin_value", "reference", "layer", "raw", "gene_table", "min_mapped")
-    options: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    cli.check_paths("reference", "gene_table")
+    names = ("seeds", "cells", "bag", "ruler", "bin_value", "reference")
+    options: dict[str, Any] = {name: FLAGS[name].value for name in names} | cli.reading()
     options |= {"sample_key": FLAGS.sample_key or None, "rates": _numbers(FLAGS.rates, task.RATES)}
     scores = imputation_analysis.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)
     written = workdir / f"imputation_{FLAGS.task}.json"

@@ -4,9 +4,10 @@
   python -m experiments.ingest --census_query='tissue_general == "lung"' --store=DIR
   python -m experiments.ingest --verify=DIR
 
-Prints the gene mapping report of every study and a table of what the store holds. Exit status 0 if all is well, 1 if a
-study failed (the others are in the store) or a file of the store is damaged, 2 for a mistake in the command. The same
-command again takes up an ingest that was interrupted.
+Prints the gene mapping report of every study and a table of what the store holds. A file that cannot be read, or holds
+no counts, fails alone: all others are taken in, and a line for each that failed comes at the end. Exit status 0 if all
+is well, 1 if a study failed or a file of the store is damaged, 2 for a mistake in the command, such as a path that is
+not there: then nothing is done. The same command again takes up an ingest that was interrupted, and what failed.
 """
 
 import sys
@@ -17,15 +18,13 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "gene_table",
-    input=(list, [], "Files or folders with raw counts: .h5ad, .zarr, 10x .h5, mtx folders."),
+    "reading",
+    input=(list, [], "Files or folders with raw counts: .h5ad, .zarr, .zarr.zip, 10x .h5, mtx folders."),
     store=(str, None, "Folder of the store; made where there is none."),
     verify=(str, None, "Check every checksum of this store and name what is damaged."),
     names=(list, [], "Names of the studies, in the order of --input; the file names without ending, if left out."),
     vocab=(str, None, "Gene list that the store is to hold; all genes that are ingested, if left out."),
     group_by=(str, None, "obs column of the tissue sample or field of view; each study is one, if left out."),
-    layer="Layer that has the counts; looked for, if left out.",
-    raw="Take the counts from `raw`.",
     min_genes=(int, 1, "Leave out cells with fewer expressed genes.", 0),
     min_counts=(int, 1, "Leave out cells with fewer counts.", 0),
     max_mito=(float, None, "Leave out cells with a larger fraction of mitochondrial counts.", 0.0, 1.0),
@@ -44,6 +43,7 @@ SETTINGS = (
     "seed",
     "layer",
     "raw",
+    "round",
     "min_genes",
     "min_counts",
     "max_mito",
@@ -57,6 +57,7 @@ def main(_) -> int:
         return verify(FLAGS.verify)
     if not FLAGS.store or not (FLAGS.input or FLAGS.census_query or FLAGS.census_uri):
         raise ValueError("--input and --store say what to take in and where to (or --verify which store to check)")
+    cli.check_paths("input", "gene_table")
     from data_pipeline.files import census
     from data_pipeline.store.ingest import census_sources, file_sources
     from data_pipeline.store.store import open_store
@@ -71,7 +72,7 @@ def main(_) -> int:
         print("interrupted: what was finished is kept, the same command goes on", file=sys.stderr)
         return 130
     for name, reason in failed.items():
-        print(f"error: {name}: {reason}", file=sys.stderr)
+        print(f"error: {name}: {cli.in_flags(reason)}", file=sys.stderr)
     if len(failed) < len(sources):
         print(table(open_store(FLAGS.store)))
     return 1 if failed else 0

@@ -14,7 +14,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output layer raw sample_key gene_table min_mapped",
+    "workdir output sample_key reading",
     input="File of raw counts with metadata in obs.",
     columns=(list, [], "obs columns to compare with; all that have few labels, if left out."),
     seeds=(int, 3, "Number of seeds of k-means, PCA and twins.", 1),
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     from scfm_jax import api
 
     cli.check_free(FLAGS.output)
-    options = {name: FLAGS[name].value for name in ("columns", "layer", "raw", "gene_table", "min_mapped")}
+    options = {"columns": FLAGS.columns} | cli.reading()
     options |= {"seeds": range(FLAGS.seeds), "sample_key": FLAGS.sample_key or None}
     result = latent_ami.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
     text = latent_ami.table(result)

@@ -16,7 +16,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output layer raw gene_table min_mapped",
+    "workdir output reading",
     input="File of raw counts of control and perturbed cells.",
     column=(str, "perturbation", "obs column that says what was done to a cell."),
     control=(str, None, "Its value for control cells."),
@@ -43,8 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if wrong:
         raise ValueError(f"--targets={wrong}: write VALUE=GENE, a value of --column and a gene")
     names = ("column", "control", "how", "within", "filter", "cells", "null", "seed")
-    names += ("layer", "raw", "gene_table", "min_mapped")
-    options = {name: FLAGS[name].value for name in names}
+    options = {name: FLAGS[name].value for name in names} | cli.reading()
     options["targets"] = [text.rpartition("=")[::2] for text in FLAGS.targets]
     result = perturbation.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
     text = perturbation.table(result)

@@ -23,6 +23,7 @@ from data_pipeline.genes import lists
 from data_pipeline.store import expression
 from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.store import open_store
+from data_pipeline.store.study import Settings
 from experiments import cli, train
 from experiments.analyses import embedding
 from experiments.pages import run as page
@@ -31,6 +32,7 @@ from scfm_jax.training import pace
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
+    "reading",
     workdir="Folder of the walk; runs/quickstart_<name of the file>, if left out.",
     input="File of raw counts; 700 PBMCs of scanpy, if left out.",
     genes=(int, 2000, "Train on so many of the most variable genes, where the file has more; 0 for all.", 0),
@@ -51,27 +53,31 @@ def main(_) -> None:
     workdir = pathlib.Path(FLAGS.workdir or f"runs/quickstart_{name}")
     workdir.mkdir(parents=True, exist_ok=True)
     source = pathlib.Path(FLAGS.input) if FLAGS.input else scanpy_pbmcs(workdir / f"{name}.h5ad")
-    with h5ad.read_counts(source) as counts:
+    reading = cli.reading() if FLAGS.input else {}
+    with h5ad.read_counts(source, **h5ad.place(reading)) as counts:
         columns = {str(column): counts.obs[column].nunique() for column in counts.obs}
         n_cells, n_genes = counts.n_cells, len(counts.genes)
     used = min(n_genes, FLAGS.genes) if FLAGS.genes else n_genes
     seconds = pace.words(estimate(n_cells, n_genes, used))
     print(f"{source}: {n_cells:,} cells x {n_genes:,} genes: about {seconds} on two free CPU cores", flush=True)
     print(f"1. ingest {source} into {workdir / 'store'}", flush=True)
-    failed = ingest(file_sources([str(source)], [name]), workdir / "store", workers=0)
+    settings, tables = Settings(**h5ad.place(reading)), reading.pop("gene_table", [])
+    failed = ingest(file_sources([str(source)], [name]), workdir / "store", settings=settings, tables=tables, workers=0)
     if failed:
         raise ValueError(f"{source}: {next(iter(failed.values()))}")
     config = configured(workdir, used)
+    config.data.gene_table = tuple(tables)
     print(f"2. pre-train CellPLM, variant tiny, in {workdir}", flush=True)
     train.pretrain(config, str(workdir))
-    run, least = api.load(workdir), config.data.min_mapped
+    run = api.load(workdir)
+    options = {**reading, "gene_table": tables, "min_mapped": min(config.data.min_mapped, FLAGS.min_mapped)}
     if columns.get(LABEL, 0) > 1:
         print("3. embed and score, beside 50 principal components and untrained twins", flush=True)
-        print(embedding.table(embedding.evaluate(run, source, workdir, label=LABEL, min_mapped=least)))
+        print(embedding.table(embedding.evaluate(run, source, workdir, label=LABEL, **options)))
         print("trained on these very cells, without their labels" if FLAGS.input else EXPECT)
     else:
         print(f"3. embed; no scores, since {source} has no obs[{LABEL!r}] with two types or more", flush=True)
-        embedding.embed_file(run, source, workdir, min_mapped=least)
+        embedding.embed_file(run, source, workdir, **options)
     print(f"4. report: {page.write(workdir)}")
 
 

@@ -44,6 +44,7 @@ from scfm_jax.types import Batch
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
+    "reading",
     devices=(int, 8, "plan, step: devices, as which this machine's processor poses.", 1),
     cells=(list, ["1"], "plan: cells on each device, one row of the table for each. step: the first is used."),
     remat=(list, ["full"], "The same: full, dots or none."),
@@ -54,6 +55,7 @@ OPTIONS = cli.options(
     microbatches=(int, 1, "plan, step: parts one after the other, of so many cells on each device each.", 1),
     dtype=(("float32", "bfloat16"), "bfloat16", "What is computed in; parameters are float32."),
     input="forward: a file of raw counts.",
+    min_mapped=(float, 0.3, "forward: least share of genes to be in the list.", 0, 1),
     cell=(int, 0, "forward: which of its cells.", 0),
     genes=(str, None, "forward: the gene list, one a line."),
     graph=(str, None, "forward: its graph, a file of experiments.go_graph."),
@@ -189,8 +191,9 @@ def _cell() -> tuple[dict, Batch]:
     from scfm_jax.inference import bags
 
     genes = vocab.read_genes(FLAGS.genes)
-    with h5ad.read_counts(FLAGS.input) as counts:
-        mapping = vocab.onto(counts, genes, min_mapped=0.3)
+    with h5ad.read_counts(FLAGS.input, **h5ad.place(cli.reading())) as counts:
+        table = vocab.read_table(FLAGS.gene_table) if FLAGS.gene_table else None
+        mapping = vocab.onto(counts, genes, table=table, min_mapped=FLAGS.min_mapped)
         print(mapping.report)
         packed = bags.pack(mapping.apply(counts.take(np.array([FLAGS.cell]))), np.zeros((1, 1), int))
     constants = {"slots": np.arange(len(genes) + 1, dtype=np.int32), "measured": np.ones((1, len(genes)), bool)}

@@ -22,7 +22,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "gene_table",
+    "reading",
     workdir="Folder of a training run.",
     input="File of raw counts, not one of the training studies.",
     rate=(float, 0.15, "Share of the genes of every cell that is hidden.", 0.001, 0.999),
@@ -48,9 +48,9 @@ def main(_) -> None:
     run = api.load(FLAGS.workdir)
     table = run.gene_table(FLAGS.gene_table)
     rows: list[dict[str, Any]] = []
-    with h5ad.read_counts(FLAGS.input) as counts:
+    with h5ad.read_counts(FLAGS.input, **h5ad.place(cli.reading())) as counts:
         file = Cells(counts, run.genes, table, FLAGS.min_mapped)
-        print(file.mapping.report)
+        print(str(file.mapping.report))
         for seed in range(FLAGS.seeds):
             rows += shared_bins.of_seed(run, file, seed, FLAGS.rate, FLAGS.bins, FLAGS.cells, FLAGS.bag, FLAGS.ruler)
     options = {name: FLAGS[name].value for name in ("rate", "bins", "seeds", "cells", "bag", "ruler")}

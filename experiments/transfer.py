@@ -15,7 +15,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output layer raw gene_table min_mapped",
+    "workdir output reading",
     input="File of raw counts of a study that the model has not seen.",
     epochs=(int, 10, "Epochs of every run.", 1),
     seeds=(int, 5, "Runs of each start.", 1),
@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     if not jax.config.jax_compilation_cache_dir:  # every run compiles the same programs
         jax.config.update("jax_compilation_cache_dir", str(runs / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    names = ("epochs", "seeds", "batch", "learning_rate", "validation", "layer", "raw", "gene_table", "min_mapped")
-    options = {name: FLAGS[name].value for name in names}
+    names = ("epochs", "seeds", "batch", "learning_rate", "validation")
+    options = {name: FLAGS[name].value for name in names} | cli.reading()
     result = transfer.evaluate(api.load(FLAGS.workdir), FLAGS.input, runs, **options)
     text = transfer.table(result)
     title = (

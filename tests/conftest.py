@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Let JAX keep compiled programs for the session, also those of other workers and of processes that a test starts."""
+    """Let JAX keep compiled programs for the session, also those of other workers and of processes that tests start."""
     import jax
 
     folder = tmp_path_factory.getbasetemp()

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from data_pipeline.files.columns import text
 
+LARGEST = 2**31 - 1
 MEASUREMENT, LAYER = "RNA", "raw"
 PRESENCE = "feature_dataset_presence_matrix"
 # The public bucket of the Census; local paths and other stores do not look at it.
@@ -139,7 +140,10 @@ class CensusCounts:
       var: the experiment's var for the genes that the data set measured.
       obs: of the answer.
       obsm: empty.
+      notes: lines on what is left out; none.
     """
+
+    notes: tuple[str, ...] = ()
 
     source = f"{MEASUREMENT}/{LAYER}"
 
@@ -163,7 +167,7 @@ class CensusCounts:
         layer = self._reader.measurement.X[LAYER]
         table = self._reader.guard(lambda: layer.read((cells, slice(None))).tables().concat())
         row, column, data = (table[name].to_numpy() for name in ("soma_dim_0", "soma_dim_1", "soma_data"))
-        if ((data < 0) | (data != np.rint(data))).any():
+        if ((data < 0) | (data > LARGEST) | (data != np.rint(data))).any():
             raise ValueError(f"{self.path}: layer {LAYER!r} holds values that are not counts; exclude that data set")
         slot = np.searchsorted(self._columns, column)
         wanted = (data != 0) & (self._columns[np.minimum(slot, self.n_genes - 1)] == column)

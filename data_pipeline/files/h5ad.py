@@ -1,8 +1,8 @@
 """Read raw counts from single-cell files, and write embeddings back into them.
 
-Reads .h5ad (X, a layer or raw; CSR, CSC or dense), AnnData .zarr folders and 10x .h5 from disk, a run of cells at a
-time; 10x mtx folders (text) and AnnData objects from memory. What is not raw counts is refused: by a sample at first,
-and later in every run of cells that is read.
+Reads .h5ad (X, a layer or raw; CSR, CSC or dense), AnnData .zarr folders and .zarr.zip, 10x .h5 and 10x mtx folders
+from disk, a run of cells at a time, and AnnData objects from memory. What is not raw counts is refused: by a sample at
+first, and later in every run of cells that is read.
 """
 
 import json
@@ -19,16 +19,22 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from data_pipeline.files import whole
-from data_pipeline.files.matrix import open_rows
+from data_pipeline.files import features, whole
+from data_pipeline.files.count_values import FRACTION, LOGGED, looks, not_counts, percent, rounded, why_not_counts
+from data_pipeline.files.matrix import Columns, open_rows
 from data_pipeline.files.sources import Source, open_source
 
 if TYPE_CHECKING:  # it costs a second to import
     import anndata
 
-LARGEST = 2**31 - 1
 CHUNK = 4096  # cells read at a time
+LOOKED_AT = 200  # cells that are looked at to tell what became of counts
+BREAKS = ("\n", "\r", "\t", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
 GAP = 32  # rows between two wanted ones that are read rather than skipped
+
+
+PLACE = ("layer", "raw", "round")
+"""Options of `read_counts` that say where counts are and how they are taken."""
 
 
 def read_counts(
@@ -36,22 +42,30 @@ def read_counts(
     *,
     layer: str | None = None,
     raw: bool | None = None,
+    round: bool | None = None,
     check: bool = True,
 ) -> "Counts":
     """Open `source`, a file, a folder or an AnnData, for reading its raw counts: X, or the `layer`, or `raw`.
 
-    With `check`, what is not counts (negative, not an integer, NaN, infinite) raises a ValueError that says where in
-    the file counts are and what option chooses them; without, values come as they are. ValueError, FileNotFoundError
-    or PermissionError, in one line, where there is nothing to read.
+    Of several kinds of measurements gene expression alone is read (see `features`). With `check`, what is not counts
+    (negative, not an integer, NaN, infinite) raises a ValueError that says where in the file counts are and what option
+    chooses them; without, values come as they are. With `round`, values are taken to the nearest whole number first:
+    for counts that were estimated (RSEM, kallisto) or corrected (SoupX, CellBender). ValueError, FileNotFoundError or
+    PermissionError, in one line, where there is nothing to read.
     """
     if layer and raw:
         raise ValueError(f"layer={layer} and raw=True exclude each other: counts come from one place")
     opened = open_source(source)
     try:
-        return Counts(opened, f"layers/{layer}" if layer else "raw" if raw else "X", check)
+        return Counts(opened, f"layers/{layer}" if layer else "raw" if raw else "X", check, bool(round))
     except BaseException:
         opened.close()
         raise
+
+
+def place(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some options that `read_counts` takes: where in a file counts are, and how they are taken."""
+    return {name: options[name] for name in PLACE if name in options}
 
 
 class Counts:
@@ -61,22 +75,34 @@ class Counts:
       path: the file, or "AnnData". source: where in it the counts are: "X", "layers/<name>" or "raw".
       n_cells, n_genes: the size of the matrix. genes: names of its columns, str. [n_genes]
       var, obs: tables of the genes and of the cells. obsm: arrays by name, read when asked for. {name: [n_cells, ...]}
+      round: whether values are taken to the nearest whole number.
+      notes: a line on each thing that is left out or done to what the file holds, for the user to see.
     """
 
-    def __init__(self, opened: Source, source: str, check: bool):
+    def __init__(self, opened: Source, source: str, check: bool, round: bool = False):
         self._opened, self.path, self.source, self.check = opened, opened.path, source, check
-        self.obsm = opened.obsm
+        self.obsm, self.round = opened.obsm, round
         self._rows = self._open(source)
         self.n_cells, self.n_genes = self._rows.shape
         if not self.n_cells or not self.n_genes:
             raise ValueError(f"{self.path}: {source} is empty: {self.n_cells} cells x {self.n_genes} genes")
-        for axis, listed, wanted in (("var", len(self.var), self.n_genes), ("obs", len(self.obs), self.n_cells)):
+        var = opened.table("raw/var" if source == "raw" else "var")
+        for axis, listed, wanted in (("var", len(var), self.n_genes), ("obs", len(self.obs), self.n_cells)):
             if listed != wanted:
                 raise ValueError(f"{self.path}: damaged file: {source} is of {wanted} {axis}, the table lists {listed}")
+        keep, self.var, notes = features.select(var, self.path)
+        self.notes = [*opened.notes, *notes]
+        if keep is not None:
+            self._rows, self.n_genes = Columns(self._rows, keep), len(keep)
+        self.genes = self._names()
         with self._reading(source):
-            fault = why_not_counts(self._rows.sample()) if check else None
+            values = self._rows.sample()
+        if round and values.dtype.kind == "f":
+            self._round(values)
+        fault = why_not_counts(rounded(values) if round else values) if check else None
         if fault:
-            raise ValueError(f"{self.path}: {source} does not hold raw counts ({fault}); {self._way_out()}")
+            like = self._looks(values) if fault.startswith(FRACTION) else ""
+            raise ValueError(f"{self.path}: {source} does not hold raw counts ({fault}{like}); {self._way_out(like)}")
 
     def __enter__(self) -> "Counts":
         return self
@@ -90,19 +116,9 @@ class Counts:
         self._opened.close()
 
     @cached_property
-    def var(self) -> pd.DataFrame:
-        """The table of the genes."""
-        return self._opened.table("raw/var" if self.source == "raw" else "var")
-
-    @cached_property
     def obs(self) -> pd.DataFrame:
         """The table of the cells."""
         return self._opened.table("obs")
-
-    @cached_property
-    def genes(self) -> np.ndarray:
-        """Names of the genes, str. [n_genes]"""
-        return self.var.index.to_numpy().astype(str)
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Return counts of cells `start` to `stop`: int32 (unchecked: the file's dtype), sorted, no stored zeros."""
@@ -110,6 +126,9 @@ class Counts:
             raise ValueError(f"{self.path}: rows {start}..{stop} do not lie within its {self.n_cells} cells")
         with self._reading(f"cells {start}..{stop} of {self.source}"):
             block = self._rows.read(start, stop)
+        if self.round:
+            block.data = rounded(block.data)
+            block.eliminate_zeros()
         return self._checked(block, start) if self.check else block
 
     def take(self, rows: np.ndarray) -> sparse.csr_matrix:
@@ -136,11 +155,34 @@ class Counts:
         """Give the file and what is read there to any error of a storage library, in one line."""
         try:
             yield
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: {what} cannot be read: {' '.join(str(error).split())}") from error
+        except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.path}: {what} cannot be read: {text}") from error
+
+    def _names(self) -> np.ndarray:
+        """Return the names of the genes; ValueError where one cannot be a line of a list. [n_genes] str"""
+        names = self.var.index.to_numpy().astype(str)
+        wrong = next((name for name in names if not name.isprintable()), None)
+        if wrong is not None and any(sign in wrong for sign in BREAKS):
+            text = "a tab or a line break cannot be part of a gene's name; rename it"
+            raise ValueError(f"{self.path}: gene {wrong!r}: {text}")
+        return names
+
+    def _round(self, values: np.ndarray) -> None:
+        """Note that values are rounded; ValueError where that does not give counts."""
+        whole = float(np.mean(rounded(values) == values)) if len(values) else 1.0
+        if whole < 1 and self._looks(values) == LOGGED:
+            text = "looks log-transformed: round=True gives no counts of it"
+            raise ValueError(f"{self.path}: {self.source} {text}; {self._way_out()}")
+        self.notes.append(f"{self.source} rounded to whole numbers: {percent(whole)} of its values were whole")
+
+    def _looks(self, values: np.ndarray) -> str:
+        """Say what became of counts, see `count_values.looks`."""
+        with self._reading(self.source):
+            return looks(values, self._rows.read(0, min(LOOKED_AT, self.n_cells)))
 
     def _checked(self, block: sparse.csr_matrix, start: int) -> sparse.csr_matrix:
-        bad = _not_counts(block.data)
+        bad = not_counts(block.data)
         if bad.any():
             i = int(bad.argmax())
             row, gene = start + int(np.searchsorted(block.indptr, i, "right")) - 1, self.genes[block.indices[i]]
@@ -151,41 +193,23 @@ class Counts:
         block.data = block.data.astype(np.int32, copy=False)
         return block
 
-    def _way_out(self) -> str:
-        """Where else in the file counts are, and the option that chooses them, in the notation of both doors."""
+    def _way_out(self, like: str = "") -> str:
+        """Where else in the file counts are, and the option that chooses them, in Python's notation."""
         others = [name for name in self._opened.matrices if name != self.source]
-        good = [name for name in others if why_not_counts(self._open(name).sample()) is None]
+        good = [name for name in others if self._holds_counts(name)]
         if good:
             ways = {"X": "no layer and no raw", "raw": "raw=True"}
             options = [ways.get(name) or name.replace("layers/", "layer=") for name in good]
             return f"counts are in {' and '.join(good)}: choose with {' or '.join(options)}"
         looked = f"{', '.join(others)} hold none either" if others else "it has no layers and no raw to look in"
-        return f"{looked}: give the file of counts that this one was made from"
+        way = f"{looked}: give the file of counts that this one was made from"
+        return f"{way}, or, for counts that were estimated or corrected, round=True" if "whole" in like else way
 
-
-def _not_counts(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind in "ub":
-        return values > LARGEST
-    if values.dtype.kind == "i":
-        return (values < 0) | (values > LARGEST)
-    with np.errstate(invalid="ignore"):
-        return ~((values >= 0) & (values <= LARGEST) & (np.rint(values) == values))
-
-
-def why_not_counts(values: np.ndarray) -> str | None:
-    """Say why `values` are not raw counts, with the first that is not, or return None where they are."""
-    if values.dtype.kind not in "uibf":
-        return f"values of dtype {values.dtype}"
-    bad = values[_not_counts(values)]
-    if not len(bad):
-        return None
-    for name, wrong in (("NaN", np.isnan(bad)), ("infinite", np.isinf(bad)), ("negative", bad < 0)):
-        if wrong.any():
-            return f"{name}" if name == "NaN" else f"{name}: {bad[wrong][0]:g}"
-    if (bad > LARGEST).any():
-        return f"too large: {bad.max():g}"
-    looks = "log-transformed" if len(values) > 1 and values.max() < 20 else "normalised"
-    return f"not an integer: {bad[0]:.6g}" + (f", looks {looks}" if len(values) > 1 else "")
+    def _holds_counts(self, name: str) -> bool:
+        try:
+            return why_not_counts(self._open(name).sample()) is None
+        except ValueError:  # damaged: not what is asked
+            return False
 
 
 def write_embedding(

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from data_pipeline.files import trust
+
 BLOCK = 1 << 23  # entries of a matrix read at a time
 BUCKET = 1 << 23  # entries sorted in memory at a time
 SAMPLES, SAMPLE = 8, 1 << 16  # places looked at by `sample`, and entries at each
@@ -36,8 +38,13 @@ def open_rows(element: Any) -> "Csr | Csc | Dense | Columns":
         if not str(kind).startswith(("csr", "csc")):
             raise ValueError(f"a matrix of encoding {kind!r} cannot be read: only csr_matrix, csc_matrix and array can")
         shape = element.attrs["shape"] if "shape" in element.attrs else element.attrs["h5sparse_shape"]
+        for name in ("data", "indices"):
+            trust.check_chunks(element[name], name)
+        trust.check_stored(element["indptr"], "indptr")
         parts = element["data"], element["indices"], element["indptr"][:]
     elif len(getattr(element, "shape", ())) == 2:
+        if hasattr(element, "attrs"):
+            trust.check_chunks(element, "the matrix")
         return Dense(element)
     else:
         raise ValueError(f"a {type(element).__name__} is not a matrix of cells x genes")
@@ -171,8 +178,9 @@ class Columns:
         return self.rows.read(start, stop)[:, self.keep]
 
     def sample(self) -> np.ndarray:
-        """Return some of the stored values, of any column."""
-        return self.rows.sample()
+        """Return some of the stored values, of these columns."""
+        blocks = [self.read(a, b).data for a, b in _spread(self.shape[0], max(1, SAMPLE // max(1, self.shape[1])))]
+        return np.concatenate(blocks)
 
     def close(self) -> None:
         """Let go of the other matrix."""
@@ -192,6 +200,9 @@ def _sparse(block: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
 
 def _canonical(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
     rows = sparse.csr_matrix((data, _inside(indices, shape[1]), indptr), shape=shape)
+    rows.sort_indices()
+    if rows.data.dtype.kind in "bui" and not rows.has_canonical_format:  # small integers would run over
+        rows.data = rows.data.astype(np.int64)
     rows.sum_duplicates()
     rows.eliminate_zeros()
     return rows

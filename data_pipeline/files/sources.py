@@ -10,17 +10,21 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from data_pipeline.files import matrix
+from data_pipeline.files import features, tables, tenx, trust, whole
 
 if TYPE_CHECKING:  # it costs a second to import
     import anndata
+
+
+GZIP, ZIP = b"\x1f\x8b", b"PK"
+KINDS = ".h5ad, 10x .h5, an AnnData .zarr folder (or .zarr.zip) or a 10x mtx folder are read"
 
 
 @dataclass
 class Source:
     """An opened file: matrices by name ("X", "layers/counts", "raw"), tables ("obs", "var", "raw/var") and obsm.
 
-    `root` is the file's or the folder's group where it has AnnData's layout.
+    `root` is the file's or the folder's group where it has AnnData's layout. `notes` are lines on what is left out.
     """
 
     path: str
@@ -29,48 +33,92 @@ class Source:
     obsm: Mapping[str, np.ndarray]
     close: Callable[[], None] = lambda: None
     root: Any = None
+    notes: tuple[str, ...] = ()
 
 
 def open_source(source: "str | os.PathLike | anndata.AnnData") -> Source:
-    """Open a .h5ad, an AnnData .zarr folder, a 10x .h5, a 10x mtx folder, or an AnnData object.
+    """Open a .h5ad, an AnnData .zarr folder or .zarr.zip, a 10x .h5, a 10x mtx folder, or an AnnData object.
 
-    FileNotFoundError, PermissionError or ValueError, in one line, where it is none of these.
+    Of a MuData, file or object, the modality of gene expression is opened. FileNotFoundError, PermissionError or
+    ValueError, in one line, where it is none of these, or does what no file of a stranger may (see `trust`).
     """
     return _from_path(Path(source)) if isinstance(source, str | os.PathLike) else _from_anndata(source)
+
+
+def parts(path: Path) -> list[Path]:
+    """Return all the files that an input consists of."""
+    if path.is_dir():
+        return [path / name for name in whole.files(path)]
+    return tenx.mtx_parts(path) if tenx.is_mtx(path) else [path]
 
 
 def _from_path(path: Path) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path}: no permission to read it")
     if path.is_dir():
-        if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-            return _from_zarr(path)
-        if any((path / name).exists() for name in ("matrix.mtx", "matrix.mtx.gz")):
-            return _from_mtx(path)
-        raise ValueError(f"{path}: a folder that is neither an AnnData .zarr nor a 10x folder with matrix.mtx")
+        return _from_folder(path)
     if not path.stat().st_size:
         raise ValueError(f"{path}: an empty file")
+    if tenx.is_mtx(path):
+        return _from_mtx(path)
+    with open(path, "rb") as file:
+        begins = file.read(2)
+    if begins == GZIP:
+        tar = path.name.endswith((".tgz", ".tar.gz"))
+        raise ValueError(f"{path}: a gzipped file: {'tar -xzf' if tar else 'gunzip'} it first, and give what comes out")
+    if begins == ZIP:
+        return _from_zip(path)
+    file = _open_hdf5(path)
     try:
-        file = h5py.File(path, "r", rdcc_nbytes=1 << 24)
-    except OSError as error:
-        if not os.access(path, os.R_OK):
-            raise PermissionError(f"{path}: no permission to read it") from error
-        if "truncated" in str(error):
-            raise ValueError(f"{path}: a truncated file, its end is missing: copy it again") from error
-        text = "not an HDF5 file: .h5ad, 10x .h5, an AnnData .zarr folder or a 10x mtx folder are read"
-        raise ValueError(f"{path}: {text}") from error
-    try:
-        tenx = [name for name in file if isinstance(file[name], h5py.Group) and "barcodes" in file[name]]
-        return _from_10x(path, file, tenx) if tenx else _from_groups(path, file, file.close)
+        trust.check_hdf5(path, file)
+        groups = tenx.h5_groups(file)
+        if groups:
+            rows, obs, var = tenx.read_h5(path, file, groups)
+            return Source(str(path), {"X": rows}, {"obs": obs, "var": var}.__getitem__, {}, file.close)
+        return _from_groups(path, file, file.close)
+    except (RuntimeError, KeyError, OSError) as error:  # h5py has many kinds for a damaged file
+        file.close()
+        raise ValueError(f"{path}: damaged file: {' '.join(str(error).split())}") from error
     except BaseException:
         file.close()
         raise
 
 
-def _from_groups(path: Path, root: Any, close: Callable[[], None] = lambda: None) -> Source:
-    """Open AnnData's layout in an HDF5 file or a zarr group."""
+def _from_folder(path: Path) -> Source:
+    if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+        trust.check_zarr(path)
+        return _from_zarr(path, path)
+    if tenx.is_mtx(path):
+        return _from_mtx(path)
+    deeper = [place.name for place in sorted(path.iterdir()) if place.is_dir() and tenx.is_mtx(place)]
+    way = f"; but {', '.join(deeper)} in it {'is' if len(deeper) == 1 else 'are'}: give one" if deeper else ""
+    raise ValueError(f"{path}: a folder that is neither an AnnData .zarr nor a 10x folder with matrix.mtx{way}")
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", rdcc_nbytes=1 << 24)
+    except OSError as error:
+        text = str(error)
+        if "unable to lock" in text or "already open" in text:
+            way = "close it there, or set HDF5_USE_FILE_LOCKING=FALSE if nothing writes to it"
+            raise OSError(f"{path}: the file is open elsewhere, or its file system cannot lock: {way}") from error
+        if "truncated" in text:
+            raise ValueError(f"{path}: a truncated file, its end is missing: copy it again") from error
+        raise ValueError(f"{path}: not an HDF5 file: {KINDS}") from error
+
+
+def _from_groups(
+    path: Path, root: Any, close: Callable[[], None] = lambda: None, notes: tuple[str, ...] = ()
+) -> Source:
+    """Open AnnData's layout in an HDF5 file or a zarr group; of MuData's, that of gene expression."""
     from anndata.io import read_elem  # here, for what it costs to import
 
+    if "mod" in root and "X" not in root:
+        name, notes = _modality(path, list(root["mod"]))
+        return _from_groups(path, root["mod"][name], close, notes)
     missing = [name for name in ("obs", "var") if name not in root]
     if missing:
         raise ValueError(
@@ -84,13 +132,23 @@ def _from_groups(path: Path, root: Any, close: Callable[[], None] = lambda: None
 
     def table(name: str) -> pd.DataFrame:
         try:
-            return read_elem(root[name])
+            return tables.read(root[name], name)
         except Exception as error:  # anndata raises many kinds for a damaged table
-            text = " ".join(str(error).split())
+            text = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path}: the table {name} cannot be read: {text}") from error
 
     obsm = _Lazy({name: lambda name=name: root[f"obsm/{name}"] for name in _keys(root, "obsm")}, read_elem)
-    return Source(str(path), matrices, table, obsm, close, root)
+    return Source(str(path), matrices, table, obsm, close, root, notes)
+
+
+def _modality(path: Any, names: list[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the modality of gene expression, and a line on the others; ValueError where there is none, or several."""
+    chosen = [name for name in names if features.is_gene_expression(name)]
+    if len(chosen) != 1:
+        text = f"{len(chosen) or 'no'} modalities of gene expression (rna, gex) among {', '.join(names) or 'none'}"
+        raise ValueError(f"{path}: {text}: write the one to read as a file of its own")
+    others = [name for name in names if name not in chosen]
+    return chosen[0], (f"modality {chosen[0]} is read; left out: {', '.join(others)}",) if others else ()
 
 
 def _keys(root: Any, group: str) -> list[str]:
@@ -113,53 +171,48 @@ class _Lazy(Mapping):
         return len(self._places)
 
 
-def _from_zarr(path: Path) -> Source:
+def _from_zarr(path: Path, store: Any, folder: str | None = None, close: Callable[[], None] = lambda: None) -> Source:
     import zarr  # here, for what it costs to import
 
     try:
-        root = zarr.open_group(path, mode="r")
+        # not by consolidated metadata, a copy that may say what no array says
+        root = zarr.open_group(store, mode="r", path=folder, use_consolidated=False)
+        return _from_groups(path, root, close)
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: not a zarr group: {' '.join(str(error).split())}") from error
     except Exception as error:  # zarr raises many kinds for a damaged folder
         raise ValueError(f"{path}: not a zarr group: {' '.join(str(error).split())}") from error
-    return _from_groups(path, root)
+
+
+def _from_zip(path: Path) -> Source:
+    from zarr.storage import ZipStore
+
+    folder = trust.check_zip(path)
+    store = ZipStore(path, mode="r")
+    try:
+        return _from_zarr(path, store, folder or None, store.close)
+    except BaseException:
+        store.close()
+        raise
 
 
 def _from_anndata(adata: "anndata.AnnData") -> Source:
+    notes: tuple[str, ...] = ()
+    if hasattr(adata, "mod"):  # a MuData
+        name, notes = _modality("MuData", list(adata.mod))
+        adata = adata.mod[name]
     layers = {f"layers/{name}": adata.layers[name] for name in adata.layers if name is not None}
     matrices = {"X": adata.X} | layers  # from anndata 0.13 on, X is also the layer None
-    tables = {"obs": adata.obs, "var": adata.var}
+    frames = {"obs": adata.obs, "var": adata.var}
     if adata.raw is not None:
-        matrices["raw"], tables["raw/var"] = adata.raw.X, adata.raw.var
+        matrices["raw"], frames["raw/var"] = adata.raw.X, adata.raw.var
     matrices = {name: value for name, value in matrices.items() if value is not None}
     obsm = _Lazy({name: lambda name=name: adata.obsm[name] for name in adata.obsm}, np.asarray)
-    return Source("AnnData", matrices, tables.__getitem__, obsm)
+    return Source("AnnData", matrices, frames.__getitem__, obsm, notes=notes)
 
 
 def _from_mtx(path: Path) -> Source:
-    import scanpy  # here, for what it costs to import
-
-    try:
-        adata = scanpy.read_10x_mtx(path)
-    except Exception as error:  # a folder with missing or damaged parts
-        raise ValueError(f"{path}: not a whole 10x folder: {' '.join(str(error).split())}") from error
-    opened = _from_anndata(adata)
-    opened.path = str(path)
-    return opened
-
-
-def _from_10x(path: Path, file: h5py.File, genomes: list[str]) -> Source:
-    """Open CellRanger's .h5, of version 3 (`matrix`) or 2 (a group per genome); only gene expression is kept."""
-    if len(genomes) > 1:
-        raise ValueError(f"{path}: counts of several genomes ({', '.join(genomes)}): give a file of one")
-    group = file[genomes[0]]
-    features = group.get("features", group)
-    ids, names = ("id", "name") if "features" in group else ("genes", "gene_names")
-    var = pd.DataFrame({"gene_ids": features[ids].asstr()[:]}, index=pd.Index(features[names].asstr()[:].astype(str)))
-    if "feature_type" in features:
-        var["feature_types"] = features["feature_type"].asstr()[:]
-    n_genes, n_cells = (int(n) for n in group["shape"][:])
-    rows: Any = matrix.Csr(group["data"], group["indices"], group["indptr"][:], (n_cells, n_genes))
-    if "feature_types" in var and (var["feature_types"] != "Gene Expression").any():
-        keep = np.flatnonzero(var["feature_types"] == "Gene Expression")
-        rows, var = matrix.Columns(rows, keep), var.iloc[keep]
-    tables = {"obs": pd.DataFrame(index=pd.Index(group["barcodes"].asstr()[:].astype(str))), "var": var}
-    return Source(str(path), {"X": rows}, tables.__getitem__, {}, file.close)
+    rows, obs, var, close = tenx.read_mtx(path)
+    return Source(str(path), {"X": rows}, {"obs": obs, "var": var}.__getitem__, {}, close)

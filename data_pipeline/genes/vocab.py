@@ -52,6 +52,8 @@ __all__ = [
 STEPS = ("exact", "version", "second", "table", "previous", "alias", "case", "number")
 SAMPLE = 64
 """Cells of a file that are looked at to tell what share of its counts its mapped names hold."""
+LARGEST = 2**31 - 1
+"""The largest count."""
 
 
 @dataclass
@@ -76,8 +78,21 @@ class Mapping:
         indptr = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
         shape = (counts.shape[0], self.n_vocab)
         mapped = sparse.csr_matrix((counts.data[kept], columns[kept], indptr), shape=shape)
+        small = self.report.merged and mapped.data.dtype.kind in "iu"
+        if small:  # sums of int32 would run over
+            mapped.data = mapped.data.astype(np.int64)
         mapped.sum_duplicates()
-        return mapped
+        return _narrow(mapped, counts.data.dtype) if small else mapped
+
+
+def _narrow(sums: sparse.csr_matrix, dtype: np.dtype) -> sparse.csr_matrix:
+    """Return sums of int64 in `dtype`; ValueError where one is too large for it."""
+    most = min(np.iinfo(dtype).max, LARGEST)
+    if sums.nnz and sums.data.max() > most:
+        large = f"the counts of names of one gene add up to {sums.data.max():,} in a cell"
+        raise ValueError(f"{large}, above {most:,}: are these counts of reads? Leave one of the names out")
+    sums.data = sums.data.astype(dtype)
+    return sums
 
 
 def onto(
@@ -105,7 +120,7 @@ def onto(
         hint = f"; columns of var that look like genes: {like} (make the right one the index)" if like else ""
         raise ValueError(f"{counts.path}: {error}{hint}") from None
     mapping.report.whose = whose
-    mapping.report.notes[:0] = names.notes
+    mapping.report.notes[:0] = [*getattr(counts, "notes", ()), *names.notes]
     if whose == "model":
         block = counts.rows(0, min(SAMPLE, counts.n_cells))
         held = block.data[mapping.index[block.indices] >= 0].sum(dtype=np.float64)

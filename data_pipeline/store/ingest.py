@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import psutil
 
 from data_pipeline.files import census, h5ad, whole
+from data_pipeline.files import sources as files
 from data_pipeline.genes import vocab
 from data_pipeline.store import manifest as ledger
 from data_pipeline.store.store import check_name, partial
@@ -40,16 +41,16 @@ class Source:
         """Return the source's counts, open."""
         if isinstance(self.where, census.Query):
             return census.CensusCounts(self.where)
-        return h5ad.read_counts(self.where, layer=settings.layer, raw=settings.raw)
+        return h5ad.read_counts(self.where, **h5ad.place(dataclasses.asdict(settings)))
 
     def identity(self) -> dict:
         """Return what tells this source from another: name, size and checksum of the file, or the query."""
         if isinstance(self.where, census.Query):
             return dataclasses.asdict(self.where)
         path = pathlib.Path(self.where)
-        parts = whole.files(path) if path.is_dir() else [""]
-        sums = [whole.checksum(path / part) for part in parts]
-        total = sum((path / part).stat().st_size for part in parts)
+        parts = files.parts(path)
+        sums = [whole.checksum(part) for part in parts]
+        total = sum(part.stat().st_size for part in parts)
         together = sums[0] if len(sums) == 1 else whole.crc32c("".join(sums).encode())
         return {"file": path.name, "bytes": total, "crc32c": together}
 
@@ -65,12 +66,19 @@ def file_sources(inputs: list[str], names: list[str] | None = None) -> list[Sour
             raise FileNotFoundError(f"{text}: no such file or folder; check --input")
     if names and len(names) != len(paths):
         raise ValueError(f"--names has {len(names)} names for {len(paths)} inputs; give one each, in the same order")
-    names = names or [path.name.removesuffix(path.suffix) or path.name for path in paths]
+    names = names or [_stem(path) for path in paths]
     sources = [Source(check_name(name), str(path)) for name, path in zip(names, paths, strict=True)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two inputs would be study {twice[0]!r}; tell them apart with --names")
     return sources
+
+
+def _stem(path: pathlib.Path) -> str:
+    """Return the name of a study by that of its file: without its endings, and of an mtx file what stands before."""
+    if path.name.endswith(("matrix.mtx", "matrix.mtx.gz")):
+        return path.name.rpartition("matrix.mtx")[0].rstrip("_-.") or path.parent.name
+    return path.name.removesuffix(".zip").removesuffix(path.suffix).removesuffix(".zarr") or path.name
 
 
 def census_sources(query: census.Query) -> list[Source]:
@@ -107,14 +115,14 @@ def ingest(
     """
     store, settings = pathlib.Path(os.path.expanduser(store)).absolute(), settings or Settings()
     with ledger.writing(store) as manifest:
-        pending = _pending(sources, manifest, settings, say)
-        failed, tables = {}, [str(pathlib.Path(table).absolute()) for table in tables or ()]
+        pending, failed = _pending(sources, manifest, settings, say)
+        tables = [str(pathlib.Path(table).absolute()) for table in tables or ()]
         if vocabulary:
             genes, is_table = read_vocabulary(vocabulary)
             tables += [str(pathlib.Path(vocabulary).absolute())] * is_table
             ledger.extend_genes(store, manifest, genes, kind="fixed")
         elif manifest["vocabulary"]["kind"] == "union":
-            failed = _add_genes(store, manifest, pending, settings, tables)
+            failed |= _add_genes(store, manifest, pending, settings, tables)
         pending = [source for source in pending if source.name not in failed]
         _plan(store, manifest, [source.name for source in pending])
         tasks = [(str(store), source, settings, tables) for source in pending]
@@ -156,9 +164,9 @@ def _add_genes(
     for source in sources:
         try:
             with source.open(settings) as counts:
-                names.append(vocab.file_names(counts))
-        except (ValueError, OSError) as error:
-            failed[source.name] = _line(error)
+                names.append(_gene_names(counts))
+        except Exception as error:  # whatever it is, the others are taken in
+            failed[source.name] = _reason(error)
     if not names:
         return failed
     table = vocab.learn(names, gene_table(stored, tables))
@@ -173,6 +181,16 @@ def _add_genes(
                 second[gene] = next((name for name in names_of if vocab.strip_version(name) != gene), "")
     ledger.extend_genes(store, manifest, [(gene, second[gene]) for gene in genes], kind="union")
     return failed
+
+
+def _gene_names(counts: h5ad.Counts) -> tuple[list[str], list[str]]:
+    """Return names and second names of a source's genes; ValueError where one cannot be a line of a store's list."""
+    names, other = vocab.file_names(counts)
+    wrong = next((name for name in [*names, *other] if "\t" in name or "\n" in name), None)
+    if wrong is not None:
+        text = "a tab or a line break cannot be part of a gene's name; rename it"
+        raise ValueError(f"{counts.path}: gene {wrong!r}: {text}")
+    return names, other
 
 
 def _plan(store: pathlib.Path, manifest: dict, pending: list[str]) -> None:
@@ -198,13 +216,18 @@ def write_source(store: str, source: Source, settings: Settings, tables: list[st
             record = build(folder, source.name, counts, mapping, names, settings)
             record["source"] = source.identity() | {"matrix": counts.source}
     except Exception as error:
-        if os.environ.get("SCFM_TRACEBACK"):
-            raise
         if folder is not None:
             shutil.rmtree(folder.parent, ignore_errors=True)
-        return _line(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {_line(error)}"
+        return _reason(error)
     record["seconds"] = round(time.perf_counter() - started, 2)
     return str(folder), record, str(mapping.report)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a source failed, in one line; raise the error where SCFM_TRACEBACK asks for it."""
+    if os.environ.get("SCFM_TRACEBACK"):
+        raise error
+    return _line(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {_line(error)}"
 
 
 def _describe(record: dict) -> str:
@@ -212,12 +235,19 @@ def _describe(record: dict) -> str:
     left_out = [f"{number:,} cells by {rule}" for rule, number in record["removed"]["cells"].items()]
     left_out += [f"{record['removed']['genes']:,} rare genes"] * (record["removed"]["genes"] > 0)
     text = f"{record['name']}: {cells:,} cells in {groups} group{'s' * (groups > 1)}, {record['seconds']:.1f} s"
-    return text + (f"; left out: {', '.join(left_out)}" if left_out else "")
+    text += f"; left out: {', '.join(left_out)}" if left_out else ""
+    renamed = [f"obs column {old!r} is called {new!r} in the store" for old, new in record.get("renamed", {}).items()]
+    return "\n  ".join([text, *renamed])
 
 
-def _pending(sources: list[Source], manifest: dict, settings: Settings, say: Callable[[str], None]) -> list[Source]:
-    """Return the sources that are not in the store yet; ValueError where one is, made otherwise."""
-    pending = []
+def _pending(
+    sources: list[Source], manifest: dict, settings: Settings, say: Callable[[str], None]
+) -> tuple[list[Source], dict[str, str]]:
+    """Return the sources that are not in the store yet, and why others, that are, cannot be compared with it.
+
+    ValueError where one is in the store, made otherwise.
+    """
+    pending, failed = [], {}
     for source in sources:
         record = manifest["studies"].get(source.name)
         if record is None:
@@ -226,15 +256,19 @@ def _pending(sources: list[Source], manifest: dict, settings: Settings, say: Cal
         asked, stored = dataclasses.asdict(settings), record["settings"]
         decide = [key for key in asked if key != "min_mapped" and asked[key] != stored.get(key)]
         differ = [f"{key} {stored.get(key)!r} -> {asked[key]!r}" for key in decide]
-        if source.identity() != {key: value for key, value in record["source"].items() if key != "matrix"}:
-            differ.append("another source")
+        try:
+            same = source.identity() == {key: value for key, value in record["source"].items() if key != "matrix"}
+        except (ValueError, OSError) as error:
+            failed[source.name] = _reason(error)
+            continue
+        differ += [] if same else ["another source"]
         if differ:
             way = "give it another name with --names, or use a new --store"
             raise ValueError(
                 f"study {source.name!r} is in the store already, made otherwise ({', '.join(differ)}); {way}"
             )
         say(f"{source.name}: already in the store, kept")
-    return pending
+    return pending, failed
 
 
 def _run(tasks: list[tuple], scheduler: str | None, workers: int | None) -> Iterator[tuple[str, tuple | str]]:

@@ -8,6 +8,7 @@ The permutation depends on (seed, study name, group sizes) alone, never on how m
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import pathlib
 import zlib
 
@@ -30,8 +31,9 @@ class Settings:
     Attributes:
       group_by: obs column that names the tissue sample or field of view; None makes the study one group.
       seed: of the permutation of cells within their group.
-      layer: layer of the source to read, None to find the counts.
+      layer: layer of the source to read, None for X.
       raw: read the source's `raw`.
+      round: take values to the nearest whole number.
       min_genes: least number of expressed genes of a cell.
       min_counts: least number of counts of a cell.
       max_mito: largest fraction of counts in mitochondrial genes.
@@ -43,6 +45,7 @@ class Settings:
     seed: int = 0
     layer: str | None = None
     raw: bool | None = None
+    round: bool | None = None
     min_genes: int = 1
     min_counts: int = 1
     max_mito: float | None = None
@@ -76,7 +79,8 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
     root = zarr.open_group(folder, mode="w-", zarr_format=3)
     dtype = np.min_scalar_type(seen.largest)
     _write_counts(root, folder, shuffle, zeroed, len(order), nnz, dtype)
-    _write_tables(root, counts.obs.iloc[order], _var(counts, mapping, genes, zeroed))
+    obs, renamed = _plain(counts.obs.iloc[order])
+    _write_tables(root, obs, _var(counts, mapping, genes, zeroed))
     layout = {
         "name": name,
         "shape": [len(order), len(genes)],
@@ -87,7 +91,9 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
         "group_starts": starts.tolist(),
     }
     removed = {"cells": seen.removed(), "genes": int(zeroed.sum())}
-    return layout | _provenance(counts, mapping, settings) | {"removed": removed, "files": checksums(folder)}
+    notes = {"notes": list(getattr(counts, "notes", ())), "renamed": renamed}
+    provenance = _provenance(counts, mapping, settings) | {key: value for key, value in notes.items() if value}
+    return layout | provenance | {"removed": removed, "files": checksums(folder)}
 
 
 def _provenance(counts, mapping, settings: Settings) -> dict:
@@ -230,24 +236,42 @@ def _write_tables(root: zarr.Group, obs: pd.DataFrame, var: pd.DataFrame) -> Non
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     codecs = {"compressors": [ZstdCodec(level=3), Crc32cCodec()]}
     with anndata.settings.override(auto_shard_zarr_v3=False):
-        for key, table in (("obs", _plain(obs)), ("var", var)):
+        for key, table in (("obs", obs), ("var", var)):
             anndata.io.write_elem(root, key, table, dataset_kwargs=codecs)
         for key in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
             anndata.io.write_elem(root, key, {})
 
 
-def _plain(obs: pd.DataFrame) -> pd.DataFrame:
-    """Return obs with columns that zarr can hold: what is neither number nor flag becomes a categorical of strings."""
-    obs = obs.rename(columns=lambda name: str(name).replace("/", "_"))
-    for column in obs:
-        values = obs[column]
+def _plain(obs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return obs with columns that zarr can hold, and the new names of those that had to be renamed.
+
+    What is neither number nor flag becomes a categorical of strings.
+    """
+    names = _column_names([str(name) for name in obs.columns])
+    renamed = {str(old): new for old, new in zip(obs.columns, names, strict=True) if str(old) != new}
+    columns = {}
+    for place, name in enumerate(names):
+        values = obs.iloc[:, place]
         if isinstance(values.dtype, pd.CategoricalDtype):
             values = values.cat.remove_unused_categories()
-            obs[column] = values.cat.rename_categories(values.cat.categories.astype(str).astype(object))
+            values = values.cat.rename_categories(values.cat.categories.astype(str).astype(object))
         elif not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
-            obs[column] = values.astype(object).where(values.isna(), values.astype(str)).astype("category")
-    obs.index = obs.index.astype(str).rename(None)
-    return obs
+            values = values.astype(object).where(values.isna(), values.astype(str)).astype("category")
+        columns[name] = values.array
+    return pd.DataFrame(columns, index=obs.index.astype(str).rename(None)), renamed
+
+
+def _column_names(names: list[str]) -> list[str]:
+    """Return names without slashes, each once: those that are right already stay, the others get a number behind."""
+    taken = {name for name in names if "/" not in name}
+    plain: list[str] = []
+    for name in names:
+        new = name.replace("/", "_")
+        if new in plain or (new != name and new in taken):
+            tries = (f"{new}_{number}" for number in itertools.count(2))
+            new = next(text for text in tries if text not in taken and text not in plain)
+        plain.append(new)
+    return plain
 
 
 def _write_spatial(root: zarr.Group, folder: pathlib.Path, counts, order: np.ndarray, starts: np.ndarray) -> bool:

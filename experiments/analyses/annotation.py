@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import anndata
@@ -48,6 +49,7 @@ class Plan:
       label, test_label: obs columns of the types. names: what types are called here, LEFT_OUT for none.
       test_cells: so many of the cells to annotate, of each type alike; 0 for all. steps: updates of a training.
       min_mapped: least share of genes that the models must know.
+      reading: options of `h5ad.read_counts` that say where in all files the counts are, and "gene_table".
     """
 
     train: tuple[str, ...]
@@ -59,6 +61,7 @@ class Plan:
     test_cells: int
     steps: int
     min_mapped: float
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -> list[str]:
@@ -69,7 +72,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
     plan_file = out / "plan.json"
     if plan_file.exists():
-        if (old := json.loads(plan_file.read_text())) != described:
+        if (old := {"reading": {}} | json.loads(plan_file.read_text())) != described:
             differ = ", ".join(key for key in described if old.get(key) != described[key])
             raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
         return open_classes(out)
@@ -78,7 +81,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     data.mkdir(parents=True)
     tests = []
     for number, path in enumerate(plan.train):
-        cells = read(path, plan.label, plan.names)
+        cells = read(path, plan.label, plan.names, plan.reading, say)
         if plan.split:
             column, values = plan.split
             if column not in cells.obs:
@@ -89,12 +92,14 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
         if cells.n_obs:
             cells.write_h5ad(data / f"train_{number}.h5ad")
     together = tests[0] if len(tests) == 1 else anndata.concat(tests, join="outer") if tests else None
-    test = read(plan.test, plan.test_label, plan.names) if plan.test else together
+    test = read(plan.test, plan.test_label, plan.names, plan.reading, say) if plan.test else together
     if not test.n_obs:
         raise ValueError("there is no cell to annotate: no value of --split is in the files")
     some(test, plan.test_cells).write_h5ad(data / "test.h5ad")
     files = sorted(str(path) for path in data.glob("train_*.h5ad"))
-    failed = ingest(file_sources(files, []), data / "store", workers=0, say=say, settings=Settings())
+    failed = ingest(
+        file_sources(files, []), data / "store", workers=0, say=say, settings=Settings(), tables=tables_of(plan)
+    )
     if failed:
         raise ValueError("; ".join(failed.values()))
     classes = open_classes(out)
@@ -110,9 +115,22 @@ def open_classes(out: pathlib.Path) -> list[str]:
     return sorted({str(value) for name in store.studies for value in store.study(name).obs[LABEL].unique()})
 
 
-def read(path: str, label: str, names: Mapping[str, str]) -> anndata.AnnData:
+def tables_of(plan: Plan) -> list[str]:
+    """Return the gene tables of a plan."""
+    return [str(path) for path in plan.reading.get("gene_table", ())]
+
+
+def read(
+    path: str,
+    label: str,
+    names: Mapping[str, str],
+    reading: Mapping[str, Any] = MappingProxyType({}),
+    say: Callable[[str], None] = print,
+) -> anndata.AnnData:
     """Return the cells of a file that have a type, with raw counts and the type as obs["cell_type"]."""
-    with h5ad.read_counts(path) as counts:
+    with h5ad.read_counts(path, **h5ad.place(reading)) as counts:
+        for note in counts.notes:
+            say(f"{path}: {note}")
         if label not in counts.obs:
             raise ValueError(f"{path}: no obs column {label!r}; there are {', '.join(map(str, counts.obs.columns))}")
         types = np.array([names.get(name, name) for name in text(counts.obs[label])], object)
@@ -147,6 +165,7 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     config = finetune_cell_type.get_config("frozen" if method == "twin" else method)
     config.init_from = source
     config.data.update({"store": str(out / "data/store"), "min_mapped": plan.min_mapped})
+    config.data.gene_table = tuple(tables_of(plan))
     config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
     config.tune.start = "random" if method == "twin" else "base"
     config.train.update({"steps": plan.steps, "seed": seed, "log_every": max(1, plan.steps // 4), "eval_every": 0})
@@ -154,7 +173,9 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     train.pretrain(config, str(out / "runs" / key))
     trained = time.process_time() - began
     run = api.load(out / "runs" / key)
-    shares = run.annotate(out / "data/test.h5ad", min_mapped=plan.min_mapped, say=lambda _: None)
+    shares = run.annotate(
+        out / "data/test.h5ad", min_mapped=plan.min_mapped, gene_table=tables_of(plan), say=lambda _: None
+    )
     row = {"model": run.name, "run": str(source), "method": method, "seed": seed}
     return write(out, key, row | {"cpu_s": trained}, shares.to_numpy(), list(shares.columns))
 
@@ -166,7 +187,8 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
         return json.loads(done.read_text())
     began = time.process_time()
     files = sorted((out / "data").glob("train_*.h5ad"))
-    *labelled, new = (matrix(path, open_store(out / "data/store").genes) for path in [*files, out / "data/test.h5ad"])
+    genes, tables = open_store(out / "data/store").genes, tables_of(plan)
+    *labelled, new = (matrix(path, genes, tables) for path in [*files, out / "data/test.h5ad"])
     types = np.concatenate([anndata.read_h5ad(path, backed="r").obs[LABEL].to_numpy() for path in files])
     y = np.array([classes.index(value) for value in types])
     probabilities = annotation_baselines.BASELINES[name](sparse.vstack(labelled).tocsr(), y, new, len(classes), seed)
@@ -174,10 +196,11 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
     return write(out, key, row, probabilities, classes)
 
 
-def matrix(path: pathlib.Path, genes: Sequence[str]) -> sparse.csr_matrix:
-    """Return the counts of all cells of a file in the columns of `genes`."""
+def matrix(path: pathlib.Path, genes: Sequence[str], tables: Sequence[str] = ()) -> sparse.csr_matrix:
+    """Return the counts of all cells of a file in the columns of `genes`, by gene tables too, if any."""
     with h5ad.read_counts(path) as counts:
-        mapping = vocab.onto(counts, genes, min_mapped=None)
+        table = vocab.read_table(tables) if tables else None
+        mapping = vocab.onto(counts, genes, table=table, min_mapped=None)
         return mapping.apply(counts.take(np.arange(counts.n_cells)))
 
 

@@ -62,12 +62,13 @@ def read(
     *,
     layer: str | None = None,
     raw: bool | None = None,
+    round: bool | None = None,
     gene_table: Sequence[str | os.PathLike] = (),
     min_mapped: float | None = 0.5,
     say: Callable[[str], None] = print,
 ) -> ModelCells:
     """Read a file onto the genes of a model and report how they met; errors are those of `Run.embed`."""
-    with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+    with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
         mapping = run.map_genes(counts, run.gene_table(gene_table), min_mapped)
         say(str(mapping.report))
         matrix = mapping.apply(counts.take(np.arange(counts.n_cells)))

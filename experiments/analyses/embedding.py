@@ -55,7 +55,7 @@ def evaluate(
     Raises:
       ValueError: there is no such column, or it cannot be scored by.
     """
-    with h5ad.read_counts(source, layer=options.get("layer"), raw=options.get("raw")) as counts:
+    with h5ad.read_counts(source, **h5ad.place(options)) as counts:
         obs, n = counts.obs, counts.n_cells
         if label not in obs:
             raise ValueError(

@@ -38,6 +38,9 @@ def evaluate(
     reference_cells: int = 1000,
     bag: int = 10,
     sample_key: str | None = "auto",
+    layer: str | None = None,
+    raw: bool | None = None,
+    round: bool | None = None,
     gene_table: Sequence[str] = (),
     min_mapped: float = 0.01,
     say: Callable[[str], None] = print,
@@ -51,30 +54,31 @@ def evaluate(
     table = vocab.read_table(gene_table) if gene_table else None
     if same := [path for path in reference if pathlib.Path(path).resolve() == pathlib.Path(source).resolve()]:
         raise ValueError(f"reference={same[0]}: is the input itself")
-    with h5ad.read_counts(source) as counts:
+    place = {"layer": layer, "raw": raw, "round": round}
+    with h5ad.read_counts(source, **place) as counts:
         file_names = vocab.file_names(counts)
         names = vocab.read_genes(genes) if genes else vocab.union([file_names])
         table = table if genes else vocab.learn([file_names], table)
         if number:
-            names = widely_expressed(reference, names, number, table, min_mapped)
+            names = widely_expressed(reference, names, number, table, min_mapped, **place)
         file = Cells(counts, names, table, min_mapped)
         say(str(file.mapping.report))
         file.separate(sample_key)
         rows: list[dict[str, Any]] = []
         if "imputation" in parts:
-            others = imputation_analysis.reference_cells(reference, names, table, min_mapped, reference_cells)
+            others = imputation_analysis.reference_cells(reference, names, table, min_mapped, reference_cells, **place)
             for seed in range(seeds):
                 rows += impute(file, others, rates, seed, cells, bag)
         if "denoising" in parts:
             for seed in range(seeds):
                 rows += denoise(file, seed, cells)
-        file_pool = Pool.read([source], names, table, min_mapped)
+        file_pool = Pool.read([source], names, table, min_mapped, **place)
     if "transfer" in parts:
         for seed in range(seeds):
             scores = explained_variance(file_pool, *transfer.split(len(file_pool.study), seed), seed)
             rows += [{"part": "transfer", "case": file_pool.names[0], "seed": seed, **row} for row in scores]
     if "pretraining" in parts:
-        pool = Pool.read(reference, names, table, min_mapped) if reference else file_pool
+        pool = Pool.read(reference, names, table, min_mapped, **place) if reference else file_pool
         rows += [{"part": "pretraining", "case": ", ".join(pool.names), "seed": 0, **row} for row in pretraining(pool)]
     return {
         "input": pathlib.Path(source).name,
@@ -88,10 +92,15 @@ def evaluate(
 
 
 def widely_expressed(
-    paths: Sequence[str], genes: Sequence[str], number: int, table: vocab.GeneTable | None, min_mapped: float
+    paths: Sequence[str],
+    genes: Sequence[str],
+    number: int,
+    table: vocab.GeneTable | None,
+    min_mapped: float,
+    **place: Any,
 ) -> list[str]:
     """Return `number` of the genes, in their order: of those that every file measured, most of all cells express."""
-    pool = Pool.read(paths, genes, table, min_mapped)
+    pool = Pool.read(paths, genes, table, min_mapped, **place)
     cells = np.bincount(pool.counts.indices, minlength=len(genes))
     shared = np.flatnonzero(pool.measured.all(0))
     if len(shared) < number:

@@ -100,7 +100,7 @@ def evaluate(
 
 
 def _read(run: Run, source: Any, tables: Sequence[str], options: Mapping[str, Any], say: Callable[[str], None]):
-    read_options = {name: options[name] for name in ("layer", "raw", "min_mapped") if name in options}
+    read_options = {name: options[name] for name in ("layer", "raw", "round", "min_mapped") if name in options}
     return model_cells.read(run, source, gene_table=tables, say=say, **read_options)
 
 

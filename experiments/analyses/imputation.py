@@ -30,6 +30,7 @@ def evaluate(
     reference: Sequence[str] = (),
     layer: str | None = None,
     raw: bool | None = None,
+    round: bool | None = None,
     sample_key: str | None = "auto",
     gene_table: Sequence[str] = (),
     min_mapped: float = 0.5,
@@ -49,11 +50,12 @@ def evaluate(
     table = run.gene_table(gene_table)
     bag = bag or run.rules.imputed_bag
     rows: list[dict[str, Any]] = []
-    with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+    place = {"layer": layer, "raw": raw, "round": round}
+    with h5ad.read_counts(source, **place) as counts:
         file = Cells(counts, run.genes, table, min_mapped)
         say(str(file.mapping.report))
         how = file.separate(sample_key)
-        others = reference_cells(reference, run.genes, table, min_mapped, cells)
+        others = reference_cells(reference, run.genes, table, min_mapped, cells, **place)
         for seed in pace.counted(range(seeds), "scored seed", say):
             rows += _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler)
     return {
@@ -147,12 +149,20 @@ def _predictions(
 
 
 def reference_cells(
-    paths: Sequence[str], genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float, cells: int
+    paths: Sequence[str],
+    genes: Sequence[str],
+    table: vocab.GeneTable | None,
+    min_mapped: float,
+    cells: int,
+    **place: Any,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return counts [m, V] of at most `cells` random cells of the files together, and the genes that all measured."""
+    """Return counts [m, V] of at most `cells` random cells of the files together, and the genes that all measured.
+
+    `place` are options of `h5ad.read_counts`.
+    """
     matrices, measured = [], np.ones(len(genes), bool)
     for path in paths:
-        with h5ad.read_counts(path) as counts:
+        with h5ad.read_counts(path, **place) as counts:
             file = Cells(counts, genes, table, min_mapped)
             share = min(file.n, -(-cells // len(paths)))
             matrices.append(file.take(np.sort(np.random.default_rng(0).permutation(file.n)[:share])))

@@ -35,7 +35,7 @@ def evaluate(
     Raises:
       ValueError, OSError: no such column, or nothing to embed, in one line.
     """
-    with h5ad.read_counts(source, layer=options.get("layer"), raw=options.get("raw")) as counts:
+    with h5ad.read_counts(source, **h5ad.place(options)) as counts:
         n, path = counts.n_cells, pathlib.Path(str(counts.path))
         cells = np.arange(n)
         if n > MOST_CELLS:

@@ -38,6 +38,7 @@ def evaluate(
     seeds: int = 3,
     layer: str | None = None,
     raw: bool | None = None,
+    round: bool | None = None,
     gene_table: Sequence[str] = (),
     say: Callable[[str], None] = print,
     **options: Any,
@@ -53,10 +54,11 @@ def evaluate(
       ValueError, OSError: no such column or type, none of its markers in the file, a model without gene
         representations; in one line.
     """
-    options |= {"layer": layer, "raw": raw, "gene_table": gene_table}
+    place = {"layer": layer, "raw": raw, "round": round}
+    options |= {**place, "gene_table": gene_table}
     table = run.gene_table(gene_table)
     report: dict[str, Any] = {"rows": [], "top": {}, "heat_maps": {}, "known": {}}
-    with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+    with h5ad.read_counts(source, **place) as counts:
         path = pathlib.Path(str(counts.path))
         types = _types(counts.obs, labels, known)
         for seed in range(seeds):

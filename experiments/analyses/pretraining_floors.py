@@ -42,12 +42,12 @@ class Pool:
 
     @classmethod
     def read(
-        cls, paths: Sequence[str], genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float
+        cls, paths: Sequence[str], genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float, **place: Any
     ) -> "Pool":
-        """Read whole files; ValueError, OSError in one line."""
+        """Read whole files, `place` as of `h5ad.read_counts`; ValueError, OSError in one line."""
         matrices, measured, names = [], [], []
         for path in paths:
-            with h5ad.read_counts(path) as counts:
+            with h5ad.read_counts(path, **place) as counts:
                 file = Cells(counts, genes, table, min_mapped)
                 matrices.append(sparse.csr_matrix(file.mapping.apply(counts.take(np.arange(file.n)))))
                 measured.append(file.measured)

@@ -30,14 +30,18 @@ class Study:
 
     Attributes:
       name, path, sha256: of the file. n: its cells. tables, tables_sha256: files that translate gene names.
+      place: where in the file its counts are, if not in X, as options of `h5ad.read_counts`.
       labels, batches: values of the obs columns, None where there are none or fewer than two. [n]
       coords: positions, or None. [n, 2]
     """
 
-    def __init__(self, path: str, *, label: str = "cell_type", batch: str = "batch", tables: Sequence[str] = ()):
+    def __init__(
+        self, path: str, *, label: str = "cell_type", batch: str = "batch", tables: Sequence[str] = (), **place: Any
+    ):
         self.path = pathlib.Path(path)
         self.name, self.tables = self.path.name.split(".")[0], tuple(tables)
-        self.counts = h5ad.read_counts(self.path)
+        self.place = {name: value for name, value in place.items() if value}
+        self.counts = h5ad.read_counts(self.path, **self.place)
         self.sha256, self.n = keys.file(self.path), self.counts.n_cells
         self.tables_sha256 = [keys.file(pathlib.Path(table)) for table in self.tables]
         self.label, self.batch = label, batch
@@ -85,6 +89,8 @@ class Study:
             "label": self.label if self.labels is not None else None,
             "batch": self.batch if self.batches is not None else None,
             "spatial": self.coords is not None,
+            "counts": self.counts.source,
+            "notes": self.counts.notes,
         }
 
 

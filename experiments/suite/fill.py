@@ -176,6 +176,7 @@ class Suite:
             "data": study.sha256,
             "columns": [study.label, study.batch],
             "tables": study.tables_sha256,
+            **({"place": study.place} if study.place else {}),
             "weights": entrant.weights if entrant else None,
             "name": entrant.name if entrant else None,
         }
@@ -183,6 +184,8 @@ class Suite:
             content["genes"] = keys.of({"columns": self.columns[study.name].gene.tolist()})
         if "reference" in tasks.keywords(task):
             content["reference"] = [other.sha256 for other in self.reference]
+            if any(other.place for other in self.reference):
+                content["reference_place"] = [other.place for other in self.reference]
         if entrant is None and hasattr(task, "installed"):
             content["installed"] = task.installed()
         modules = [task.__name__, *([entrant.run.module.__name__] if entrant else [])]

@@ -122,6 +122,7 @@ class Run:
         *,
         layer: str | None = None,
         raw: bool | None = None,
+        round: bool | None = None,
         sample_key: str | None = "auto",
         gene_table: Sequence[str | os.PathLike] = (),
         min_mapped: float | None = 0.5,
@@ -135,6 +136,7 @@ class Run:
 
         Args:
           layer, raw: where the raw counts are, if not in X.
+          round: take values to the nearest whole number, of counts that were estimated or corrected (RSEM, SoupX).
           sample_key: obs column that names a cell's tissue sample, for models that look at whole samples; None takes
             the file as one sample, "auto" takes obs["batch"] if there is one. Models of single cells do not use it.
           gene_table: files that translate gene names (see `vocab.read_table`).
@@ -154,7 +156,7 @@ class Run:
                 f"key_added={key_added}: {source} is not an AnnData in memory; read it first (anndata.read_h5ad)"
             )
         rules = self.rules
-        with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+        with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
             self.mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(self.mapping.report))
             parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed)
@@ -199,8 +201,7 @@ class Run:
 
         settings = {**cell_type.OPTIONS, **self.meta["config"]["task"]}
         shares = cell_type.probabilities(self.task, settings, self.embed(source, **options))
-        chosen = {name: options[name] for name in ("layer", "raw") if name in options}
-        with h5ad.read_counts(source, **chosen) as counts:
+        with h5ad.read_counts(source, **h5ad.place(options)) as counts:
             return pd.DataFrame(shares, counts.obs.index, self.classes[settings["label"]])
 
     def gene_representations(
@@ -210,6 +211,7 @@ class Run:
         rows: Sequence[int] | None = None,
         layer: str | None = None,
         raw: bool | None = None,
+        round: bool | None = None,
         sample_key: str | None = "auto",
         gene_table: Sequence[str | os.PathLike] = (),
         min_mapped: float | None = 0.5,
@@ -230,7 +232,7 @@ class Run:
           ValueError: the model has no gene representations, or as for `embed`.
         """
         rules = self.rules
-        with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+        with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
             self.mapping = mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(mapping.report))
             rows = np.arange(counts.n_cells) if rows is None else np.unique(np.asarray(rows, np.int64))
@@ -251,7 +253,7 @@ class Run:
             parts, _ = bags.seen_together(rules, obs, sample_key, max_cells, seed, most)
 
         def batches() -> Iterator[tuple[np.ndarray, Array]]:
-            with h5ad.read_counts(source, layer=layer, raw=raw) as counts:
+            with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
                 packed = self._batches(counts, [rows[part] for part in parts], mapping, most)
                 yield from infer.genes(*args, packed, ids, **options, mesh=mesh)
 
@@ -295,6 +297,8 @@ class Run:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "input": pathlib.Path(str(counts.path)).name,
             "counts": counts.source,
+            "rounded": counts.round,
+            **({"notes": "; ".join(counts.notes)} if counts.notes else {}),
             "shape": [counts.n_cells, width],
             "sample": how,
             "genes": self.mapping.report.to_dict(),

@@ -104,7 +104,7 @@ CASES = {
     "ingest: logged": (
         "ingest",
         "--input={d}/logged.h5ad --store={d}/new",
-        "choose with layer=counts",
+        "choose with --layer=counts",
         "new/studies/*",
     ),
     "ingest: unknown layer": ("ingest", "--input={d}/good.h5ad --store={d}/new --layer=x", "x", "new/studies/*"),
