@@ -10,15 +10,16 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
 CONFIG = "config"
 """The kind of a flag that is a config: its name or file, with a variant after a colon, and `--config.KEY=VALUE`."""
-HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
+HELP = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "-h", "-?")
 WIDTH = 120
+BLANKS = re.compile(r"\s*,\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def help_text(doc: str | None, table: Mapping[str, Option]) -> str:
 def _limits(option: Option) -> list[str]:
     """Return what help says of an option's values, nothing or one text in parentheses."""
     words = [f"one of {', '.join(option.kind)}"] if isinstance(option.kind, tuple) else []
-    words += ["several with commas between"] if option.kind is list else []
+    words += ["several with commas between, one that has a comma in double quotes"] if option.kind is list else []
     words += [f"at least {option.least:g}"] if option.least is not None else []
     words += [f"at most {option.most:g}"] if option.most is not None else []
     if option.default not in (None, [], ""):
@@ -166,6 +167,19 @@ def require(*names: str) -> None:
     for name in names:
         if not flags.FLAGS[name].value:
             raise ValueError(f"--{name} is missing (see --helpshort)")
+
+
+def quoting(flag: str, values: Sequence[str], choices: Iterable[str]) -> str:
+    """Return how a list flag is to be written where a comma has cut one of the `choices` into some of its `values`.
+
+    "" where none is cut. Lists are read as a line of CSV: a value that has a comma stands in double quotes.
+    """
+    cut = ",".join(value.strip() for value in values)
+    for choice in choices:
+        if "," in choice and f",{re.sub(BLANKS, ',', choice.strip())}," in f",{cut},":
+            quoted = choice.replace('"', '""')
+            return f"a value that has a comma stands in double quotes: --{flag}='\"{quoted}\"'"
+    return ""
 
 
 def check_free(output: str) -> None:

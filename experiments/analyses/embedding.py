@@ -48,7 +48,7 @@ def evaluate(
     """Embed `source`, score by its obs column `label` beside PCA and random twins; write and return the scores.
 
     Args:
-      batch: obs column of batches, used if it is there and has at least two values.
+      batch: obs column of batches, used if it is there and names at least two that can be told apart.
       seeds: each seeds the folds, Leiden, PCA and the weights of one twin.
       options: of `Run.embed`.
 
@@ -65,9 +65,9 @@ def evaluate(
         if n > MOST_CELLS:
             cells = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
         matrix = counts.take(cells)
-    labels = text(obs[label])[cells]
-    batches = text(obs[batch])[cells] if batch in obs and obs[batch].nunique() > 1 else None
-    task.countable(labels)
+    labels = np.array([None if task.unlabelled(name) else name for name in text(obs[label])[cells]], object)
+    counted, _ = task.countable(labels, name=f"label={label}")
+    batches = _batches(obs[batch].iloc[cells], counted, batch, say) if batch in obs else None
     embedding = embed_file(run, source, workdir, say=say, **options)[cells]
     ways = {
         run.name: lambda seed: embedding,
@@ -94,6 +94,20 @@ def evaluate(
         np.savez_compressed(file, label=np.array([name or "" for name in labels]), **first)
     output.write_file(workdir / "scores.json", scores)
     return scores
+
+
+def _batches(values: pd.Series, counted: np.ndarray, name: str, say: Callable[[str], None]) -> np.ndarray | None:
+    """Return the batch of each cell; None, and say why, where the column cannot be scored by. [n]"""
+    names = text(values)
+    try:
+        if task.measured(values):
+            raise ValueError("it holds measurements, not names of batches")
+        task.countable(names[counted], name="its values")
+    except ValueError as error:
+        if len({*names} - {None}) > 1:
+            say(f"batch={name}: is not scored: {error}")
+        return None
+    return names
 
 
 def summary(scores: dict[str, Any]) -> pd.DataFrame:
