@@ -128,7 +128,7 @@ def read(
 ) -> anndata.AnnData:
     """Return the cells of a file that have a type, with raw counts and the type as obs["cell_type"].
 
-    The genes are as in the file, repeated names too, with their other names as var["ensembl_id"] where it has any.
+    The genes are as in the file, repeated names too, with the other names beside them that it has.
 
     Args:
       split: an obs column that becomes obs["split"]. empty: what to say where no cell has a type.
@@ -151,8 +151,8 @@ def read(
         obs = pd.DataFrame({**keep, LABEL: types[kept]}, index=obs.index)
         var = pd.DataFrame(index=pd.Index(counts.genes, dtype=str))
         second = vocab.second_names(counts.var)
-        if second is not None:
-            var["ensembl_id"] = second
+        if second is not None:  # in columns of both kinds, as which is looked for depends on what the index holds
+            var[vocab.COLUMNS["id"][0]] = var[vocab.COLUMNS["symbol"][0]] = second
         return anndata.AnnData(sparse.csr_matrix(counts.take(kept), dtype=np.float32), obs, var)
 
 
