@@ -23,6 +23,8 @@ MOST_CELLS = 20_000
 """Cells that are scored; of larger files a random sample."""
 BESIDE = "beside.npz"
 """File of the scored cells' embeddings by each method, of the first seed, and their labels."""
+BATCH = "batch"
+"""The column of batches that is used without being asked for."""
 SHOWN = ("accuracy", "f1", "nmi", "ari", "nmi_best", "ari_best", "batch_accuracy")
 
 
@@ -40,7 +42,7 @@ def evaluate(
     workdir: pathlib.Path,
     *,
     label: str = "cell_type",
-    batch: str = "batch",
+    batch: str = BATCH,
     seeds: Sequence[int] = (0, 1, 2),
     say: Callable[[str], None] = print,
     **options: Any,
@@ -48,7 +50,7 @@ def evaluate(
     """Embed `source`, score by its obs column `label` beside PCA and random twins; write and return the scores.
 
     Args:
-      batch: obs column of batches, used if it is there and names at least two that can be told apart.
+      batch: obs column of batches, used if it names at least two that can be told apart; BATCH need not be there.
       seeds: each seeds the folds, Leiden, PCA and the weights of one twin.
       options: of `Run.embed`.
 
@@ -61,6 +63,8 @@ def evaluate(
             raise ValueError(
                 f"label={label}: no such obs column; there are {', '.join(map(str, obs.columns)) or 'none'}"
             )
+        if batch not in obs and batch != BATCH:
+            raise ValueError(f"batch={batch}: no such obs column; there are {', '.join(map(str, obs.columns))}")
         cells = np.arange(n)
         if n > MOST_CELLS:
             cells = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))

@@ -94,6 +94,12 @@ def test_a_column_that_names_no_batches_is_left_out_before_anything_is_embedded(
         assert seen["batches"] is None and [line[: len(expected)] for line in said] == ([expected] if expected else [])
 
 
+def test_a_column_of_batches_that_is_asked_for_must_be_there(tmp_path):
+    cells = anndata.AnnData(np.ones((4, 3), np.float32), pd.DataFrame({"cell_type": list("abab")}, list("wxyz")))
+    with pytest.raises(ValueError, match="batch=dnor: no such obs column; there are cell_type"):
+        analysis.evaluate(None, cells, tmp_path, batch="dnor")
+
+
 def test_a_file_of_one_type_is_refused_before_anything_is_embedded(tmp_path):
     obs = pd.DataFrame({"kind": ["T"] * 60}, [f"c{i}" for i in range(60)])
     with pytest.raises(ValueError, match=r"label=kind: fewer than two of them have 5 cells or more.*T \(60\)"):
