@@ -10,7 +10,7 @@ import runpy
 import sys
 
 FOLDER = pathlib.Path(__file__).parent
-HELP = ("help", "--help", "-help", "--helpshort", "-h", "-?")
+HELP = ("help", "--help", "-help", "--helpshort", "--helpfull", "-h", "-?")
 
 
 def commands() -> dict[str, str]:

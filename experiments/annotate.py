@@ -4,11 +4,16 @@
         --names="CD8 T=T,CD14+ Mono=Monocyte" [--methods=frozen,lora,full,twin] [--seeds=3]
     python -m experiments.annotate --train=a.h5ad --split=donor --held_out=D3,D4 --runs=RUN --output=OUT
 
+Both need true labels: how well a run does is what is asked. `experiments.predict` names the types of unlabelled cells.
+
 Prints the table, and leaves annotation.json, annotation.csv, annotation.md and a confusion matrix of each row (PNG) in
-OUT. What OUT has already is not computed again: the same command goes on, and one with other runs adds them.
+OUT. What OUT has already is not computed again: the same command goes on, and one with other runs adds them. A name
+that has a comma stands in double quotes: --names='"CD4-positive, alpha-beta T cell=T",B=B cell'
 """
 
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -19,7 +24,7 @@ OPTIONS = cli.options(
     "reading",
     train=(list, [], "Files of labelled cells, raw counts."),
     test=(str, None, "File of the cells to annotate, of another study, with their true types."),
-    split=(str, None, "Instead of --test: obs column (study, donor, batch) whose values are held out."),
+    split=(str, None, "Instead of --test: obs column, such as donor_id, whose values are held out."),
     held_out=(list, [], "Values of --split to annotate; the cells of all others are trained on."),
     label=(str, "cell_type", "obs column of the types of --train."),
     test_label=(str, None, "obs column of the types of --test; --label, if left out."),
@@ -29,6 +34,8 @@ OPTIONS = cli.options(
     seeds=(int, 3, "Number of seeds of trainings and baselines.", 1),
     steps=(int, 300, "Updates of a training.", 1),
     test_cells=(int, 0, "Annotate about so many cells, of each type alike; 0 for all.", 0),
+    test_layer=(str, None, 'The same of --test, "" for none; as for --train, if left out.'),
+    test_raw=(bool, None, "The same of --test; as for --train, if left out."),
     min_mapped=(float, 0.01, "Least share of genes that must be the model's.", 0, 1),
     output="Folder of the table; made if it is not there.",
 )
@@ -47,22 +54,15 @@ def main(_) -> None:
 
     if wrong := [method for method in FLAGS.methods if method not in annotation.METHODS]:
         raise ValueError(f"--methods={wrong[0]}: must be of {', '.join(annotation.METHODS)}")
+    if FLAGS.test_label and not FLAGS.test:
+        raise ValueError(f"--test_label={FLAGS.test_label}: it is a column of --test, which is not given")
+    plan = _plan(annotation.Plan)
+    if gone := [source for source in FLAGS.runs if not pathlib.Path(source).exists()]:
+        raise FileNotFoundError(f"--runs={gone[0]}: no such folder or file; give workdirs of training runs")
     out = pathlib.Path(FLAGS.output)
     out.mkdir(parents=True, exist_ok=True)
     if not jax.config.jax_compilation_cache_dir:  # seeds compile once
         jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
-    plan = annotation.Plan(
-        train=tuple(FLAGS.train),
-        test=FLAGS.test,
-        split=(FLAGS.split, tuple(FLAGS.held_out)) if FLAGS.split else None,
-        label=FLAGS.label,
-        test_label=FLAGS.test_label or FLAGS.label,
-        names=dict(_pair(text) for text in FLAGS.names),
-        test_cells=FLAGS.test_cells,
-        steps=FLAGS.steps,
-        min_mapped=FLAGS.min_mapped,
-        reading={name: value for name, value in cli.reading().items() if value and name != "min_mapped"},
-    )
     classes = annotation.prepare(plan, out)
     for seed in range(FLAGS.seeds):
         for name in BASELINES:
@@ -73,10 +73,25 @@ def main(_) -> None:
     print(annotation_table.write(out))
 
 
+def _plan(make: Callable[..., Any]) -> Any:
+    """Return what `annotation.Plan` makes of the flags."""
+    same = ("test", "label", "test_cells", "steps", "min_mapped", "test_layer", "test_raw")
+    reading = {name: value for name, value in cli.reading().items() if value and name != "min_mapped"}
+    return make(
+        train=tuple(FLAGS.train),
+        split=(FLAGS.split, tuple(FLAGS.held_out)) if FLAGS.split else None,
+        test_label=FLAGS.test_label or FLAGS.label,
+        names=dict(_pair(text) for text in FLAGS.names),
+        reading=reading,
+        **{name: FLAGS[name].value for name in same},
+    )
+
+
 def _pair(text: str) -> tuple[str, str]:
     before, sign, after = text.rpartition("=")
     if not sign or not before or not after:
-        raise ValueError(f"--names: {text!r} is not of the form old=new")
+        quote = "a name that has a comma stands in double quotes: --names='\"CD4-positive, alpha-beta T cell=T\"'"
+        raise ValueError(f"--names: {text!r} is not of the form old=new; {quote}")
     return before, after
 
 

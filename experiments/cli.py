@@ -10,17 +10,18 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
 CONFIG = "config"
 """The kind of a flag that is a config: its name or file, with a variant after a colon, and `--config.KEY=VALUE`."""
-HELP = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?")
+HELP = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "-h", "-?")
 WIDTH = 120
 _ours: set[str] = set()
 """Names of the options of the command that runs."""
+BLANKS = re.compile(r"\s*,\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def help_text(doc: str | None, table: Mapping[str, Option]) -> str:
 def _limits(option: Option) -> list[str]:
     """Return what help says of an option's values, nothing or one text in parentheses."""
     words = [f"one of {', '.join(option.kind)}"] if isinstance(option.kind, tuple) else []
-    words += ["several with commas between"] if option.kind is list else []
+    words += ["several with commas between, one that has a comma in double quotes"] if option.kind is list else []
     words += [f"at least {option.least:g}"] if option.least is not None else []
     words += [f"at most {option.most:g}"] if option.most is not None else []
     if option.default not in (None, [], ""):
@@ -192,6 +193,19 @@ def check_paths(*names: str) -> None:
             joined = next((",".join(texts[a:b]) for a, b in spans if os.path.exists(",".join(texts[a:b]))), None)
             way = f"""; a name with a comma is put into quotes of its own: --{name}='"{joined}"'""" if joined else ""
             raise FileNotFoundError(f"--{name}={text}: no such file or folder{way}")
+
+
+def quoting(flag: str, values: Sequence[str], choices: Iterable[str]) -> str:
+    """Return how a list flag is to be written where a comma has cut one of the `choices` into some of its `values`.
+
+    "" where none is cut. Lists are read as a line of CSV: a value that has a comma stands in double quotes.
+    """
+    cut = ",".join(value.strip() for value in values)
+    for choice in choices:
+        if "," in choice and f",{re.sub(BLANKS, ',', choice.strip())}," in f",{cut},":
+            quoted = choice.replace('"', '""')
+            return f"a value that has a comma stands in double quotes: --{flag}='\"{quoted}\"'"
+    return ""
 
 
 def check_free(output: str) -> None:

@@ -76,6 +76,11 @@ def run_suite() -> None:
     options = {"label": FLAGS.label, "batch": FLAGS.batch, "tables": FLAGS.gene_table, **h5ad.place(cli.reading())}
     studies = [suite_data.Study(path, **options) for path in FLAGS.data]
     reference = [suite_data.Study(path, **options) for path in FLAGS.reference]
+    for flag, default in (("label", "cell_type"), ("batch", "batch")):
+        name = FLAGS[flag].value
+        if name != default and not any(name in study.counts.obs for study in studies):
+            columns = ", ".join(map(str, studies[0].counts.obs.columns)) or "none"
+            raise ValueError(f"--{flag}={name}: no file of --data has this obs column; {studies[0].name} has {columns}")
     same = [name for name in (study.name for study in studies) if [s.name for s in studies].count(name) > 1]
     if same:
         raise ValueError(f"--data: two files are called {same[0]}; the table would not tell them apart")

@@ -108,6 +108,7 @@ REQUIRED = {"Model", "SIZES", "VARIANTS", "TUNING", "prepare", "loss", "flops", 
 OPTIONAL = {
     "impute": ["model", "variables", "batch", "constants", "asked", "inputs", "loss"],
     "mask_gene": ["model", "variables", "batch", "constants", "gene", "inputs"],
+    "input_flops": ["model", "inputs"],
     "gene_vectors": ["variables", "n_genes"],
     "gene_ids": ["inputs"],
     "fit": None,

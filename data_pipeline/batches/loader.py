@@ -31,6 +31,7 @@ class Options:
         are sorted `mix` batches at a time.
       split, part, filter: which cells, see `split.select`; part is train, val, test or all.
       labels: obs columns to ship as class indices.
+      unlabelled: words, in lower case, that are no class of theirs but as unknown as a missing value.
       mixture: {study: weight} for every study that has cells here; by default each cell once per epoch.
       buckets, cell_buckets: sizes of P and C to pad to, see `reader.Reader`.
       keep, same: genes that take room in a batch, by default all, and which are one; see `reader.Reader`. [G]
@@ -50,6 +51,7 @@ class Options:
     part: str = "train"
     filter: str | None = None
     labels: Sequence[str] = ()
+    unlabelled: Sequence[str] = ()
     mixture: Mapping[str, float] | None = None
     buckets: Sequence[int] = BUCKETS
     cell_buckets: Sequence[int] = ()
@@ -93,7 +95,7 @@ class Loader:
         order = {"kind": o.kind, "batch": o.batch, "bag": o.bag, "run": o.run, "mix": o.mix, "seed": o.seed}
         if o.kind == "neighbours":
             order["nearest"] = _nearest(store, eligible, o.bag)
-        self._reader = Reader(store, o.labels, o.buckets, o.cell_buckets, o.keep, o.same)
+        self._reader = Reader(store, o.labels, o.buckets, o.cell_buckets, o.keep, o.same, o.unlabelled)
         self.classes = self._reader.classes
         if o.by_length:
             order["lengths"] = self._reader.lengths

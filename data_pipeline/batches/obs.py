@@ -9,7 +9,7 @@ so their classes and split values are scoped: "study/batch".
 
 import ast
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -55,13 +55,17 @@ def scoped(study, name: str, value: str) -> str:
     return f"{study.name}/{value}" if name in SCOPED else value
 
 
-def class_names(store, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Return the sorted class names of each column over all studies of the store; "study" keeps the store's order."""
+def class_names(store, columns: Sequence[str], unlabelled: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return the sorted class names of each column over all studies of the store; "study" keeps the store's order.
+
+    `unlabelled`: words, in lower case, that are as unknown as a missing value.
+    """
     require(store, columns, "labels")
     classes = {"study": list(store.studies)}
     for name in columns:
         if name != "study":
-            classes[name] = sorted({scoped(s, name, v) for s in studies(store) for v in coded(s, name)[1] if v})
+            values = ((s, v) for s in studies(store) for v in coded(s, name)[1])
+            classes[name] = sorted({scoped(s, name, v) for s, v in values if v and v.strip().lower() not in unlabelled})
     return classes
 
 

@@ -25,7 +25,7 @@ class Reader:
 
     Args:
       store: an open store.
-      labels: obs columns to give as class indices.
+      labels: obs columns to give as class indices. unlabelled: words of theirs that are no class, in lower case.
       buckets: sizes of P. The last one is always the longest cell of the store, so no gene is ever dropped.
       keep: genes that are wanted; the others take no room in a batch. How many each cell has of them is counted in one
         pass over the store. All, if left out. [G]
@@ -45,6 +45,7 @@ class Reader:
         cell_buckets: Sequence[int] = (),
         keep: np.ndarray | None = None,
         same: np.ndarray | None = None,
+        unlabelled: Sequence[str] = (),
     ):
         self._studies = obs.studies(store)
         self._padding = len(store.genes)
@@ -58,7 +59,7 @@ class Reader:
         self._buckets = [b for b in _checked_sizes("buckets", buckets) if b < longest] + [longest]
         self._memory = _Memory()
         self._cell_buckets = _checked_sizes("cell_buckets", cell_buckets)
-        self.classes = obs.class_names(store, labels)
+        self.classes = obs.class_names(store, labels, unlabelled)
         self._labels = {
             name: np.concatenate([obs.class_codes(s, name, self.classes[name]) for s in self._studies])
             for name in labels

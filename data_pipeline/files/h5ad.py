@@ -231,29 +231,41 @@ def write_embedding(
     from anndata.io import write_elem  # here, for what it costs to import
 
     output, embedding = Path(output), np.asarray(embedding, np.float32)
-    if output.exists():
-        raise FileExistsError(f"{output}: exists already and is not overwritten: choose another name or remove it")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output}: there is no folder {output.parent}: make it first")
+    check_output(output)
     with closing(open_source(source)) as cells:
         n_cells = len(cells.table("obs"))
         if embedding.ndim != 2 or len(embedding) != n_cells:
             raise ValueError(f"{cells.path}: an embedding of shape {embedding.shape} does not fit its {n_cells} cells")
         if key in cells.obsm and not replace:
             raise ValueError(f"{cells.path}: obsm[{key!r}] is there already: choose another key, or replace it")
-        with _whole(output) as partial:
-            if not isinstance(source, str | os.PathLike):
-                source.write_h5ad(partial)
-            elif isinstance(cells.root, h5py.File):
-                shutil.copyfile(cells.path, partial)
-            else:
-                _stream(cells, partial)
-            with h5py.File(partial, "r+") as file:
-                for group in ("obsm", "uns"):
-                    if group not in file:
-                        write_elem(file, group, {})
-                write_elem(file["obsm"], key, embedding)
-                write_elem(file["uns"], key, plain(provenance))
+        with copied(source, cells, output) as file:
+            for group in ("obsm", "uns"):
+                if group not in file:
+                    write_elem(file, group, {})
+            write_elem(file["obsm"], key, embedding)
+            write_elem(file["uns"], key, plain(provenance))
+
+
+@contextmanager
+def copied(source: "str | os.PathLike | anndata.AnnData", cells: Source, output: Path) -> Iterator[h5py.File]:
+    """Give the .h5ad `output`, a copy of `source` (opened: `cells`), to add to; whole or not at all."""
+    with _whole(output) as partial:
+        if not isinstance(source, str | os.PathLike):
+            source.write_h5ad(partial)
+        elif isinstance(cells.root, h5py.File):
+            shutil.copyfile(cells.path, partial)
+        else:
+            _stream(cells, partial)
+        with h5py.File(partial, "r+") as file:
+            yield file
+
+
+def check_output(output: Path) -> None:
+    """Raise OSError where `output` is there already, or its folder is not."""
+    if output.exists():
+        raise FileExistsError(f"{output}: exists already and is not overwritten: choose another name or remove it")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output}: there is no folder {output.parent}: make it first")
 
 
 @contextmanager

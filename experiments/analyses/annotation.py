@@ -1,19 +1,19 @@
 """Fill the table of fine-tuned annotation, one training or baseline at a time, from files that all of them share.
 
 OUT/plan.json             which files, labels and numbers of cells and steps: another plan needs another folder
-OUT/data/                 the labelled cells (train_0.h5ad, ...) and those to annotate (test.h5ad); their store
+OUT/data/                 the labelled cells (train_0.h5ad, ...) and those to annotate (test.h5ad, or one for each file
+                          of --train that has some: test_0.h5ad, ...); their store
+OUT/names.json            what each run is called here: its folder's name, numbered where two have the same
 OUT/runs/<row>_<seed>/    a training run
 OUT/cells/<row>_<seed>.*  its scores (.json) and probabilities (.npz); a result that exists is not computed again
 """
 
-import dataclasses
 import io
+import itertools
 import json
 import pathlib
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anndata
@@ -22,135 +22,49 @@ import pandas as pd
 from scipy import sparse
 
 from configs import finetune_cell_type
-from data_pipeline.files import h5ad
-from data_pipeline.files.columns import text
+from data_pipeline.files import h5ad, whole
 from data_pipeline.genes import vocab
-from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.store import open_store
-from data_pipeline.store.study import Settings
 from experiments import train
+from experiments.analyses.annotation_cells import LABEL, Plan, open_classes, prepare, read, tables_of
 from experiments.pages import output
 from scfm_jax import api
+from scfm_jax.saving import checkpoint
 from scfm_jax.tasks.cells import annotation_baselines, cell_type
-from scfm_jax.tasks.cells.embedding import UNLABELLED
 
+__all__ = ["LABEL", "METHODS", "Plan", "baseline", "open_classes", "prepare", "read", "tune"]
+
+PARTS = ("train", "test")
 METHODS = ("frozen", "lora", "prefix", "full", "twin")
-LABEL = "cell_type"
-LEFT_OUT = "-"
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What all cells of a table share.
+def name_of(out: pathlib.Path, source: str) -> str:
+    """Return what the run `source` is called in OUT: its folder's name, numbered where another run has that already.
 
-    Attributes:
-      train: files of labelled cells. test: the file to annotate, or None where `split` says which of those are.
-      split: obs column and the values of the cells to annotate: (study, donor or batch; names).
-      label, test_label: obs columns of the types. names: what types are called here, LEFT_OUT for none.
-      test_cells: so many of the cells to annotate, of each type alike; 0 for all. steps: updates of a training.
-      min_mapped: least share of genes that the models must know.
-      reading: options of `h5ad.read_counts` that say where in all files the counts are, and "gene_table".
+    Raises ValueError where the run at this place has other weights than when OUT has used it.
     """
-
-    train: tuple[str, ...]
-    test: str | None
-    split: tuple[str, tuple[str, ...]] | None
-    label: str
-    test_label: str
-    names: dict[str, str]
-    test_cells: int
-    steps: int
-    min_mapped: float
-    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -> list[str]:
-    """Write the cells of the plan and their store, unless they are there, and return the types. OUT/plan.json is last.
-
-    Raises ValueError where OUT holds another plan, or labels do not fit.
-    """
-    described = json.loads(json.dumps(dataclasses.asdict(plan)))
-    plan_file = out / "plan.json"
-    if plan_file.exists():
-        if (old := {"reading": {}} | json.loads(plan_file.read_text())) != described:
-            differ = ", ".join(key for key in described if old.get(key) != described[key])
-            raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
-        return open_classes(out)
-    data = out / "data"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    tests = []
-    for number, path in enumerate(plan.train):
-        cells = read(path, plan.label, plan.names, plan.reading, say)
-        if plan.split:
-            column, values = plan.split
-            if column not in cells.obs:
-                raise ValueError(f"--split={column}: no such obs column in {path}")
-            chosen = np.isin(text(cells.obs[column]), list(values))
-            tests.append(cells[chosen].copy())
-            cells = cells[~chosen].copy()
-        if cells.n_obs:
-            cells.write_h5ad(data / f"train_{number}.h5ad")
-    together = tests[0] if len(tests) == 1 else anndata.concat(tests, join="outer") if tests else None
-    test = read(plan.test, plan.test_label, plan.names, plan.reading, say) if plan.test else together
-    if not test.n_obs:
-        raise ValueError("there is no cell to annotate: no value of --split is in the files")
-    some(test, plan.test_cells).write_h5ad(data / "test.h5ad")
-    files = sorted(str(path) for path in data.glob("train_*.h5ad"))
-    failed = ingest(
-        file_sources(files, []), data / "store", workers=0, say=say, settings=Settings(), tables=tables_of(plan)
-    )
-    if failed:
-        raise ValueError("; ".join(failed.values()))
-    classes = open_classes(out)
-    if unknown := sorted(set(test.obs[LABEL]) - set(classes)):
-        raise ValueError(f"types to annotate that no labelled cell has: {', '.join(unknown)}; name them with --names")
-    output.write_file(plan_file, json.dumps(described, indent=1) + "\n")
-    return classes
+    file, place = out / "names.json", pathlib.Path(source).resolve()
+    names = json.loads(file.read_text()) if file.exists() else {}
+    weights = _stamp(place)
+    for name, run in names.items():
+        if run["path"] == str(place):
+            if run["weights"] != weights:
+                raise ValueError(
+                    f"--runs={source}: {out} has scores of other weights of this run; choose another --output"
+                )
+            return name
+    numbered = (f"{place.name}-{number}" for number in itertools.count(2))
+    name = next(name for name in itertools.chain([place.name], numbered) if name not in names)
+    output.write_file(file, {**names, name: {"path": str(place), "weights": weights}})
+    return name
 
 
-def open_classes(out: pathlib.Path) -> list[str]:
-    """Return the types of the labelled cells, sorted."""
-    store = open_store(out / "data/store")
-    return sorted({str(value) for name in store.studies for value in store.study(name).obs[LABEL].unique()})
-
-
-def tables_of(plan: Plan) -> list[str]:
-    """Return the gene tables of a plan."""
-    return [str(path) for path in plan.reading.get("gene_table", ())]
-
-
-def read(
-    path: str,
-    label: str,
-    names: Mapping[str, str],
-    reading: Mapping[str, Any] = MappingProxyType({}),
-    say: Callable[[str], None] = print,
-) -> anndata.AnnData:
-    """Return the cells of a file that have a type, with raw counts and the type as obs["cell_type"]."""
-    with h5ad.read_counts(path, **h5ad.place(reading)) as counts:
-        for note in counts.notes:
-            say(f"{path}: {note}")
-        if label not in counts.obs:
-            raise ValueError(f"{path}: no obs column {label!r}; there are {', '.join(map(str, counts.obs.columns))}")
-        types = np.array([names.get(name, name) for name in text(counts.obs[label])], object)
-        kept = np.flatnonzero([name not in (None, LEFT_OUT) and name.lower() not in UNLABELLED for name in types])
-        obs = counts.obs.iloc[kept]
-        keep = {name: pd.Categorical(text(obs[name])) for name in ("batch", "donor", "study") if name in obs}
-        obs = pd.DataFrame({**keep, LABEL: types[kept]}, index=obs.index)
-        names, second = vocab.file_names(counts)
-        var = pd.DataFrame({"ensembl_id": second}, pd.Index(names, dtype=str))
-        return anndata.AnnData(sparse.csr_matrix(counts.take(kept), dtype=np.float32), obs, var)
-
-
-def some(cells: anndata.AnnData, n: int) -> anndata.AnnData:
-    """Return about n cells, of each type as many or all that there are, the same ones every time; 0 for all."""
-    types = cells.obs[LABEL].to_numpy()
-    if not n or n >= len(types):
-        return cells
-    rng, share = np.random.default_rng(0), -(-n // len(np.unique(types)))
-    rows = [rng.permutation(np.flatnonzero(types == name))[:share] for name in np.unique(types)]
-    return cells[np.sort(np.concatenate(rows))].copy()
+def _stamp(place: pathlib.Path) -> str:
+    """Return what changes when the weights at a place do: the checksum of the file, or of the newest meta.json."""
+    folder = place / "checkpoints" if (place / "checkpoints").is_dir() else place
+    steps = checkpoint.steps(folder) if folder.is_dir() else []
+    file = folder / str(steps[-1]) / "meta.json" if steps else folder / "meta.json" if folder.is_dir() else folder
+    return whole.checksum(file) if file.is_file() else ""
 
 
 def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> dict[str, Any]:
@@ -158,14 +72,15 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
 
     Method "twin" is "frozen" on random weights.
     """
-    key = f"{pathlib.Path(source).name}_{method}_{seed}"
+    name = name_of(out, source)
+    key = f"{name}_{method}_{seed}"
     if (done := out / f"cells/{key}.json").exists():
         return json.loads(done.read_text())
     began = time.process_time()
     config = finetune_cell_type.get_config("frozen" if method == "twin" else method)
     config.init_from = source
-    config.data.update({"store": str(out / "data/store"), "min_mapped": plan.min_mapped})
-    config.data.gene_table = tuple(tables_of(plan))
+    names = {"min_mapped": plan.min_mapped, "gene_table": tables_of(plan)}
+    config.data.update({"store": str(out / "data/store"), **names})
     config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
     config.tune.start = "random" if method == "twin" else "base"
     config.train.update({"steps": plan.steps, "seed": seed, "log_every": max(1, plan.steps // 4), "eval_every": 0})
@@ -173,10 +88,8 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     train.pretrain(config, str(out / "runs" / key))
     trained = time.process_time() - began
     run = api.load(out / "runs" / key)
-    shares = run.annotate(
-        out / "data/test.h5ad", min_mapped=plan.min_mapped, gene_table=tables_of(plan), say=lambda _: None
-    )
-    row = {"model": run.name, "run": str(source), "method": method, "seed": seed}
+    shares = pd.concat([run.annotate(path, **names, say=lambda _: None) for path in files(out, "test")])
+    row = {"model": run.name, "run": str(source), "name": name, "method": method, "seed": seed}
     return write(out, key, row | {"cpu_s": trained}, shares.to_numpy(), list(shares.columns))
 
 
@@ -186,20 +99,18 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
     if (done := out / f"cells/{key}.json").exists():
         return json.loads(done.read_text())
     began = time.process_time()
-    files = sorted((out / "data").glob("train_*.h5ad"))
-    genes, tables = open_store(out / "data/store").genes, tables_of(plan)
-    *labelled, new = (matrix(path, genes, tables) for path in [*files, out / "data/test.h5ad"])
-    types = np.concatenate([anndata.read_h5ad(path, backed="r").obs[LABEL].to_numpy() for path in files])
-    y = np.array([classes.index(value) for value in types])
-    probabilities = annotation_baselines.BASELINES[name](sparse.vstack(labelled).tocsr(), y, new, len(classes), seed)
+    genes = open_store(out / "data/store").genes
+    table = vocab.read_table(tables_of(plan)) if tables_of(plan) else None
+    labelled, new = (sparse.vstack([matrix(path, genes, table) for path in files(out, part)], "csr") for part in PARTS)
+    y = np.array([classes.index(value) for value in types_of(out, "train")])
+    probabilities = annotation_baselines.BASELINES[name](labelled, y, new, len(classes), seed)
     row = {"model": name, "run": "", "method": "", "seed": seed, "cpu_s": time.process_time() - began}
     return write(out, key, row, probabilities, classes)
 
 
-def matrix(path: pathlib.Path, genes: Sequence[str], tables: Sequence[str] = ()) -> sparse.csr_matrix:
-    """Return the counts of all cells of a file in the columns of `genes`, by gene tables too, if any."""
+def matrix(path: pathlib.Path, genes: Sequence[str], table: vocab.GeneTable | None = None) -> sparse.csr_matrix:
+    """Return the counts of all cells of a file in the columns of `genes`."""
     with h5ad.read_counts(path) as counts:
-        table = vocab.read_table(tables) if tables else None
         mapping = vocab.onto(counts, genes, table=table, min_mapped=None)
         return mapping.apply(counts.take(np.arange(counts.n_cells)))
 
@@ -221,4 +132,15 @@ def write(
 
 def truth_of(out: pathlib.Path) -> list[str]:
     """Return the true types of the test cells."""
-    return anndata.read_h5ad(out / "data/test.h5ad", backed="r").obs[LABEL].astype(str).tolist()
+    return types_of(out, "test")
+
+
+def types_of(out: pathlib.Path, part: str) -> list[str]:
+    """Return the types of all cells of "train" or "test"."""
+    tables = [anndata.read_h5ad(path, backed="r").obs for path in files(out, part)]
+    return [str(value) for obs in tables for value in obs[LABEL]]
+
+
+def files(out: pathlib.Path, part: str) -> list[pathlib.Path]:
+    """Return the files of the cells of "train" or "test"."""
+    return sorted((out / "data").glob(f"{part}*.h5ad"))

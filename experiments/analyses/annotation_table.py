@@ -41,16 +41,27 @@ def finished(out: pathlib.Path) -> list[dict[str, Any]]:
     methods = (*annotation.METHODS, "")
     place = {name: i for i, name in enumerate(BASELINES)}
     return sorted(
-        rows, key=lambda row: (place.get(row["model"], -1), row["model"], methods.index(row["method"]), row["seed"])
+        rows,
+        key=lambda row: (
+            place.get(row["model"], -1),
+            row["model"],
+            row.get("name", ""),
+            methods.index(row["method"]),
+            row["seed"],
+        ),
     )
 
 
 def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the rows of all seeds by what they are called in the table."""
+    """Return the rows of all seeds by what they are called in the table: the model, and the run if it has several."""
+    runs: dict[str, set[str]] = {}
+    for row in rows:
+        runs.setdefault(row["model"], set()).add(row.get("name", ""))
     named: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         method = {"": "", "twin": ", random twin"}.get(row["method"], f", {row['method']}")
-        named.setdefault(row["model"] + method, []).append(row)
+        run = f" {row['name']}" if len(runs[row["model"]]) > 1 else ""
+        named.setdefault(row["model"] + run + method, []).append(row)
     return named
 
 
@@ -86,11 +97,12 @@ def picture(name: str, matrix: np.ndarray, classes: Sequence[str]) -> bytes:
         for j, share in enumerate(row):
             colour = "black" if share > 0.55 else "white"
             axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
-    axes.set_yticks(range(len(present)), [f"{classes[i]} ({matrix[i].sum():,})" for i in present])
+    plain = {"parse_math": False}  # a type may have a dollar in its name
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", **plain)
+    axes.set_yticks(range(len(present)), [f"{classes[i]} ({matrix[i].sum():,})" for i in present], **plain)
     axes.set_xlabel("annotated as")
     axes.set_ylabel("true type (cells, all seeds)")
-    axes.set_title(name, fontsize=11, color=figures.INK)
+    axes.set_title(name, fontsize=11, color=figures.INK, **plain)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     file = io.BytesIO()

@@ -23,6 +23,8 @@ MOST_CELLS = 20_000
 """Cells that are scored; of larger files a random sample."""
 BESIDE = "beside.npz"
 """File of the scored cells' embeddings by each method, of the first seed, and their labels."""
+BATCH = "batch"
+"""The column of batches that is used without being asked for."""
 SHOWN = ("accuracy", "f1", "nmi", "ari", "nmi_best", "ari_best", "batch_accuracy")
 
 
@@ -40,7 +42,7 @@ def evaluate(
     workdir: pathlib.Path,
     *,
     label: str = "cell_type",
-    batch: str = "batch",
+    batch: str = BATCH,
     seeds: Sequence[int] = (0, 1, 2),
     say: Callable[[str], None] = print,
     **options: Any,
@@ -48,7 +50,7 @@ def evaluate(
     """Embed `source`, score by its obs column `label` beside PCA and random twins; write and return the scores.
 
     Args:
-      batch: obs column of batches, used if it is there and has at least two values.
+      batch: obs column of batches, used if it names at least two that can be told apart; BATCH need not be there.
       seeds: each seeds the folds, Leiden, PCA and the weights of one twin.
       options: of `Run.embed`.
 
@@ -61,13 +63,15 @@ def evaluate(
             raise ValueError(
                 f"label={label}: no such obs column; there are {', '.join(map(str, obs.columns)) or 'none'}"
             )
+        if batch not in obs and batch != BATCH:
+            raise ValueError(f"batch={batch}: no such obs column; there are {', '.join(map(str, obs.columns))}")
         cells = np.arange(n)
         if n > MOST_CELLS:
             cells = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
         matrix = counts.take(cells)
-    labels = text(obs[label])[cells]
-    batches = text(obs[batch])[cells] if batch in obs and obs[batch].nunique() > 1 else None
-    task.countable(labels)
+    labels = np.array([None if task.unlabelled(name) else name for name in text(obs[label])[cells]], object)
+    counted, _ = task.countable(labels, name=f"label={label}")
+    batches = _batches(obs[batch].iloc[cells], counted, batch, say) if batch in obs else None
     embedding = embed_file(run, source, workdir, say=say, **options)[cells]
     ways = {
         run.name: lambda seed: embedding,
@@ -94,6 +98,20 @@ def evaluate(
         np.savez_compressed(file, label=np.array([name or "" for name in labels]), **first)
     output.write_file(workdir / "scores.json", scores)
     return scores
+
+
+def _batches(values: pd.Series, counted: np.ndarray, name: str, say: Callable[[str], None]) -> np.ndarray | None:
+    """Return the batch of each cell; None, and say why, where the column cannot be scored by. [n]"""
+    names = text(values)
+    try:
+        if task.measured(values):
+            raise ValueError("it holds measurements, not names of batches")
+        task.countable(names[counted], name="its values")
+    except ValueError as error:
+        if len({*names} - {None}) > 1:
+            say(f"batch={name}: is not scored: {error}")
+        return None
+    return names
 
 
 def summary(scores: dict[str, Any]) -> pd.DataFrame:

@@ -57,14 +57,18 @@ def evaluate(
         raise ValueError("--edges and --sets are both missing: give interactions, gene sets, or both to test with")
     if vectors not in ("auto", "table", "mean") or (vectors == "mean" and source is None):
         raise ValueError(f"--vectors={vectors}: auto, table, or with --input mean")
+    if vectors == "auto":
+        vectors = "table" if task.has_vectors(run.module) else "mean"
+    if vectors == "mean" and source is None:
+        raise ValueError(
+            f"--input is missing: {run.name} has no table of gene vectors, so cells are needed to average over"
+        )
     name_table = run.gene_table(gene_table)
     data = _read(run, source, gene_table, options, say) if source is not None else None
     chosen, level = _expressed(data, min_expressed) if data else (np.arange(len(run.genes)), None)
     names = data.symbols if data else list(run.genes)
     network = _network(edges, names, run.genes, name_table, chosen, say) if edges else None
     member = _members(sets, names, run.genes, name_table, chosen, say) if sets else None
-    if vectors == "auto":
-        vectors = "table" if task.has_vectors(run.module) else "mean"
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         spaces = {}

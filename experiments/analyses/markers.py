@@ -13,11 +13,12 @@ import pandas as pd
 from data_pipeline.files import h5ad
 from data_pipeline.files.columns import text
 from data_pipeline.genes import vocab
+from experiments import cli
 from experiments.analyses import marker_table
 from experiments.pages import heat_map, output
 from scfm_jax import api
 from scfm_jax.inference.gene_representations import GeneRepresentations
-from scfm_jax.tasks.cells.embedding import UNLABELLED
+from scfm_jax.tasks.cells.embedding import unlabelled
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import marker_genes as task
 
@@ -129,14 +130,14 @@ def _types(obs: pd.DataFrame, labels: str, wanted: Mapping[str, Any]) -> np.ndar
         raise ValueError(
             f"--labels={labels}: no such obs column; there are {', '.join(map(str, obs.columns)) or 'none'}"
         )
-    types = np.array([None if (name or "").lower() in UNLABELLED else name for name in text(obs[labels])], object)
+    types = np.array([None if unlabelled(name) else name for name in text(obs[labels])], object)
     number = pd.Series(types).value_counts()
     for label in wanted:
         if number.get(label, 0) < 5:
             choices = ", ".join(f"{name} ({n})" for name, n in number.items() if n >= 5)
-            raise ValueError(
-                f"--types={label}: obs[{labels!r}] has fewer than 5 such cells; there are {choices or 'none'}"
-            )
+            hint = cli.quoting("types", list(wanted), [str(name) for name in number.index])
+            few = f"obs[{labels!r}] has fewer than 5 such cells"
+            raise ValueError(f"--types={label}: {few}; {hint or 'there are ' + (choices or 'none')}")
     if (number >= 5).sum() < 2:
         raise ValueError(f"--labels={labels}: has one type, and there is nothing to compare it with")
     return types

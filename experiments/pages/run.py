@@ -19,7 +19,7 @@ from experiments.analyses import embedding as embedding_analysis
 from experiments.pages import document, figures, output
 from experiments.pages.document import Html, Section
 from scfm_jax.saving import checkpoint
-from scfm_jax.tasks.cells.embedding import METRICS
+from scfm_jax.tasks.cells.embedding import METRICS, unlabelled
 from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
@@ -168,7 +168,7 @@ def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, An
     for column in columns:
         if column not in obs:
             raise ValueError(f"--color={column}: {path} has no such obs column; there are {', '.join(map(str, obs))}")
-    shown = columns or [c for c in COLUMNS if c in obs and obs[c].nunique() > 1]
+    shown = columns or [c for c in COLUMNS if c in obs and labelled(obs[c]).nunique() > 1]
     n = len(obs)
     if n > MOST_CELLS:
         rows = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
@@ -176,11 +176,18 @@ def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, An
     xy = figures.umap(embedding) if len(obs) > 3 else embedding[:, :2]
     if not shown:
         obs, shown = obs.assign(cells="all cells"), ["cells"]
-    cards = [cells_map(xy, obs[column], column, str(column), inside=True)[0] for column in shown]
+    cards = [cells_map(xy, labelled(obs[column]), column, str(column), inside=True)[0] for column in shown]
     of = f"a random sample of {len(obs):,} of its {n:,} cells" if len(obs) < n else f"its {n:,} cells"
     name = provenance.get("input", path.name)
     how = f"UMAP (15 neighbours, seed 0) of the embedding of {name}, {of}; {provenance.get('sample', '')}."
     return provenance, f"{document.note(how)}<div class='maps'>{''.join(cards)}</div>"
+
+
+def labelled(values: pd.Series) -> pd.Series:
+    """Return a column of text with what says of a cell that nobody knows as missing, so that it gets no colour."""
+    if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return values
+    return values.astype(object).mask([unlabelled(value) for value in values], None)
 
 
 def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str, inside: bool = False) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from scfm_jax import api, models
 from scfm_jax.saving.published.files import UNKNOWN
 from scfm_jax.tasks.cells import embedding
 
+BASELINE = "PCA-50"
+"""The name that the pictures of the baseline have; no run is called so."""
+
 
 class Inapplicable(ValueError):
     """A task that asks for what a study or a run does not have."""
@@ -31,7 +35,7 @@ class Study:
     Attributes:
       name, path, sha256: of the file. n: its cells. tables, tables_sha256: files that translate gene names.
       place: where in the file its counts are, if not in X, as options of `h5ad.read_counts`.
-      labels, batches: values of the obs columns, None where there are none or fewer than two. [n]
+      labels, batches: values of the obs columns, None where there are none or fewer than two, or measurements. [n]
       coords: positions, or None. [n, 2]
     """
 
@@ -52,8 +56,9 @@ class Study:
     def _column(self, name: str) -> np.ndarray | None:
         if name not in self.counts.obs:
             return None
-        values = self.counts.obs[name].to_numpy()
-        return values if len(np.unique(embedding.encode(values)[embedding.encode(values) >= 0])) > 1 else None
+        column = self.counts.obs[name]
+        values, codes = column.to_numpy(), embedding.encode(column)
+        return values if len(np.unique(codes[codes >= 0])) > 1 and not embedding.measured(column) else None
 
     @functools.cached_property
     def table(self) -> vocab.GeneTable | None:
@@ -165,8 +170,15 @@ def enter(text: str, name: str) -> Entrant:
 
 def names(texts: Sequence[str]) -> list[str]:
     """Return a name for each run, that of its folder or file, numbered where two have the same."""
-    stems = [pathlib.Path(text.split(":")[min(1, text.count(":"))]).stem for text in texts]
-    return [stem if stems.count(stem) == 1 else f"{stem} {stems[:i].count(stem) + 1}" for i, stem in enumerate(stems)]
+    stems = [pathlib.Path(text.split(":")[min(1, text.count(":"))]).resolve().stem for text in texts]
+    taken = {stem for stem in stems if stems.count(stem) == 1} | {BASELINE}
+    named = []
+    for stem in stems:
+        numbered = (f"{stem} {number}" for number in itertools.count(1))
+        free = stem if stems.count(stem) == 1 and stem != BASELINE else next(n for n in numbered if n not in taken)
+        taken.add(free)
+        named.append(free)
+    return named
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -200,7 +200,7 @@ def pictures(folder: pathlib.Path, content: Content) -> tuple[str, str]:
             column, drawn = study.get(key) or key, []
             for name, arrays in saved.items():
                 text = arrays[key].tolist()
-                values = pd.Series([None if x.lower() in embedding.UNLABELLED else x for x in text], dtype=object)
+                values = pd.Series([None if embedding.unlabelled(x) else x for x in text], dtype=object)
                 if values.nunique() > 1:
                     drawn.append(page.cells_map(places[name], values, column, f"{name}, {study['name']} by {column}"))
             if drawn:

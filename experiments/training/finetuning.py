@@ -23,6 +23,7 @@ from scfm_jax import models, tasks
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
 from scfm_jax.saving.leaves import path_name
+from scfm_jax.tasks.cells.embedding import UNLABELLED
 from scfm_jax.training import optim, step, tuning
 from scfm_jax.types import TrainState
 
@@ -54,6 +55,7 @@ def resolve(options: Mapping[str, Any], base: Run) -> dict[str, Any]:
     data |= {name: theirs.get("data", {}).get(name) for name in AS_THERE if data.get(name) is None}
     data = {name: value for name, value in data.items() if value is not None or name not in AS_THERE}
     data["labels"] = (task["label"],) if task else ()
+    data |= {"unlabelled": tuple(sorted(UNLABELLED))} if task else {}
     return {
         **options,
         "model_name": base.name,
@@ -86,14 +88,15 @@ def objective(module: ModuleType, model: nn.Module, options: Mapping[str, Any], 
 
 def class_sizes(store: Store, data: Mapping[str, Any], label: str) -> list[int]:
     """Return how many training cells each class of an obs column has; ValueError with fewer than two classes."""
-    names = obs.class_names(store, [label])[label]
+    names = obs.class_names(store, [label], data.get("unlabelled", ()))[label]
     masks, _ = select(store, data.get("split"), data.get("filter"))
     sizes = np.zeros(len(names), int)
     for study, mask in zip(obs.studies(store), masks[0], strict=True):
         codes = obs.class_codes(study, label, names)[mask]
         sizes += np.bincount(codes[codes >= 0], minlength=len(names))
     if (sizes > 0).sum() < 2:
-        raise ValueError(f"task.label={label}: the training cells have fewer than two classes of it")
+        only = ", ".join(f"{name} ({n})" for name, n in zip(names, sizes, strict=True) if n) or "none"
+        raise ValueError(f"task.label={label}: the training cells have fewer than two classes of it; there are {only}")
     return sizes.tolist()
 
 

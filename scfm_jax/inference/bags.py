@@ -105,18 +105,24 @@ def samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int
     """Return the rows of each tissue sample, large ones cut into random parts, and in words what was done.
 
     Args:
-      sample_key: column that names the sample of each cell; None: all cells are one sample; "auto": "batch" if there.
+      sample_key: column that names the sample of each cell; None: all cells are one sample; "auto": "batch" if there,
+        unless it holds measurements.
 
-    Raises ValueError for a column that is not there, or a max_cells below 1.
+    Raises ValueError for a column that is not there or holds measurements, or a max_cells below 1.
     """
     if max_cells < 1:
         raise ValueError(f"max_cells={max_cells}: a sample has at least one cell")
+    passed_over = ""
     if sample_key == "auto":
         sample_key = "batch" if "batch" in obs else None
+        if sample_key and _fractions(obs[sample_key]):
+            sample_key, passed_over = None, '; obs["batch"] holds measurements and names none'
     if sample_key is None:
-        groups, how = [np.arange(len(obs))], "the whole file is one sample"
+        groups, how = [np.arange(len(obs))], f"the whole file is one sample{passed_over}"
     elif sample_key not in obs:
         raise ValueError(f"sample_key={sample_key}: no such obs column; there are {', '.join(map(str, obs.columns))}")
+    elif _fractions(obs[sample_key]):
+        raise ValueError(f"sample_key={sample_key}: this obs column holds measurements, which name no samples")
     else:
         codes, names = pd.factorize(obs[sample_key], use_na_sentinel=False)
         groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
@@ -129,6 +135,11 @@ def samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int
     if cut:
         how += f"; {cut} of more than {max_cells} cells cut into random parts of equal size (seed {seed})"
     return parts, how
+
+
+def _fractions(values: pd.Series) -> bool:
+    """Return whether a column holds numbers that are not whole."""
+    return bool(pd.api.types.is_float_dtype(values) and (values.dropna() % 1 != 0).any())
 
 
 # -------------------------------------------------------------------------------------------------------------- batches

@@ -40,6 +40,8 @@ A model may have:
   mask_gene(model, variables, batch, constants, gene, *, inputs) -> embeddings [B, C, D]
                      of cells in which one gene, a slot of the model in each cell (-1 for none) [B, C], is hidden as
                      in pre-training; pure.
+  input_flops(model, inputs) -> float     of these, those of layers that see the data alone: no gradient passes to what
+                     they read, so they count once less in a backward pass. 0 where it is left out.
   gene_vectors(variables, n_genes) -> [V, D]     the model's table of gene vectors; None where a run keeps none.
   gene_ids(inputs) -> int [B, C, L]   vocabulary id of each position of `Outputs.genes`, -1 for none, where the
                      positions are not the vocabulary's genes in order (with at most one more).

@@ -205,7 +205,7 @@ def _compiler(
                 donate_argnums=0,
                 out_shardings=(layout, NamedSharding(devices, PartitionSpec())),
             )
-            flops = objective.passes * objective.flops(batch, state.constants)
+            flops = objective.step_flops(batch, state.constants)
             programs[shape] = Program(step.lower(state, batch).compile(), flops)
             hardware.give_back()
         return programs[shape]

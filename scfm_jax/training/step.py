@@ -3,7 +3,7 @@
 Everything random is drawn from `fold_in(rng, step)`, so a step is a function of state and batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ class Objective(NamedTuple):
       flops: (batch, constants) -> forward FLOPs of the batch, from shapes alone.
       passes: a step takes so many times these: 3 where all is trained (forward, and the gradients of what passes
         through the layers and of their parameters), 2 or 1 where less is.
+      input_flops: of these, of layers that see the data alone, whose inputs have no gradient.
       project: params -> params, done after every update; None for nothing.
     """
 
@@ -40,6 +41,32 @@ class Objective(NamedTuple):
     flops: Callable[..., float]
     project: Callable[[Any], Any] | None = None
     passes: float = 3
+    input_flops: Callable[..., float] = lambda batch, constants: 0.0
+
+    def step_flops(self, batch: Batch, constants: dict[str, Array]) -> float:
+        """Return the FLOPs of a step, backward passes included."""
+        unneeded = self.input_flops(batch, constants) if self.passes > 1 else 0.0
+        return self.passes * self.flops(batch, constants) - unneeded
+
+
+def counting(
+    module: ModuleType, model: nn.Module, inputs: Mapping[str, Any], **how: bool
+) -> dict[str, Callable[[Batch, dict[str, Array]], float]]:
+    """Return an objective's `flops` and `input_flops` of a model file; `how`: keywords of the module's `flops`."""
+
+    def prepared(batch: Batch, constants: dict[str, Array]) -> Any:
+        def prepare(batch, constants):
+            return module.prepare(batch, constants, jax.random.key(0), step=0, train=True, **inputs)
+
+        return jax.eval_shape(prepare, batch, constants)
+
+    def flops(batch: Batch, constants: dict[str, Array]) -> float:
+        return module.flops(model, prepared(batch, constants), **how)
+
+    def input_flops(batch: Batch, constants: dict[str, Array]) -> float:
+        return module.input_flops(model, prepared(batch, constants)) if hasattr(module, "input_flops") else 0.0
+
+    return {"flops": flops, "input_flops": input_flops}
 
 
 def pretraining(module: ModuleType, model: nn.Module, inputs: dict[str, Any], loss: dict[str, Any]) -> Objective:
@@ -68,13 +95,8 @@ def pretraining(module: ModuleType, model: nn.Module, inputs: dict[str, Any], lo
         tokens = module.tokens(prepared).astype(jnp.float32)
         return value, ({**metrics, "tokens": (tokens, jnp.ones(()))}, {**buffers, **changed})
 
-    def flops(batch: Batch, constants: dict[str, Array]) -> float:
-        def prepare(batch, constants):
-            return module.prepare(batch, constants, jax.random.key(0), step=0, train=True, **inputs)
-
-        return module.flops(model, jax.eval_shape(prepare, batch, constants))
-
-    return Objective(init, forward, flops, getattr(module, "project", None))
+    project = getattr(module, "project", None)
+    return Objective(init, forward, project=project, **counting(module, model, inputs))
 
 
 def init_state(

@@ -117,6 +117,20 @@ def test_flags_are_absls():
             parsed(wrong)
 
 
+def test_a_value_with_a_comma_stands_in_double_quotes_and_help_and_hints_say_so():
+    name = "CD4-positive, alpha-beta T cell"
+    values = parsed(f'--gene_table="{name}=T","a ""b"", c",d')
+    assert values.gene_table == [f"{name}=T", 'a "b", c', "d"]
+    hint = cli.quoting("held_out", ["x", "Bern", "CH"], ["x", "Basel, CH", "Bern, CH"])
+    assert hint.endswith("""--held_out='"Bern, CH"'""")
+    assert cli.quoting("held_out", ["Bern"], ["Bern, CH", "Bern"]) == ""
+    table = cli.options(names=(list, [], "Names."))
+    assert "one that has a comma in double quotes" in " ".join(cli.help_text("", table).split())
+    with pytest.raises(flags.Error) as error:
+        parsed('--gene_table="open, x')
+    assert "\n" not in str(error.value)
+
+
 def test_lists_are_not_shared_between_commands():
     parsed().gene_table.append("x")
     assert parsed().gene_table == [] and cli.SHARED["gene_table"].default == []
@@ -125,7 +139,7 @@ def test_lists_are_not_shared_between_commands():
 # ---------------------------------------------------------------------------------------------------- help and one door
 
 
-@pytest.mark.parametrize("flag", ["--help", "--helpshort"])
+@pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull"])
 def test_help_is_the_docstring_and_the_commands_own_flags(flag, tmp_path):
     ended = run("embed", flag, folder=tmp_path)
     assert ended.code == 0 and not ended.err

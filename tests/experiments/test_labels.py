@@ -149,3 +149,11 @@ def test_the_groups_of_mean_representations(labelled):
     rows = np.arange(N)
     whole = GeneRepresentations(GENES, rows, 2, rows, adata.obs, lambda: iter(()), {})
     assert [text if isinstance(text, str) else None for text in whole._labels("cell_type")] == texts
+
+
+def test_a_type_cut_at_its_comma_is_shown_in_quotes():
+    obs_table = pd.DataFrame({"kind": ["CD4-positive, alpha-beta T cell"] * 9 + ["B"] * 9})
+    wanted = {"CD4-positive": None, "alpha-beta T cell": None}
+    with pytest.raises(ValueError, match="""--types='"CD4-positive, alpha-beta T cell"'"""):
+        markers._types(obs_table, "kind", wanted)
+    assert markers._types(obs_table, "kind", {"CD4-positive, alpha-beta T cell": None}).tolist() == list(obs_table.kind)

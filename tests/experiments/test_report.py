@@ -194,3 +194,11 @@ def test_command(tmp_path):
     (tmp_path / "run").mkdir()
     done = commands.run("report", f"--workdir={tmp_path}/run", folder=tmp_path)
     assert done.code == 0 and "report.html" in done.out and (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("word", ["unassigned", "Unknown", "", "nan", None])
+def test_cells_that_nobody_knows_have_no_colour(word):
+    values = pd.Series(pd.Categorical(["T cell", word, "T cell", "B cell"] * 5))
+    _, legend = figures.cells(np.random.default_rng(0).random((20, 2)), run.labelled(values), "cell_type")
+    assert [(entry.name, entry.cells) for entry in legend] == [("T cell", 10), ("B cell", 5), ("no value", 5)]
+    assert legend[2].colour == figures.UNKNOWN

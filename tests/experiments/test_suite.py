@@ -125,6 +125,21 @@ def test_runs_have_names_of_their_own():
     assert entrants.names(texts) == ["x 1", "x 2", "published", "weights", "y"]
 
 
+def test_no_two_runs_have_one_name_and_none_has_that_of_the_baseline():
+    texts = ["a/w", "b/w", "c/w 2", "runs/PCA-50", "runs/v.1", "runs/v.2", "."]
+    names = entrants.names(texts)
+    assert len(set(names)) == len(texts) and "PCA-50" not in names and all(names)
+    assert names[:3] == ["w 1", "w 3", "w 2"] and names[4:6] == ["v 1", "v 2"]
+
+
+def test_a_column_of_measurements_is_no_batch_of_a_study(tmp_path):
+    path = suites.write(tmp_path / "x.h5ad", batch=np.random.default_rng(0).normal(size=90))
+    study = entrants.Study(path)
+    assert study.batches is None and study.labels is not None
+    with pytest.raises(entrants.Inapplicable, match="fewer than two values in obs\\['batch'\\]"):
+        tasks.check_needs({"batches"}, None, study)
+
+
 def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     _, paths, runs, _ = ground
     study = entrants.Study(paths[0])

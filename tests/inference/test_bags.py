@@ -7,6 +7,7 @@ import types
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from configs import finetune_cell_type, finetune_pretraining
@@ -228,3 +229,12 @@ def test_batches_hold_every_row_once_and_groups_stay_apart():
     cut = rules.batches(rules.cut(groups))
     assert [index.tolist() for index in cut] == [[[1, 4]], [[0, 2]], [[3, 5]], [[6, -1]]]
     assert rules.index(np.arange(3)).shape == (1, 3)  # a bag that was asked for is not cut
+
+
+def test_measurements_name_no_samples():
+    obs = pd.DataFrame({"batch": [0.5, 1.0, 2.0], "lane": [1.0, 2.0, 1.0]})
+    parts, how = bags.samples(obs, "auto", 10, 0)
+    assert [part.tolist() for part in parts] == [[0, 1, 2]] and 'obs["batch"] holds measurements' in how
+    with pytest.raises(ValueError, match="sample_key=batch: this obs column holds measurements"):
+        bags.samples(obs, "batch", 10, 0)
+    assert [part.tolist() for part in bags.samples(obs, "lane", 10, 0)[0]] == [[0, 2], [1]]

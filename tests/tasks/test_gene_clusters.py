@@ -1,6 +1,7 @@
 """Clusters of gene vectors: planted modules interact more than chance, hubs do not, tests agree with scipy's."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -169,3 +170,9 @@ def test_expression_of_real_structure_is_found_where_a_random_model_finds_nothin
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     rows = json.loads((tmp_path / "out" / "gene_clusters.json").read_text())["rows"]
     assert {len(row["cluster"]) for row in rows} == {len(found["genes"])}
+
+
+def test_a_model_without_gene_vectors_asks_for_cells_first():
+    run = types.SimpleNamespace(name="sct", module=models.get("sct"), genes=["A", "B"])
+    with pytest.raises(ValueError, match=r"^--input is missing: sct has no table of gene vectors"):
+        gene_clusters.evaluate(run, edges="no such file", sets=[])

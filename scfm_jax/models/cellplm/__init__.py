@@ -24,7 +24,7 @@ all their cells; the sinusoidal table is computed, not stored; masks compare 16 
 """
 
 from scfm_jax.models.cellplm.inputs import prepare, tokens
-from scfm_jax.models.cellplm.network import SAMPLE, SIZES, TUNING, Model, flops, gene_vectors
+from scfm_jax.models.cellplm.network import SAMPLE, SIZES, TUNING, Model, flops, gene_vectors, input_flops
 from scfm_jax.models.cellplm.objective import impute, loss, mask_gene
 from scfm_jax.models.cellplm.variants import VARIANTS
 
@@ -37,6 +37,7 @@ __all__ = [
     "flops",
     "gene_vectors",
     "impute",
+    "input_flops",
     "loss",
     "mask_gene",
     "prepare",

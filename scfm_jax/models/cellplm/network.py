@@ -1,5 +1,6 @@
 """The network of CellPLM: cells embedded as sums of gene vectors, a transformer over them, a latent, a decoder."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,6 +151,8 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
     }[model.enc_mod]
     latent = {"gmvae": d * model.num_clusters + (d + model.num_clusters) * 512 + 1024 * z + 2 * model.num_clusters * z}
     latent |= {"vae": 2 * d * z, "ae": d * z, "none": 0}
+    if embed:  # the mean alone: no variances, no clusters' densities
+        latent |= {"gmvae": latent["gmvae"] - 512 * z - 2 * model.num_clusters * z, "vae": d * z}
     per_cell = g * d + d * d + model.enc_layers * block + latent[model.latent_mod]
     per_row = (model.dec_layers - 1) * model.dec_hid**2 + model.dec_hid * (
         z - model.dec_hid if model.dec_layers > 1 else 0
@@ -158,3 +161,8 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
     if model.head != "decoder" or embed:
         per_row = 0
     return 2.0 * n_bags * (n_cells * per_cell + rows * per_row)
+
+
+def input_flops(model: Model, inputs: dict[str, Any]) -> float:
+    """Return the FLOPs of the embedder's first product, of the counts themselves with a vector for each gene."""
+    return 2.0 * math.prod(inputs["cell_mask"].shape) * model.n_genes * model.enc_hid

@@ -16,6 +16,8 @@ from scfm_jax.tasks.cells.embedding import variable_genes
 from scfm_jax.tasks.expression import log_normalised
 
 GENES = 2000
+NEIGHBOURS = 5
+"""Cells that vote; so many labelled ones there must be."""
 
 
 def majority(known: sp.csr_matrix, y: np.ndarray, new: sp.csr_matrix, n_classes: int, seed: int) -> np.ndarray:
@@ -33,10 +35,10 @@ def logistic_regression(
 
 
 def neighbours(known: sp.csr_matrix, y: np.ndarray, new: sp.csr_matrix, n_classes: int, seed: int) -> np.ndarray:
-    """Return the votes of the 5 nearest labelled cells in 50 principal components of these. [m, classes]"""
+    """Return the votes of the NEIGHBOURS nearest labelled cells in 50 principal components of these. [m, classes]"""
     x, z = variable(known, new)
     pca = PCA(min(50, *(n - 1 for n in x.shape)), random_state=seed, svd_solver="randomized").fit(x)
-    return _shares(KNeighborsClassifier(5).fit(pca.transform(x), y), pca.transform(z), n_classes)
+    return _shares(KNeighborsClassifier(NEIGHBOURS).fit(pca.transform(x), y), pca.transform(z), n_classes)
 
 
 BASELINES: dict[str, Callable[..., np.ndarray]] = {

@@ -31,7 +31,7 @@ from flax import linen as nn
 from scfm_jax import models
 from scfm_jax.inference import infer
 from scfm_jax.layers.head import Head
-from scfm_jax.training.step import Objective
+from scfm_jax.training.step import Objective, counting
 from scfm_jax.training.tuning import TASK
 from scfm_jax.types import Array, Batch, TrainState
 
@@ -121,13 +121,8 @@ def objective(
         metrics |= {"balanced_accuracy": ((even * hit).sum(), even.sum()), "tokens": (tokens, jnp.ones(()))}
         return total / jnp.maximum(number, 1e-9), (metrics, {**buffers, **changed})
 
-    def flops(batch: Batch, constants: dict[str, Array]) -> float:
-        def prepare(batch, constants):
-            return module.prepare(batch, constants, jax.random.key(0), step=0, train=True, **inputs)
-
-        return module.flops(model, jax.eval_shape(prepare, batch, constants), embed=True)
-
-    return Objective(init, loss, flops, getattr(module, "project", None))
+    project = getattr(module, "project", None)
+    return Objective(init, loss, project=project, **counting(module, model, inputs, embed=True))
 
 
 OPTIONS = {p.name: p.default for p in inspect.signature(objective).parameters.values() if p.kind is p.KEYWORD_ONLY}

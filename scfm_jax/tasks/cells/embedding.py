@@ -21,7 +21,10 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from scfm_jax.tasks.expression import log_normalised
 
 RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 15))
-UNLABELLED = {"", "nan", "na", "<na>", "none", "unknown", "unassigned"}
+UNLABELLED = frozenset(
+    ("", "nan", "na", "<na>", "n/a", "nat", "none", "null", "unknown", "unassigned", "unlabeled", "unlabelled")
+)
+"""Words, in lower case, that say of a cell that nobody knows its label. Every door asks this list (`unlabelled`)."""
 METRICS = {
     "accuracy": "5-NN accuracy",
     "f1": "5-NN macro-F1",
@@ -62,27 +65,45 @@ def score(
         scores[name] = float(metric(y, clusterings[1.0]))
         scores[f"{name}_best"] = max(float(metric(y, clusters)) for clusters in clusterings.values())
     if batch is not None:
-        frequent, b = countable(np.asarray(batch, object)[counted], folds)
+        frequent, b = countable(np.asarray(batch, object)[counted], folds, "batches")
         scores["batch_accuracy"] = knn_scores(x[frequent], b, seed=seed, folds=folds)["accuracy"]
     return scores
 
 
-def countable(labels: Sequence, folds: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def countable(labels: Sequence, folds: int = 5, name: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Return which cells count, bool [n], and their label codes; ValueError if fewer than two labels are left.
 
-    A label counts with at least `folds` cells.
+    A label counts with at least `folds` cells. `name`: of the labels, for the error.
     """
     codes = encode(labels)
     counted = np.isin(codes, np.flatnonzero(np.bincount(codes[codes >= 0], minlength=1) >= folds))
     if len(np.unique(codes[counted])) < 2:
-        raise ValueError(f"labels: fewer than two of them have {folds} cells or more, so there is nothing to score by")
+        values, number = np.unique(
+            [str(x) for x, code in zip(labels, codes, strict=True) if code >= 0], return_counts=True
+        )
+        largest = [f"{values[i]} ({number[i]})" for i in np.argsort(-number, kind="stable")[:3]]
+        few = f"fewer than two of them have {folds} cells or more, so there is nothing to score by"
+        raise ValueError(f"{name}: {few}; there are {', '.join(largest) or 'none'}{', ...' if len(values) > 3 else ''}")
     return counted, codes[counted]
 
 
+def unlabelled(label: object) -> bool:
+    """Return whether a label says that there is none: a missing value, or a word of UNLABELLED in any case."""
+    return bool(pd.isna(label)) or str(label).strip().lower() in UNLABELLED
+
+
+def measured(values: pd.Series) -> bool:
+    """Return whether a column holds measurements, numbers with fractions, and so names no groups of cells."""
+    if not pd.api.types.is_float_dtype(values):
+        return False
+    numbers = values.dropna().to_numpy(float)
+    return bool((numbers != np.rint(numbers)).any())
+
+
 def encode(labels: Sequence) -> np.ndarray:
-    """Return labels as int codes in sorted order, -1 where there is none: missing, or a word of UNLABELLED. [n]"""
-    text = ["" if pd.isna(x) else str(x) for x in labels]
-    names = sorted({x for x in text if x.lower() not in UNLABELLED})
+    """Return labels as int codes in sorted order, -1 where there is none (see `unlabelled`). [n]"""
+    text = ["" if unlabelled(x) else str(x) for x in labels]
+    names = sorted({*text} - {""})
     code = {name: i for i, name in enumerate(names)}
     return np.array([code.get(x, -1) for x in text], np.int64)
 
