@@ -1,6 +1,5 @@
 """Cluster a model's gene vectors and test the clusters, beside a random twin and the data: table, picture."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from data_pipeline.genes import edge_lists, gene_sets, vocab
 from experiments.analyses import cells as model_cells
-from experiments.pages import figures, output
+from experiments.pages import figures, names, output
 from scfm_jax.api import Run
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import gene_clusters as task
@@ -269,13 +268,13 @@ def picture(found: Mapping[str, Any]) -> bytes | None:
             axes.errorbar(x[chosen], y[chosen], xerr=spread, fmt="o", ms=4, lw=1, color=colour, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_title(f"{row['vectors']}: {int(rich.sum())} of {len(x)} clusters", fontsize=10, loc="left")
+        axes.set_title(
+            f"{names.label(row['vectors'])}: {int(rich.sum())} of {len(x)} clusters", fontsize=10, loc="left"
+        )
         axes.set_xlabel("edges under the null (+ 0.5), 95 %")
         axes.grid(color=figures.FAINT, lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("edges within the cluster (+ 0.5)")
     panels[0].legend(frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return file.getvalue()
+    return figures.save(figure, "png")

@@ -1,6 +1,5 @@
 """Train a model on a new study from its weights and from random ones, and draw both by epoch: runs, table, picture."""
 
-import io
 import json
 import pathlib
 import zlib
@@ -191,9 +190,7 @@ def picture(found: Mapping[str, Any]) -> bytes:
         axes.grid(color=figures.FAINT, lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return file.getvalue()
+    return figures.save(figure, "png")
 
 
 def comma_separated(found: Mapping[str, Any]) -> str:

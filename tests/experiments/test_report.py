@@ -101,7 +101,7 @@ def test_report_is_whole_and_self_contained(workdir):
     read = Page(raw)
     assert not {"script", "link", "iframe"} & set(read.tags) and "url(" not in raw and "@import" not in raw
     assert read.references and all(reference.startswith(("data:image/", "#")) for reference in read.references)
-    assert all(len(image["alt"]) > 30 for image in read.images) and len(read.images) == 6  # 2 maps, 4 curves
+    assert all(len(image["alt"]) > 30 for image in read.images) and len(read.images) == 7  # scores, 2 maps, 4 curves
     text = " ".join(read.text)
     for part in ("0.820", "0.730", "0.340", "± 0.010", "58 of 60 cells", "held_out.h5ad", "1.25", "enc_hid", "B cell"):
         assert part in text, part
