@@ -14,6 +14,7 @@ from experiments.pages import figures, names, output
 from scfm_jax.api import Run
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import gene_clusters as task
+from scfm_jax.training import pace
 
 LEVEL = 0.05
 TOP_SETS = 3
@@ -65,7 +66,7 @@ def evaluate(
     if vectors == "auto":
         vectors = "table" if task.has_vectors(run.module) else "mean"
     rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
+    for seed in pace.counted(range(seeds), "clustered with seed", say):
         spaces = {}
         for name, model in ((run.name, run), ("random twin", run.twin(seed))):
             if vectors == "table":
@@ -75,7 +76,7 @@ def evaluate(
                 spaces[name] = _means(model, source, data, chosen, cells, seed, gene_table, options, tell)
         if data:
             spaces["expression PCA"] = _loadings(data.counts[:, chosen], seed)
-        for name, x in spaces.items():
+        for name, x in pace.counted(spaces.items(), "tested vectors", say):
             cluster = task.clusters(x, neighbours=neighbours, resolution=resolution, seed=seed)
             row = {"vectors": name, "seed": seed, "clusters": int(cluster.max()) + 1, "cluster": cluster}
             if network:
@@ -84,7 +85,6 @@ def evaluate(
             if member is not None:
                 row["sets"] = task.sets(cluster, member["matrix"])
             rows.append(row)
-        say(f"clustered with seed {seed}")
     return {
         "model": run.name,
         "weights": run.source,

@@ -11,6 +11,7 @@ from data_pipeline.files import h5ad
 from experiments.pages import figures, names, output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import embedding, latent_ami
+from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
 """Cells that are clustered; of larger files a random sample."""
@@ -43,11 +44,10 @@ def evaluate(
         matrix = counts.take(cells)
     embedded = run.embed(source, say=say, **options)[cells]
     rows = []
-    for seed in seeds:
+    for seed in pace.counted(seeds, "scored seed", say):
         twin = run.twin(seed).embed(source, say=lambda _: None, **options)[cells]
         spaces = {run.name: embedded, "PCA-50": embedding.pca(matrix, seed=seed), "random twin": twin}
         rows += latent_ami.table(spaces, labels, seed)
-        say(f"scored with seed {seed}")
     return {
         "input": path.name,
         "model": run.name,

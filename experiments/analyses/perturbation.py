@@ -14,6 +14,7 @@ from scfm_jax.api import Run
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes.gene_clusters import false_discovery
 from scfm_jax.tasks.perturbation import in_silico as task
+from scfm_jax.training import pace
 
 SCORES = ("direction", "downstream", "gain")
 LEVEL = 0.05
@@ -73,10 +74,11 @@ def evaluate(
     genes = sorted({g for _, g in asked} | {int(g) for matched in nulls.values() for g in matched})
     everything = np.unique(np.concatenate(list(rows.values())))
     scored: list[dict[str, Any]] = []
-    for name, embed in _methods(run, data, counts[everything], seed, say):
+    methods = list(_methods(run, data, counts[everything], seed, say))
+    for name, embed in pace.counted(methods, "scored method", say):
         moved = task.shifts(embed, base, {g: places(g) for g in genes}, how)
         of_method = []
-        for value, gene in asked:
+        for value, gene in pace.counted(asked, "compared target", say):
             truth = _truth(embed, counts, rows[control], rows[value], strata, gene)
             row = _row(moved, gene, nulls[gene], truth)
             named = {"method": name, "target": value, "gene": data.symbols[gene]}
