@@ -50,6 +50,7 @@ tbody th { font-weight: 600; }
 .best::before { content: "\\2605\\00a0"; }
 .tie::before { content: "=\\00a0"; color: var(--accent); font-weight: 700; }
 small { color: var(--soft); font-weight: 400; }
+td small { white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 .curves, .maps, .grids, .plots { display: grid; gap: 1.25rem; }
 .curves { grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
@@ -71,7 +72,6 @@ summary { cursor: pointer; font-weight: 600; color: var(--accent); padding: .2re
 pre { overflow-x: auto; background: var(--ground); border-radius: .35rem; padding: .8rem; font-size: .8rem;
   line-height: 1.4; }
 @media (min-width: 60rem) {
-  section > .curves > figure:first-child { grid-column: span 2; }
   .maps figure:only-child { grid-column: 1 / -1; }
   .maps figure:only-child:has(.legend) { display: grid; grid-template-columns: minmax(0, 1fr) fit-content(16rem);
     column-gap: 1.5rem; }
@@ -86,7 +86,7 @@ pre { overflow-x: auto; background: var(--ground); border-radius: .35rem; paddin
   nav a { padding: .5rem 0; }
   .numbers thead th:first-child, .numbers tbody th[scope=row] { position: sticky; left: 0; background: var(--card);
     max-width: 7.5rem; min-width: 7.5rem; overflow-wrap: anywhere; }
-  .numbers thead th { max-width: 8rem; overflow-wrap: anywhere; }
+  .numbers thead th { max-width: 8rem; }
   .numbers small { white-space: normal; }
 }
 @media print { body { background: #fff; } section { break-inside: avoid; } nav, .skip { display: none; } }
