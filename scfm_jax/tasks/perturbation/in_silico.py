@@ -184,7 +184,7 @@ def real_shift(
             weights.append(len(theirs))
             means.append((ours.mean(0), theirs.mean(0)))
     if not means:
-        raise ValueError("control and treated cells have no stratum in common: leave --within out")
+        raise ValueError("control and treated cells have no stratum in common: leave `within` out")
     control_mean, treated_mean = np.average(np.asarray(means, np.float64), axis=0, weights=weights)
     return control_mean, treated_mean
 
