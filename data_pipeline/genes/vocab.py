@@ -84,6 +84,8 @@ class MappingReport:
         for kind in ("renamed", "merged", "unknown", "ambiguous"):
             if getattr(self, kind):
                 lines.append(f"  {kind} {getattr(self, kind):,}: {', '.join(self.examples[kind])}")
+        if self.covered == self.vocab < self.n and self.unknown:
+            lines.append("  nothing is missing: the vocabulary has fewer genes than there are names")
         return "\n".join(lines)
 
     def to_dict(self) -> dict:

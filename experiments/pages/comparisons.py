@@ -25,6 +25,8 @@ BOUNDS |= {"ami": (-1, 1)}
 BOUNDS |= dict.fromkeys(("accuracy", "balanced", "f1", "auroc", "ece", "nmi", "asw", "isolated", "clisi"), (0, 1))
 BOUNDS |= dict.fromkeys(("ilisi", "kbet", "connectivity", "pcr", "biology", "batch", "total"), (0, 1))
 """Least and largest value of a metric, by the first word of its name."""
+MOST_TEXTS = 800
+"""Places of a grid in which numbers are written; a larger one has colours alone."""
 STATES = ("behind, beyond both intervals", "behind", "ahead", "ahead, beyond both intervals")
 STATE_COLOURS = ("#E69F00", "#FBE6BF", "#CFE4F3", "#56A5D8")
 
@@ -103,7 +105,7 @@ def grid(rows: Sequence[str], columns: Sequence[str], states: np.ndarray, texts:
     axes.set_facecolor("#eceff2")
     colours = ListedColormap(STATE_COLOURS)
     axes.pcolormesh(np.ma.masked_invalid(states), cmap=colours, vmin=-0.5, vmax=3.5, edgecolors="white", lw=1)
-    for i, line in enumerate(texts):
+    for i, line in enumerate(texts if states.size <= MOST_TEXTS else ()):
         for j, words in enumerate(line):
             axes.text(j + 0.5, i + 0.5, words, ha="center", va="center", fontsize=8)
     labels = [names.label(name, 20) for name in columns]

@@ -59,11 +59,11 @@ def draw(
 def limits(matrices: Sequence[np.ndarray]) -> tuple[float, float]:
     """Return limits of the colours that several heat maps share: a usual gene's least similarity, rounded down, and 1.
 
-    That is the median over genes of the second percentile of each one's similarities, so that one gene that is unlike
+    That is the median over genes of the tenth percentile of each one's similarities, so that one gene that is unlike
     all others does not take the range; below it colours stay the same.
     """
     others = [matrix[~np.eye(len(matrix), dtype=bool)].reshape(len(matrix), -1) for matrix in matrices]
-    least = np.concatenate([np.percentile(values, 2, axis=1) for values in others])
+    least = np.concatenate([np.percentile(values, 10, axis=1) for values in others])
     span = max(1 - float(np.median(least)), 1e-6)
     step = 10.0 ** np.floor(np.log10(span))
     return round(float(1 - step * np.ceil(span / step - 1e-6)), 8), 1.0

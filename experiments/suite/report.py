@@ -23,6 +23,8 @@ from experiments.suite.standing import place_name, words_of
 from scfm_jax.tasks.cells import embedding
 from scfm_jax.training import pace
 
+MOST_ROWS = 50
+"""Methods that a picture shows."""
 SAYS = "five nearest neighbours say"
 ARROWS = standing.ARROWS
 BEST, TIE = " class=best", " class=tie"
@@ -122,13 +124,23 @@ def of_task(done: pd.DataFrame, values: Mapping[tuple, Sequence], content: Conte
             for r in rows.itertuples():
                 seeds = [v for v in values[task, case, dataset, metric, r.method] if v is not None and v == v]
                 methods.append(comparisons.Method(r.method, r.kind, r.mean, r.half, seeds))
+            left = len(methods) - MOST_ROWS
+            if left > 0:  # the best of each kind are kept, and all baselines and controls
+                run_rows = [m for m in methods if m.kind in ("model", "twin")]
+                dropped = {id(m) for m in sorted(run_rows, key=lambda m: m.mean, reverse=not what["higher"])[:left]}
+                methods = [m for m in methods if id(m) not in dropped]
             if methods:
                 text = what["text"] + ARROWS[what["higher"]]
                 alt = f"{words_of(task)}, {name}, {text}: " + ", ".join(
                     f"{names.short(m.name)} {m.mean:.3f}" for m in methods
                 )
                 drawn = comparisons.intervals(methods, text, metric)
-                cards.append(document.figure(text, drawn, "svg+xml", alt))
+                below = (
+                    document.note(f"Not drawn: {left} models or twins with worse means; see the table.")
+                    if left > 0
+                    else ""
+                )
+                cards.append(document.figure(text, drawn, "svg+xml", alt, below))
         parts.append(f"<h3>{document.clipped(name)}</h3><div class='plots'>{''.join(cards)}</div>")
         parts.append(document.folded(f"All numbers of {name}", _all_metrics(part, about, f"{words_of(task)}, {name}")))
     marks = "Filled circles: models; open circles: their random twins; squares: baselines; diamonds, crosses: controls."

@@ -250,3 +250,10 @@ def test_real_studies_map_to_published_vocabularies_and_to_their_union():
         assert time.process_time() - start < 2  # seconds, for up to 58,828 names
         assert mapping.report.unknown == 0
     assert vocab.union(studies[::-1], known, start=union) == union
+
+
+def test_a_report_on_a_short_vocabulary_does_not_read_like_a_failure():
+    names = [f"G{i}" for i in range(100)]
+    assert "nothing is missing" in str(vocab.map_genes(names, names[:5], min_mapped=None).report)
+    assert "nothing is missing" not in str(vocab.map_genes(names, [*names[:5], "H"], min_mapped=None).report)
+    assert "nothing is missing" not in str(vocab.map_genes(names, names).report)

@@ -134,3 +134,35 @@ def test_the_command_of_a_suite_is_one_that_a_shell_takes(tmp_path):
     assert parse(next(word for word in words if word.startswith("--runs=")).removeprefix("--runs=")) == runs
     data = next(word for word in words if word.startswith("--data=")).removeprefix("--data=")
     assert parse(data) == ['pbmc, "old".h5ad', "b.h5ad"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mean", "half", "values", "ends"),
+    [
+        ("mcc_all", 0.2, 5.0, (0.1, 0.2, 0.3), (-1, 1)),
+        ("f1", 0.5, 2.5, (0.4, 0.5, 0.6), (0, 1)),
+        ("rmse", 0.5, 2.5, (0.4, 0.5, 0.6), (0, 3.0)),
+        ("accuracy", 0.5, 0.1, (0.4, 0.5, 0.6), (0.4, 0.6)),
+        ("mine", 0.5, 2.5, (0.4, 0.5, 0.6), (-2.0, 3.0)),  # nobody knows its range
+        ("f1", 0.5, 2.5, (0.4, 0.6), None),  # two seeds: dots only
+    ],
+)
+def test_an_interval_ends_where_the_metric_does_and_needs_three_seeds(metric, mean, half, values, ends):
+    assert comparisons.Method("m", "model", mean, half, values).interval(metric) == (ends and pytest.approx(ends))
+
+
+def test_one_gene_unlike_all_others_does_not_take_the_range_of_a_heat_map():
+    values = np.full((20, 20), 0.8)
+    values[0], values[:, 0] = -0.9, -0.9
+    np.fill_diagonal(values, 1.0)
+    assert heat_map.limits([values]) == (0.8, 1.0)
+
+
+def test_panels_of_perturbed_genes_have_one_range(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, kind: drawn.append(figure))
+    row = {"target": "t", "gene": "g", "direction_q": 0.5, "ceiling": 0.5, "null_directions": [0.0, 0.1]}
+    rows = [row | {"method": name, "direction": at} for name, at in (("a", -0.9), ("b", 0.9))]
+    perturbation.picture({"rows": rows})
+    first, second = drawn[0].axes
+    assert first.get_xlim() == second.get_xlim() and first.get_xlim()[0] < -0.9 and first.get_xlim()[1] > 0.9

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments.analyses import embedding
-from experiments.pages import figures, run
+from experiments.pages import curves, figures, run
 from scfm_jax.saving import checkpoint
 from tests.harness import commands
 
@@ -194,3 +194,32 @@ def test_command(tmp_path):
     (tmp_path / "run").mkdir()
     done = commands.run("report", f"--workdir={tmp_path}/run", folder=tmp_path)
     assert done.code == 0 and "report.html" in done.out and (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_loss_comes_first_then_what_can_be_compared_and_the_rest_is_folded(tmp_path):
+    """A term that is the loss itself is not drawn again; what only training has is named."""
+    lines = [
+        {"step": s, "loss": 9.0 - s, "same": 9.0 - s, "both": 1.0 * s, "masked": 2.0, "grad_norm": 1.0} for s in (1, 2)
+    ]
+    lines += [{"step": 2, "val/loss": 5.0, "val/same": 5.0, "val/both": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown, folded = curves.drawn(tmp_path).split("<details>")
+    assert re.findall(r"<figcaption>([^<]+)", shown) == ["Loss", "both"]
+    assert re.findall(r"<figcaption>([^<]+)", folded) == ["Gradient norm", "masked"]
+    assert "Only training has masked" in shown and "They score different entries" in shown
+    ylabels = figures.curves({"a": (np.arange(2), np.arange(2))}, curves.UNITS["Memory, GB"])
+    assert b">GB<" in ylabels
+
+
+def test_the_map_of_an_embedding_is_computed_once(tmp_path, monkeypatch):
+    computed = []
+    monkeypatch.setattr(figures, "umap", lambda x, seed=0: computed.append(len(x)) or x[:, :2])
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(30, 4)).astype(np.float32) for name in ("cellplm", "PCA-50", "random twin")}
+    cells = anndata.AnnData(np.ones((30, 2), np.float32), obsm={"X_cellplm": x["cellplm"]})
+    cells.uns["X_cellplm"] = {"embedded_with": "1", "date": "2026", "input": "a", "sample": "b"}
+    cells.write_h5ad(tmp_path / "embedding.h5ad")
+    np.savez(tmp_path / "beside.npz", label=np.array(["B", "T"] * 15), **x)
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES))
+    run.write(tmp_path)
+    assert computed == [30, 30, 30]

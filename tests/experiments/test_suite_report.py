@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.pages import figures
@@ -173,3 +174,16 @@ def test_browser_shows_everything_loads_nothing_and_is_led_by_keys(report, tmp_p
         light = page.ask("getComputedStyle(document.body).backgroundColor")
         page.open(report, 1280, 800, dark=True)
         assert page.ask("getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_the_best_is_starred_where_it_is_one_alone_and_ties_are_called_ties():
+    means = pd.Series([0.5, 0.7, 0.7])
+    assert [suite_report._mark(means, True)(m) for m in means] == ["", " class=tie", " class=tie"]
+    assert [suite_report._mark(means, False)(m) for m in means] == [" class=best", "", ""]
+    assert [suite_report._mark(means[1:], True)(m) for m in means[1:]] == ["", ""], "all alike"
+
+
+def test_every_run_is_drawn_against_the_best_baseline(report):
+    alt = next(image["alt"] for image in Page(report.read_text()).images if "best simple baseline" in image["alt"])
+    assert "cell typing · blood · 5-NN accuracy: first -0.100, first, even masks -0.600, second -0.200" in alt
+    assert "root mean squared error of log1p: first +0.100" in alt
