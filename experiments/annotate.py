@@ -51,6 +51,7 @@ def main(_) -> None:
 
     from experiments.analyses import annotation, annotation_table
     from scfm_jax.tasks.cells.annotation_baselines import BASELINES
+    from scfm_jax.training import pace
 
     if wrong := [method for method in FLAGS.methods if method not in annotation.METHODS]:
         raise ValueError(f"--methods={wrong[0]}: must be of {', '.join(annotation.METHODS)}")
@@ -64,12 +65,14 @@ def main(_) -> None:
     if not jax.config.jax_compilation_cache_dir:  # seeds compile once
         jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
     classes = annotation.prepare(plan, out)
-    for seed in range(FLAGS.seeds):
-        for name in BASELINES:
-            annotation.baseline(plan, out, name, seed, classes)
-        for source in FLAGS.runs:
-            for method in FLAGS.methods:
-                annotation.tune(plan, out, source, method, seed)
+    asked = [("", name) for name in BASELINES]
+    asked += [(source, method) for source in FLAGS.runs for method in FLAGS.methods]
+    rows = [(source, method, seed) for seed in range(FLAGS.seeds) for source, method in asked]
+    for source, method, seed in pace.counted(rows, "annotated by method and seed"):
+        if source:
+            annotation.tune(plan, out, source, method, seed)
+        else:
+            annotation.baseline(plan, out, method, seed, classes)
     print(annotation_table.write(out))
 
 

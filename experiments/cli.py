@@ -143,6 +143,7 @@ def run(
     table = table or {}
 
     def guarded(argv: list[str]) -> int | None:
+        sys.stdout.reconfigure(line_buffering=True)  # each line is seen when it is said, in a pipe too
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # JAX and Optax tell much at INFO
         try:

@@ -95,7 +95,6 @@ def run_suite() -> None:
         reference=reference,
         cells=FLAGS.cells or config.cells,
         seeds=FLAGS.seeds or config.seeds,
-        say=lambda text: print(text, flush=True),
     )
     wall, cpu = time.perf_counter(), time.process_time()
     counts = table.run()

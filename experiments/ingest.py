@@ -82,6 +82,7 @@ def take(sources: list) -> dict[str, str]:
     """Ingest the sources as the flags say; return the reasons of those that failed."""
     from data_pipeline.store.ingest import ingest
     from data_pipeline.store.study import Settings
+    from scfm_jax.training import pace
 
     return ingest(
         sources,
@@ -91,6 +92,7 @@ def take(sources: list) -> dict[str, str]:
         tables=FLAGS.gene_table,
         scheduler=FLAGS.scheduler,
         workers=FLAGS.workers,
+        progress=lambda results, number: pace.counted(results, "took in study", total=number),
     )
 
 

@@ -19,7 +19,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "input step layer raw sample_key gene_table min_mapped",
+    "input step reading sample_key",
     workdir="A run fine-tuned to cell types, or with --reference any run.",
     output="File to write, .h5ad; must not exist.",
     base=(str, None, "For a tuned.safetensors: the run that it began with, if that is elsewhere now."),
@@ -50,10 +50,13 @@ def main(argv: list[str]) -> None:
     names = [f"{FLAGS.key}_type", f"{FLAGS.key}_probability"]
     obs_columns.check_free(FLAGS.input, names, names[0])
     run = api.load(FLAGS.workdir, int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step, FLAGS.base)
-    options = {name: FLAGS[name].value for name in ("layer", "raw", "gene_table", "min_mapped", "seed")}
-    options |= {"sample_key": FLAGS.sample_key or None, "max_cells": FLAGS.max_cells or api.MAX_CELLS}
+    options = cli.reading() | {
+        "seed": FLAGS.seed,
+        "sample_key": FLAGS.sample_key or None,
+        "max_cells": FLAGS.max_cells or api.MAX_CELLS,
+    }
     if FLAGS.reference:
-        where = {"layer": FLAGS.reference_layer, "raw": FLAGS.reference_raw}
+        where = {"layer": FLAGS.reference_layer, "raw": FLAGS.reference_raw, "round": FLAGS.round}
         chosen = {"neighbours": FLAGS.neighbours, "where": where}
         shares, done = prediction.by_neighbours(run, FLAGS.input, FLAGS.reference, FLAGS.label_key, **chosen, **options)
     else:

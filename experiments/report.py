@@ -27,11 +27,11 @@ def main(_) -> None:
     if FLAGS.suite:
         from experiments.suite import report
 
-        path = report.write(FLAGS.suite)
+        path = report.write(FLAGS.suite, say=print)
     else:
         from experiments.pages import run
 
-        path = run.write(FLAGS.workdir, FLAGS.input, FLAGS.color, say=lambda text: print(text, flush=True))
+        path = run.write(FLAGS.workdir, FLAGS.input, FLAGS.color, say=print)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser without network")
 
 

@@ -259,3 +259,14 @@ def test_nothing_names_a_machine():
     for path in [*SOURCES, *ROOT.glob("tests/*.py"), *ROOT.glob("*.md"), ROOT / "setup.py", ROOT / ".ci/run"]:
         if path.name != "test_house.py":
             assert not leak.search(path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "scfm_jax").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
+)
+def test_errors_of_the_python_api_do_not_speak_of_flags(path):
+    """Who calls a function has no --flag: a message names the argument."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise) and node.exc:
+            texts = [n.value for n in ast.walk(node.exc) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            assert not re.search(r"(?<!\w)--\w", " ".join(texts)), f"{path.name}:{node.lineno}"

@@ -53,15 +53,11 @@ def release(version: str = "stable") -> str:
     try:
         import cellxgene_census
     except ImportError as error:
-        raise ValueError(
-            "a Census release by name needs pip install 'scfm_jax[census]'; or give --census_uri"
-        ) from error
+        raise ValueError("a Census release by name needs pip install 'scfm_jax[census]'; or give its URI") from error
     try:
         return cellxgene_census.get_census_version_description(version)["soma"]["uri"]
     except Exception as error:
-        raise ValueError(
-            f"Census release {version!r}: {_line(error)}; check the network or give --census_uri"
-        ) from error
+        raise ValueError(f"Census release {version!r}: {_line(error)}; check the network or give its URI") from error
 
 
 def datasets(query: Query) -> list[Query]:
@@ -72,7 +68,7 @@ def datasets(query: Query) -> list[Query]:
         else:
             ids = sorted(set(text(reader.obs(["dataset_id"])["dataset_id"])) - {None})
     if not ids:
-        raise ValueError(f"{query.uri}: no cell fulfils {query.condition!r}; loosen --census_query")
+        raise ValueError(f"{query.uri}: no cell fulfils {query.condition!r}; loosen the query")
     return [dataclasses.replace(query, dataset=dataset) for dataset in ids]
 
 
@@ -104,7 +100,7 @@ class _Reader:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            raise ValueError(f"{self.query.uri}: {_line(error)}; check --census_uri and --census_query") from error
+            raise ValueError(f"{self.query.uri}: {_line(error)}; check its URI and the query") from error
 
     def obs(self, columns: list[str] | None = None) -> pd.DataFrame:
         """Return obs of the answer, in the order of joinids."""

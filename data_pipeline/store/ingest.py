@@ -96,6 +96,7 @@ def ingest(
     scheduler: str | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = print,
+    progress: Callable[[Iterator, int], Iterator] = lambda results, number: results,
 ) -> dict[str, str]:
     """Write `sources` as studies into the store (made where there is none); return the reasons of those that failed.
 
@@ -108,7 +109,8 @@ def ingest(
       scheduler: address of a Dask cluster; None starts one on this machine.
       workers: processes on this machine, 0 for this process alone; None for what cores and memory allow. A script
         that lets processes start does its work under `if __name__ == "__main__"`.
-      say: takes each line of the report.
+      say: takes each line of the report. progress: is given the results as they come, and how many there will be,
+        and yields them again.
 
     A study that the store has already is kept; where its source or settings were others, that is a ValueError before
     anything is written. ValueError, FileNotFoundError or OSError where nothing at all can be done.
@@ -126,7 +128,7 @@ def ingest(
         pending = [source for source in pending if source.name not in failed]
         _plan(store, manifest, [source.name for source in pending])
         tasks = [(str(store), source, settings, tables) for source in pending]
-        for name, result in _run(tasks, scheduler, workers):
+        for name, result in progress(_run(tasks, scheduler, workers), len(tasks)):
             if isinstance(result, str):
                 failed[name] = result
                 continue

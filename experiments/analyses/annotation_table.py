@@ -1,6 +1,5 @@
 """The table of `experiments.annotate` and its confusion matrices, from the results that are finished so far."""
 
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from experiments.analyses import annotation
 from experiments.pages import figures, output
 from scfm_jax.tasks.cells import cell_type
 from scfm_jax.tasks.cells.annotation_baselines import BASELINES
 
-MAP = "cividis"
+SAYS = "annotated as, all seeds together"
 
 
 def write(out: pathlib.Path) -> str:
@@ -29,7 +27,8 @@ def write(out: pathlib.Path) -> str:
         "annotation.md": text + "\n",
     }
     for name, group in groups(rows).items():
-        files[f"confusion_{name.replace(' ', '_').replace(',', '')}.png"] = picture(name, *pooled(out, group, truth))
+        drawn = figures.confusion(*pooled(out, group, truth), SAYS, name)
+        files[f"confusion_{name.replace(' ', '_').replace(',', '')}.png"] = drawn
     for name, data in files.items():
         output.write_file(out / name, data)
     return text
@@ -83,28 +82,3 @@ def pooled(out: pathlib.Path, group: Sequence[Mapping[str, Any]], truth: Sequenc
             classes = [str(name) for name in saved["classes"]]
             total = total + cell_type.confusion(truth, saved["shares"], classes)
     return total, classes
-
-
-def picture(name: str, matrix: np.ndarray, classes: Sequence[str]) -> bytes:
-    """Draw a confusion matrix as PNG: shares of each true type, cells beside its name; types without cells left out."""
-    present = np.flatnonzero(matrix.sum(1))
-    shares = matrix[present] / matrix[present].sum(1, keepdims=True)
-    size = 2.2 + 0.62 * len(classes), 1.7 + 0.55 * len(present)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap=MAP, vmin=0, vmax=1, aspect="auto")
-    for i, row in enumerate(shares):
-        for j, share in enumerate(row):
-            colour = "black" if share > 0.55 else "white"
-            axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=9, color=colour)
-    plain = {"parse_math": False}  # a type may have a dollar in its name
-    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", **plain)
-    axes.set_yticks(range(len(present)), [f"{classes[i]} ({matrix[i].sum():,})" for i in present], **plain)
-    axes.set_xlabel("annotated as")
-    axes.set_ylabel("true type (cells, all seeds)")
-    axes.set_title(name, fontsize=11, color=figures.INK, **plain)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return file.getvalue()

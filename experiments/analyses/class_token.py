@@ -9,6 +9,7 @@ from experiments.analyses import cells as model_cells
 from experiments.pages import output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import class_token as task
+from scfm_jax.training import pace
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -50,7 +51,7 @@ def evaluate(
     rows = []
     methods = [(run.name, seed, run, True) for seed in range(seeds)] + [(f"{run.name}, nothing hidden", 0, run, False)]
     methods += [("random twin", seed, run.twin(seed), True) for seed in range(seeds)]
-    for name, seed, model, hide in methods:
+    for name, seed, model, hide in pace.counted(methods, "scored method and seed", say):
         said = [
             _predict(model, cells, file_constants, inputs, hide=hide, seed=seed)
             for (cells, _, _), file_constants in zip(files, constants, strict=True)

@@ -19,6 +19,7 @@ from experiments.analyses.pretraining_floors import Pool, explained_variance, pr
 from experiments.pages import output
 from scfm_jax.tasks.cells import transfer
 from scfm_jax.tasks.imputation import baselines, denoising, imputation
+from scfm_jax.training import pace
 
 BAG = 50
 KEEP, FLIPS = 0.5, 0.1
@@ -67,14 +68,14 @@ def evaluate(
         rows: list[dict[str, Any]] = []
         if "imputation" in parts:
             others = imputation_analysis.reference_cells(reference, names, table, min_mapped, reference_cells, **place)
-            for seed in range(seeds):
+            for seed in pace.counted(range(seeds), "imputed with seed", say):
                 rows += impute(file, others, rates, seed, cells, bag)
         if "denoising" in parts:
-            for seed in range(seeds):
+            for seed in pace.counted(range(seeds), "denoised with seed", say):
                 rows += denoise(file, seed, cells)
         file_pool = Pool.read([source], names, table, min_mapped, **place)
     if "transfer" in parts:
-        for seed in range(seeds):
+        for seed in pace.counted(range(seeds), "explained variance with seed", say):
             scores = explained_variance(file_pool, *transfer.split(len(file_pool.study), seed), seed)
             rows += [{"part": "transfer", "case": file_pool.names[0], "seed": seed, **row} for row in scores]
     if "pretraining" in parts:

@@ -1,6 +1,5 @@
 """Cluster a model's gene vectors and test the clusters, beside a random twin and the data: table, picture."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +10,11 @@ from sklearn.utils.extmath import randomized_svd
 
 from data_pipeline.genes import edge_lists, gene_sets
 from experiments.analyses import cells as model_cells
-from experiments.pages import figures, output
+from experiments.pages import figures, names, output
 from scfm_jax.api import Run
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import gene_clusters as task
+from scfm_jax.training import pace
 
 LEVEL = 0.05
 TOP_SETS = 3
@@ -70,7 +70,7 @@ def evaluate(
     network = _network(edges, names, run.genes, name_table, chosen, say) if edges else None
     member = _members(sets, names, run.genes, name_table, chosen, say) if sets else None
     rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
+    for seed in pace.counted(range(seeds), "clustered with seed", say):
         spaces = {}
         for name, model in ((run.name, run), ("random twin", run.twin(seed))):
             if vectors == "table":
@@ -80,7 +80,7 @@ def evaluate(
                 spaces[name] = _means(model, source, data, chosen, cells, seed, gene_table, options, tell)
         if data:
             spaces["expression PCA"] = _loadings(data.counts[:, chosen], seed)
-        for name, x in spaces.items():
+        for name, x in pace.counted(spaces.items(), "tested vectors", say):
             cluster = task.clusters(x, neighbours=neighbours, resolution=resolution, seed=seed)
             row = {"vectors": name, "seed": seed, "clusters": int(cluster.max()) + 1, "cluster": cluster}
             if network:
@@ -89,7 +89,6 @@ def evaluate(
             if member is not None:
                 row["sets"] = task.sets(cluster, member["matrix"])
             rows.append(row)
-        say(f"clustered with seed {seed}")
     return {
         "model": run.name,
         "weights": run.source,
@@ -273,13 +272,13 @@ def picture(found: Mapping[str, Any]) -> bytes | None:
             axes.errorbar(x[chosen], y[chosen], xerr=spread, fmt="o", ms=4, lw=1, color=colour, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_title(f"{row['vectors']}: {int(rich.sum())} of {len(x)} clusters", fontsize=10, loc="left")
+        axes.set_title(
+            f"{names.label(row['vectors'])}: {int(rich.sum())} of {len(x)} clusters", fontsize=10, loc="left"
+        )
         axes.set_xlabel("edges under the null (+ 0.5), 95 %")
         axes.grid(color=figures.FAINT, lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("edges within the cluster (+ 0.5)")
     panels[0].legend(frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return file.getvalue()
+    return figures.save(figure, "png")

@@ -91,7 +91,8 @@ def _of_seed(
     twin = run.twin(seed)
     posed = problems(file, others, task, rates, seed, cells, bag, ruler, imputer.binning)
     for problem, truth, model_ruler, true_ruler, parts in posed:
-        for method, prediction in _predictions(run, twin, imputer, problem, model_ruler):
+        predicted = _predictions(run, twin, imputer, problem, model_ruler)
+        for method, prediction in pace.counted(predicted, "predicted by method", total=9 - (imputer.zeros == 1)):
             for case, values in imputation.score(prediction, problem, truth, model_ruler, true_ruler, parts).items():
                 yield {"method": method, "case": case, "seed": seed, "cells": len(truth), **values}
 

@@ -1,6 +1,5 @@
 """The AMI of a model's clusters with every column of a file's metadata, beside PCA and random twins: table, picture."""
 
-import io
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_pipeline.files import h5ad
-from experiments.pages import figures, output
+from experiments.pages import figures, names, output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import embedding, latent_ami
+from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
 """Cells that are clustered; of larger files a random sample."""
@@ -44,11 +44,10 @@ def evaluate(
         matrix = counts.take(cells)
     embedded = run.embed(source, say=say, **options)[cells]
     rows = []
-    for seed in seeds:
+    for seed in pace.counted(seeds, "scored seed", say):
         twin = run.twin(seed).embed(source, say=lambda _: None, **options)[cells]
         spaces = {run.name: embedded, "PCA-50": embedding.pca(matrix, seed=seed), "random twin": twin}
         rows += latent_ami.table(spaces, labels, seed)
-        say(f"scored with seed {seed}")
     return {
         "input": path.name,
         "model": run.name,
@@ -80,25 +79,23 @@ def table(found: dict[str, Any]) -> str:
 def picture(found: dict[str, Any]) -> bytes:
     """Draw a group of bars for each column of the metadata, a bar for each embedding, as PNG."""
     rows = found["rows"]
-    names, columns = ([*dict.fromkeys(row[key] for row in rows)] for key in ("embedding", "column"))
-    figure = Figure(figsize=(6.4, 1.2 + 0.32 * len(columns) * len(names) ** 0.7), layout="constrained")
+    spaces, columns = ([*dict.fromkeys(row[key] for row in rows)] for key in ("embedding", "column"))
+    figure = Figure(figsize=(6.4, 1.2 + 0.32 * len(columns) * len(spaces) ** 0.7), layout="constrained")
     axes = figure.add_subplot()
-    height = 0.8 / len(names)
-    for i, name in enumerate(names):
+    height = 0.8 / len(spaces)
+    for i, name in enumerate(spaces):
         for place, column in enumerate(columns):
             values = [r["ami"] for r in rows if r["embedding"] == name and r["column"] == column]
-            at = place + (i - (len(names) - 1) / 2) * height
-            label = name if place == 0 else None
+            at = place + (i - (len(spaces) - 1) / 2) * height
+            label = names.label(name) if place == 0 else None
             axes.barh(at, np.mean(values), height * 0.9, color=figures.COLOURS[i], label=label)
             axes.plot(values, [at] * len(values), "|", color=figures.INK, ms=6)
-    axes.set_yticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(columns)), [names.label(column) for column in columns])
     axes.invert_yaxis()
     axes.set_xlabel("AMI of k-means clusters with the column (ticks: seeds)")
     axes.axvline(0, color=figures.INK, lw=0.8)
     axes.grid(axis="x", color=figures.FAINT, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return file.getvalue()
+    figure.legend(loc="outside lower center", ncols=len(spaces), frameon=False, fontsize=9)
+    return figures.save(figure, "png")

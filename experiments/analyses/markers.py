@@ -21,6 +21,7 @@ from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.tasks.cells.embedding import unlabelled
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import marker_genes as task
+from scfm_jax.training import pace
 
 DRAWN = ("summed", "shift")
 """The rankings whose top genes are drawn."""
@@ -62,7 +63,7 @@ def evaluate(
     with h5ad.read_counts(source, **place) as counts:
         path = pathlib.Path(str(counts.path))
         types = _types(counts.obs, labels, known)
-        for seed in range(seeds):
+        for seed in pace.counted(range(seeds), "scored seed", say):
             rng = np.random.default_rng(seed)
             rows = task.draw(types, cells, rng)
             seed_options = {"rows": rows, "seed": seed, **options}
@@ -87,7 +88,6 @@ def evaluate(
                     report["heat_maps"][label] = dict(
                         _drawn(run.name, ranked, halves[run.name][0], problem, names, top)
                     )
-            say(f"scored with seed {seed}")
     return {
         "input": path.name,
         "model": run.name,

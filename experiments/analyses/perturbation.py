@@ -1,6 +1,5 @@
 """Perturb genes in control cells with a model, its random twin and no model, and score them: table and picture."""
 
-import io
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,14 +9,16 @@ from matplotlib.figure import Figure
 
 from data_pipeline.batches import obs as columns
 from experiments.analyses import cells as model_cells
-from experiments.pages import figures, output
+from experiments.pages import figures, names, output
 from scfm_jax.api import Run
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes.gene_clusters import false_discovery
 from scfm_jax.tasks.perturbation import in_silico as task
+from scfm_jax.training import pace
 
 SCORES = ("direction", "downstream", "gain")
 LEVEL = 0.05
+NULL = "#6b7888"
 
 
 def evaluate(
@@ -73,10 +74,11 @@ def evaluate(
     genes = sorted({g for _, g in asked} | {int(g) for matched in nulls.values() for g in matched})
     everything = np.unique(np.concatenate(list(rows.values())))
     scored: list[dict[str, Any]] = []
-    for name, embed in _methods(run, data, counts[everything], seed, say):
+    methods = list(_methods(run, data, counts[everything], seed, say))
+    for name, embed in pace.counted(methods, "scored method", say):
         moved = task.shifts(embed, base, {g: places(g) for g in genes}, how)
         of_method = []
-        for value, gene in asked:
+        for value, gene in pace.counted(asked, "compared target", say):
             truth = _truth(embed, counts, rows[control], rows[value], strata, gene)
             row = _row(moved, gene, nulls[gene], truth)
             named = {"method": name, "target": value, "gene": data.symbols[gene]}
@@ -253,31 +255,29 @@ def picture(found: Mapping[str, Any]) -> bytes:
     methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
     targets = list(dict.fromkeys((row["target"], row["gene"]) for row in found["rows"]))
     figure = Figure(figsize=(1.2 + 2.9 * len(methods), 1.3 + 0.36 * len(targets)), layout="constrained")
-    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
     rng = np.random.default_rng(0)
     for axes, method in zip(panels, methods, strict=True):
         for row in (r for r in found["rows"] if r["method"] == method):
             place = targets.index((row["target"], row["gene"]))
             null = row["null_directions"]
             spread = place + rng.uniform(-0.25, 0.25, len(null))
-            axes.plot(null, spread, ".", color="#b9c1cc", ms=3, mew=0, label="genes of like expression")
+            axes.plot(null, spread, "o", color=NULL, ms=3.5, mew=0, alpha=0.6, label="genes of like expression")
             colour = figures.COLOURS[3] if row["direction_q"] < LEVEL else figures.INK
             axes.plot(row["direction"], place, "D", color=colour, ms=6)
             axes.plot(row["ceiling"], place, "|", color=figures.COLOURS[0], ms=13, mew=2, label="two halves agree")
         axes.axvline(0, color=figures.INK, lw=0.6)
-        axes.set_title(method, fontsize=10, loc="left")
+        axes.set_title(names.label(method), fontsize=10, loc="left")
         axes.set_xlabel("cosine with the real shift")
         axes.grid(axis="x", color=figures.FAINT, lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    names = [target if target == gene else f"{target}: {gene}" for target, gene in targets]
-    panels[0].set_yticks(range(len(names)), names)
+    labels = [names.label(target if target == gene else f"{target}: {gene}") for target, gene in targets]
+    panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     panels[0].plot([], [], "D", color=figures.COLOURS[3], label=f"target, q < {LEVEL:g}")
     panels[0].plot([], [], "D", color=figures.INK, label="target")
     handles, labels = panels[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return file.getvalue()
+    return figures.save(figure, "png")

@@ -58,7 +58,7 @@ def by_neighbours(
     shares = label_transfer.vote(np.concatenate(near), y, run.embed(source, **options), len(classes), neighbours)
     files = ", ".join(pathlib.Path(path).name for path in reference)
     how = f"{neighbours} nearest of {len(types):,} cells of {files}, by obs[{label!r}]"
-    with h5ad.read_counts(source, layer=options.get("layer"), raw=options.get("raw")) as counts:
+    with h5ad.read_counts(source, **h5ad.place(options)) as counts:
         table = pd.DataFrame(shares, counts.obs.index, list(classes))
     return table, {**run.provenance, "by": how}
 

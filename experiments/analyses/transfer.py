@@ -1,6 +1,5 @@
 """Train a model on a new study from its weights and from random ones, and draw both by epoch: runs, table, picture."""
 
-import io
 import json
 import pathlib
 import zlib
@@ -18,7 +17,7 @@ from scfm_jax import sharding
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
 from scfm_jax.tasks.cells import transfer as task
-from scfm_jax.training import loop
+from scfm_jax.training import loop, pace
 from scfm_jax.types import TrainState
 
 STARTS = ("pretrained", "random")
@@ -54,9 +53,9 @@ def evaluate(
     """
     cells = model_cells.read(run, source, say=say, **options)
     rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
+    for seed in pace.counted(range(seeds), "trained seed", say):
         prepared = _prepared(run, cells, seed, batch, validation)
-        for start in STARTS:
+        for start in pace.counted(STARTS, "trained start", say):
             folder = runs / f"{start}_{seed}"
             rows += _curve(run, cells, prepared, start, seed, epochs, learning_rate, folder)
             say(f"{start}, seed {seed}: {_line(rows[-1])}")
@@ -191,9 +190,7 @@ def picture(found: Mapping[str, Any]) -> bytes:
         axes.grid(color=figures.FAINT, lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return file.getvalue()
+    return figures.save(figure, "png")
 
 
 def comma_separated(found: Mapping[str, Any]) -> str:

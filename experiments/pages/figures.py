@@ -1,13 +1,14 @@
-"""Pictures of a report, as bytes: curves and intervals (SVG), cells in two dimensions and confusion matrices (PNG).
+"""Pictures of a report, as bytes: training curves (SVG), cells in two dimensions and confusion matrices (PNG).
 
 Colours are those of Okabe and Ito, told apart with any kind of colour vision, and darker ones of the same hues; beyond
-eight categories the marker's shape changes too. The largest categories are named on the picture itself.
+eight categories the marker's shape changes too. Categories are named on the picture itself, the largest first. Every
+name that comes from a file goes through `names.label`.
 """
 
 import dataclasses
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,20 +16,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from experiments.pages import names
+
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#4D4D4D", "#B8A900")
 DARK = ("#003A5C", "#7A5300", "#00503A", "#6E3000", "#7A3D61", "#1F6A94", "#000000", "#5E5600")
 SHAPES = {"o": "●", "^": "▲", "s": "■", "D": "◆"}
 MOST_CATEGORIES = len(COLOURS) * len(SHAPES)
+PLACES = ((0, 0), (0, 1), (0, -1), (0, 2), (0, -2), (0.7, 1), (-0.7, 1), (0.7, -1), (-0.7, -1), (0, 3), (0, -3))
+"""Where the name of a category may be, in sizes of its text from its middle, the best first."""
 UNKNOWN = "#C8C8C8"
 MAP = "cividis"
-KINDS = {
-    "model": ("o", COLOURS[0], True),
-    "twin": ("o", COLOURS[5], False),
-    "baseline": ("s", COLOURS[3], True),
-    "positive": ("D", COLOURS[6], False),
-    "negative": ("X", COLOURS[6], True),
-}
-"""Mark, colour and whether it is filled, of each kind of method."""
 INK, FAINT = "#1b2430", "#dfe3e8"
 
 matplotlib.rcParams.update(
@@ -56,24 +53,13 @@ class Entry:
     cells: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A line of a comparison: mean, half the 95 % interval and the values of each seed; `kind` is one of KINDS."""
-
-    name: str
-    kind: str
-    mean: float
-    half: float
-    values: Sequence[float]
-
-
 def curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "") -> bytes:
     """Draw {name: (steps, values)} over the steps as SVG; a logarithmic axis if the values are positive and wide."""
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.add_subplot()
     for (name, (steps, values)), colour, dash in zip(series.items(), COLOURS, ("-", "--", ":", "-.") * 2, strict=False):
         few = len(steps) < 30
-        axes.plot(steps, values, dash, color=colour, lw=1.8, label=name, marker="." if few else None)
+        axes.plot(steps, values, dash, color=colour, lw=1.8, label=names.label(name), marker="." if few else None)
     values = np.concatenate([v for _, v in series.values()])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 50 * values.min():
@@ -84,19 +70,19 @@ def curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "") 
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=9)
-    return _save(figure, "svg")
+    return save(figure, "svg")
 
 
 def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[Entry]]:
     """Draw cells [n, 2] coloured by a column of obs as PNG, and return the legend (empty for numbers: a colour bar)."""
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = Figure(figsize=(7.2, 5), layout="constrained")
     axes = figure.add_subplot()
     size = float(np.clip(12_000 / len(xy), 2, 26))
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 12:
         present = values.notna().to_numpy()
         axes.scatter(*xy[~present].T, s=size, c=UNKNOWN, lw=0)
         drawn = axes.scatter(*xy[present].T, s=size, c=values[present], cmap=MAP, lw=0)
-        figure.colorbar(drawn, ax=axes, shrink=0.7, label=title)
+        figure.colorbar(drawn, ax=axes, shrink=0.7, label=names.label(title))
         legend = []
     else:
         legend = _categories(axes, xy, values, size)
@@ -105,7 +91,7 @@ def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[En
     axes.set_xlabel("UMAP 1", loc="left", color="#5b6675")
     axes.set_ylabel("UMAP 2", loc="bottom", color="#5b6675")
     axes.spines[:].set_visible(False)
-    return _save(figure, "png"), legend
+    return save(figure, "png"), legend
 
 
 def beside(maps: Mapping[str, tuple[np.ndarray, str]], values: pd.Series) -> tuple[bytes, list[Entry]]:
@@ -119,61 +105,41 @@ def beside(maps: Mapping[str, tuple[np.ndarray, str]], values: pd.Series) -> tup
     legend: list[Entry] = []
     for axes, (name, (xy, words)) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
         legend = _categories(axes, xy, values, float(np.clip(9_000 / len(xy), 2, 20)))
-        axes.set_title(name, fontsize=12, weight="bold")
+        axes.set_title(names.label(name), fontsize=12, weight="bold")
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel(words, fontsize=10)
+        axes.set_xlabel(names.label(words, 60), fontsize=10)
         axes.spines[:].set_color(FAINT)
-    return _save(figure, "png"), legend
+    return save(figure, "png"), legend
 
 
-def intervals(rows: Sequence[Method], text: str) -> bytes:
-    """Draw each method as a mean with its 95 % interval and single seeds, as SVG; kinds differ in mark and colour."""
-    figure = Figure(figsize=(4.3, 0.9 + 0.27 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    for place, row in enumerate(rows):
-        mark, colour, face = KINDS[row.kind]
-        half = row.half if np.isfinite(row.half) else None
-        axes.errorbar(
-            row.mean,
-            place,
-            xerr=half,
-            fmt=mark,
-            color=colour,
-            mfc=colour if face else "white",
-            ms=6,
-            lw=1.5,
-            capsize=2.5,
-        )
-        axes.plot(row.values, [place + 0.25] * len(row.values), "|", color=colour, ms=4, alpha=0.7)
-    axes.set_yticks(range(len(rows)), [_short(row.name, 32) for row in rows], fontsize=8.5)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    figure.supxlabel(textwrap.fill(text, 56), fontsize=9)
-    axes.grid(axis="x", color=FAINT, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(left=False)
-    return _save(figure, "svg")
+def confusion(counts: np.ndarray, types: Sequence[str], said: str, title: str = "") -> bytes:
+    """Draw a confusion matrix [T, T] (rows: the true type) as shares of its rows in per cent, PNG.
 
-
-def confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
-    """Draw a confusion matrix [T, T] (rows: the true type) as shares of its rows, PNG; few are written out, too."""
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    Args:
+      types: their names; one that no cell has is no row. [T]
+      said: what the columns are. title: of the picture, if it has one.
+    """
+    present = np.flatnonzero(counts.sum(1))
+    shares = counts[present] / counts[present].sum(1, keepdims=True)
+    side = float(np.clip(1.7 + 0.32 * len(types), 4.2, 14))
+    figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap=MAP, vmin=0, vmax=1)
-    if len(names) <= 12:
+    if len(types) <= 40:
         for i, j in zip(*np.nonzero(shares >= 0.005), strict=True):
             ink = "black" if shares[i, j] > 0.55 else "white"
             axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
-    labels = [_short(str(name), 18) for name in names]
-    size = 8 if len(names) <= 15 else 6
-    axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), labels, fontsize=size)
-    axes.set_xlabel("5 nearest neighbours say")
-    axes.set_ylabel("true type")
+    labels, size = [names.label(name, 24) for name in types], 8 if len(types) <= 40 else 6
+    axes.set_xticks(range(len(types)), labels, rotation=90, fontsize=size)
+    rows = [f"{labels[i]} ({counts[i].sum():,.0f})" for i in present]
+    axes.set_yticks(range(len(present)), rows, fontsize=size)
+    axes.set_xlabel(said)
+    axes.set_ylabel("true type (cells)")
+    axes.set_title(names.label(title, 60), fontsize=11)
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return _save(figure, "png")
+    return save(figure, "png")
 
 
 def umap(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -209,30 +175,32 @@ def _categories(axes, xy: np.ndarray, values: pd.Series, size: float) -> list[En
 
 
 def _name(axes, xy: np.ndarray, text: pd.Series, shown: Sequence) -> None:
-    """Write compact categories at the cell nearest to their median, largest first, where there is room."""
+    """Write compact categories at the cell nearest to their median, or beside it with a line, where there is room."""
     halo = [withStroke(linewidth=3, foreground="white", alpha=0.85)]
     spread = np.median(np.abs(xy - np.median(xy, axis=0)).sum(1))
-    taken: list[np.ndarray] = []
+    low, span = xy.min(0), np.maximum(np.ptp(xy, axis=0), 1e-9)
+    width, height = axes.figure.get_size_inches() / (len(axes.figure.axes), 1)
+    taken: list[tuple[np.ndarray, np.ndarray]] = []
     for name in shown:
         members = xy[(text == name).to_numpy()]
         far = np.abs(members - np.median(members, axis=0)).sum(1)
         if np.median(far) > spread / 2:
             continue
-        middle = members[far.argmin()]
-        place = (middle - xy.min(0)) / np.maximum(np.ptp(xy, axis=0), 1e-9)
-        if all(abs(place - other)[0] > 0.3 or abs(place - other)[1] > 0.05 for other in taken):
-            axes.text(
-                *middle, _short(str(name)), ha="center", va="center", fontsize=9, weight="bold", path_effects=halo
-            )
-            taken.append(place)
+        words, middle = names.label(name, 22), members[far.argmin()]
+        box = np.array([0.085 * len(words) / width, 0.2 / height])
+        for step in PLACES:
+            place = (middle - low) / span + np.array(step) * (box + 0.02)
+            if all((np.abs(place - other) > (box + size) / 2).any() for other, size in taken):
+                beside = {"arrowprops": {"arrowstyle": "-", "color": INK, "lw": 0.7}} if step != (0, 0) else {}
+                style = {"ha": "center", "va": "center", "fontsize": 9, "weight": "bold", "path_effects": halo}
+                axes.annotate(words, middle, place * span + low, annotation_clip=False, **style, **beside)
+                taken.append((place, box))
+                break
 
 
-def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _save(figure: Figure, kind: str) -> bytes:
+def save(figure: Figure, kind: str, **options: Any) -> bytes:
+    """Return a picture as "svg" or "png", the same bytes every time; `options` of `Figure.savefig`."""
     file = io.BytesIO()
-    metadata: dict[str, None] | Sequence = {"Date": None} if kind == "svg" else {"Software": None}
-    figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+    metadata: dict[str, None] = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(file, format=kind, dpi=150, metadata=metadata, **options)
     return file.getvalue()

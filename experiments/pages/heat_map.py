@@ -4,12 +4,13 @@ Perceptually even colours without red and green (cividis), names of genes that c
 told apart by a dot and bold letters, not by colour.
 """
 
-import io
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 
+from experiments.pages import figures
+from experiments.pages import names as shown
 from scfm_jax.tasks.genes import marker_genes
 
 MAP = "cividis"
@@ -25,7 +26,8 @@ def draw(
 
     tree = marker_genes.order(similarities)
     size = max(6.0, 0.2 * len(names) + 2.2)
-    labels = [f"● {name}" if is_marker else name for name, is_marker in zip(names, markers, strict=True)]
+    plain = [shown.label(name, 24) for name in names]
+    labels = [f"● {name}" if is_marker else name for name, is_marker in zip(plain, markers, strict=True)]
     grid = seaborn.clustermap(
         similarities,
         row_linkage=tree,
@@ -38,7 +40,7 @@ def draw(
         figsize=(size, size),
         dendrogram_ratio=0.13,
         cbar_pos=(0.012, 0.955, 0.1, 0.014),
-        cbar_kws={"orientation": "horizontal", "ticks": limits},
+        cbar_kws={"orientation": "horizontal", "ticks": limits, "extend": "min"},
     )
     grid.ax_cbar.set_title("cosine similarity", fontsize=9, color=INK)
     grid.ax_cbar.set_xticklabels([f"{limit:g}" for limit in limits], fontsize=9)
@@ -48,16 +50,20 @@ def draw(
         is_marker = label.get_text().startswith("●")
         label.set(fontsize=8.5, color=MARKER if is_marker else INK, weight="bold" if is_marker else "normal")
     axes.tick_params(length=0, pad=2)
-    grid.figure.suptitle(f"{title}\n● bold: known marker", x=0.5, y=1.04, fontsize=12, color=INK)
-    file = io.BytesIO()
-    grid.figure.savefig(file, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    grid.figure.suptitle(f"{shown.label(title, 160)}\n● bold: known marker", x=0.5, y=1.04, fontsize=12, color=INK)
+    picture = figures.save(grid.figure, "png", bbox_inches="tight")
     matplotlib.pyplot.close(grid.figure)
-    return file.getvalue()
+    return picture
 
 
 def limits(matrices: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return limits of the colours that several heat maps share: the second percentile, rounded down, and 1."""
-    values = np.concatenate([matrix[~np.eye(len(matrix), dtype=bool)] for matrix in matrices])
-    span = max(1 - float(np.percentile(values, 2)), 1e-6)
+    """Return limits of the colours that several heat maps share: a usual gene's least similarity, rounded down, and 1.
+
+    That is the median over genes of the tenth percentile of each one's similarities, so that one gene that is unlike
+    all others does not take the range; below it colours stay the same.
+    """
+    others = [matrix[~np.eye(len(matrix), dtype=bool)].reshape(len(matrix), -1) for matrix in matrices]
+    least = np.concatenate([np.percentile(values, 10, axis=1) for values in others])
+    span = max(1 - float(np.median(least)), 1e-6)
     step = 10.0 ** np.floor(np.log10(span))
     return round(float(1 - step * np.ceil(span / step - 1e-6)), 8), 1.0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.files import whole
+from experiments.pages import names
 
 
 def write(folder: str | os.PathLike, files: Mapping[str, Any]) -> None:
@@ -42,8 +43,12 @@ def plain(value: Any) -> Any:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join([_line(head), "|" + "---|" * len(head), *map(_line, rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    """Return a line of a table; a bar or a line break in a name is part of the name."""
+    return "| " + " | ".join(names.visible(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata
 import h5py
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.analyses import embedding as embedding_analysis
-from experiments.pages import document, figures, output
+from experiments.pages import comparisons, curves, document, figures, names, output
 from experiments.pages.document import Html, Section
 from scfm_jax.saving import checkpoint
 from scfm_jax.tasks.cells.embedding import METRICS, unlabelled
@@ -24,18 +24,22 @@ from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
 """Cells of the pictures; of larger files a random sample."""
+MOST_COLUMNS = 30
+"""obs columns that an error lists."""
 COLUMNS = ("cell_type", "batch", "donor", "study", "tissue", "assay", "perturbation", "condition")
 """obs columns to colour by, those that are there and vary, if nobody asks for others."""
-PANELS = {
-    "Loss": ("loss", "val/loss"),
-    "Learning rate": ("learning_rate",),
-    "Gradient norm": ("grad_norm",),
-    "Cells per second": ("cells/s",),
-    "Share of time waiting for data": ("data_wait",),
-    "Memory, GB": ("memory_gb",),
-}
-"""Curves that have a place of their own; every other metric is drawn with its validation."""
-UNDRAWN = ("step", "time", "cells", "tokens", "skipped", "tokens/s", "mfu")
+BEST = " class=best"
+STRUCTURED = ("genes", "shape", "step")
+"""What of an embedding's provenance is JSON; all else is text, even text that looks like JSON."""
+
+
+class Embedding(NamedTuple):
+    """What a page shows of a file's embedding [n, D]: where it comes from, HTML of its maps, its UMAP [n, 2]."""
+
+    provenance: dict[str, Any]
+    maps: str
+    values: np.ndarray | None
+    places: np.ndarray | None
 
 
 def write(
@@ -65,21 +69,21 @@ def write(
         missing.append(
             "no embedding: python -m experiments.evaluate --workdir=… --input=x.h5ad (or embed, and --input)"
         )
+    scores = _read_scores(workdir, missing)
     parts = {
-        "maps": lambda: _embedding(pathlib.Path(source), columns) if source else ({}, ""),
-        "scores": lambda: _scores(workdir, missing),
-        "curves": lambda: curves(workdir),
+        "maps": lambda: _embedding(pathlib.Path(source), columns) if source else Embedding({}, "", None, None),
+        "curves": lambda: curves.drawn(workdir),
     }
-    (provenance, maps), scores, drawn = (parts[name]() for name in pace.counted(parts, "drew part", say))
+    shown, drawn = (parts[name]() for name in pace.counted(parts, "drew part", say))
     if not drawn:
         missing.append("no metrics: the run has not logged a step yet")
     sections = [
-        Section("Scores", scores),
-        Section("Embedding", compared(workdir) + maps),
+        Section("Scores", _scores(scores) if scores else ""),
+        Section("Embedding", compared(workdir, scores, shown) + shown.maps),
         Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
-        Section("Genes", _genes(meta, provenance)),
+        Section("Genes", _genes(meta, shown.provenance)),
         Section("Not here", document.listed(missing)),
-        Section("Where it comes from", _provenance(meta, provenance)),
+        Section("Where it comes from", _provenance(meta, shown.provenance)),
     ]
     title = f"{meta.get('model', 'run')} · {workdir.resolve().name}"
     return document.write(workdir / "report.html", title, _facts(workdir, meta), sections)
@@ -110,49 +114,63 @@ def _facts(workdir: pathlib.Path, meta: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
-    """Return the table of scores, the best of each metric marked."""
+def _read_scores(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any] | None:
+    """Return the scores of a workdir, None where it has none."""
     path = workdir / "scores.json"
-    if not path.exists():
-        missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
-        return ""
-    scores = json.loads(path.read_text())
+    if path.exists():
+        return json.loads(path.read_text())
+    missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
+    return None
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    """Return the table of scores, the best of each metric marked, and their picture."""
     means = embedding_analysis.summary(scores)
-    rows = []
+    rows, drawn, spreads = [], {}, {}
     for m in (m for m in METRICS if m in means):
         best = means[m].min() if m == "batch_accuracy" else means[m].max()
+        alone = (means[m] == best).sum() == 1
         cells = [
-            Html(f"<td{' class=best' if value == best else ''}>{value:.3f} <small>± {spread:.3f}</small></td>")
+            Html(
+                f"<td{' class=best' if alone and value == best else ''}>{value:.3f} <small>± {spread:.3f}</small></td>"
+            )
             for value, spread in zip(means[m], means[f"{m} ±"], strict=True)
         ]
         rows.append([METRICS[m], *cells])
+        drawn[METRICS[m]], spreads[METRICS[m]] = means[m].to_dict(), means[f"{m} ±"].to_dict()
     seeds = len({row["seed"] for row in scores["rows"]})
     note = (
-        f"{scores['cells']:,} of {scores['of']:,} cells of {scores['input']}, {scores['types']} values of "
+        f"{scores['cells']:,} of {scores['of']:,} cells of {names.short(scores['input'])}, {scores['types']} values of "
         f"obs[{scores['label']!r}]. Mean ± half the range over {seeds} seeds of folds, Leiden, PCA and twins; the "
-        "best is marked. PCA-50: fifty components of log-normalised highly variable genes. Random twin: the same "
-        "network, untrained. The best resolution is chosen by the labels, which is optimistic."
+        "best is marked, where it is one alone. PCA-50: fifty components of log-normalised highly variable genes. "
+        "Random twin: the same network, untrained. The best resolution is chosen by the labels, which is optimistic."
     )
-    return document.table("Scores of the embedding", ["", *means.index], rows) + document.note(note)
+    alt = "; ".join(f"{m}: " + ", ".join(f"{e} {v:.3f}" for e, v in of.items()) for m, of in drawn.items())
+    picture = document.figure("Scores beside the baselines", comparisons.scores(drawn, spreads), "svg+xml", alt)
+    table = document.table("Scores of the embedding", ["", *means.index], rows)
+    return f"<div class='plots'>{picture}</div>{table}{document.note(note)}"
 
 
-def compared(workdir: pathlib.Path) -> str:
+def compared(workdir: pathlib.Path, scores: dict[str, Any] | None = None, shown: Embedding | None = None) -> str:
     """Return the embedding beside PCA and the random twin as HTML, and leave the picture as beside.png.
 
     "" where `experiments.evaluate` has not compared them yet.
+
+    Args:
+      scores: of the workdir, read if left out. shown: an embedding whose map need not be computed again.
     """
-    if not (workdir / embedding_analysis.BESIDE).exists() or not (workdir / "scores.json").exists():
+    scores = scores or _read_scores(workdir, [])
+    if not (workdir / embedding_analysis.BESIDE).exists() or not scores:
         return ""
     with np.load(workdir / embedding_analysis.BESIDE) as file:
         arrays = dict(file)
-    scores = json.loads((workdir / "scores.json").read_text())
     means, labels = embedding_analysis.summary(scores), pd.Series(arrays.pop("label")).replace("", None)
     rows = np.arange(len(labels))
     if len(rows) > MOST_CELLS // 4:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), MOST_CELLS // 4, replace=False))
-    shown = [metric for metric in ("accuracy", "nmi") if metric in means]
+    metrics = [metric for metric in ("accuracy", "nmi") if metric in means]
     maps = {
-        name: (figures.umap(x[rows]), ", ".join(f"{METRICS[m]} {means[m][name]:.2f}" for m in shown))
+        name: (_places(x, rows, shown), ", ".join(f"{METRICS[m]} {means[m][name]:.2f}" for m in metrics))
         for name, x in arrays.items()
     }
     picture, entries = figures.beside(maps, labels.iloc[rows].reset_index(drop=True))
@@ -162,12 +180,21 @@ def compared(workdir: pathlib.Path) -> str:
     return document.figure(caption, picture, "png", alt, legend_of(entries))
 
 
-def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Return (provenance, section of pictures) of the newest embedding in an .h5ad file."""
+def _places(x: np.ndarray, rows: np.ndarray, shown: Embedding | None) -> np.ndarray:
+    """Return the UMAP of some rows of an embedding, those of the same one's map where there is one. [rows, 2]"""
+    if shown and shown.places is not None and np.array_equal(x, shown.values):
+        return shown.places[rows]
+    return figures.umap(x[rows])
+
+
+def _embedding(path: pathlib.Path, columns: Sequence[str]) -> Embedding:
+    """Return the newest embedding in an .h5ad file, drawn."""
     obs, embedding, provenance = _read_embedding(path)
     for column in columns:
         if column not in obs:
-            raise ValueError(f"--color={column}: {path} has no such obs column; there are {', '.join(map(str, obs))}")
+            more = f", … ({len(obs.columns)})" if len(obs.columns) > MOST_COLUMNS else ""
+            listed = ", ".join(names.short(name, 40) for name in obs.columns[:MOST_COLUMNS]) + more
+            raise ValueError(f"--color={column}: {path} has no such obs column; there are {listed}")
     shown = columns or [c for c in COLUMNS if c in obs and labelled(obs[c]).nunique() > 1]
     n = len(obs)
     if n > MOST_CELLS:
@@ -179,8 +206,10 @@ def _embedding(path: pathlib.Path, columns: Sequence[str]) -> tuple[dict[str, An
     cards = [cells_map(xy, labelled(obs[column]), column, str(column), inside=True)[0] for column in shown]
     of = f"a random sample of {len(obs):,} of its {n:,} cells" if len(obs) < n else f"its {n:,} cells"
     name = provenance.get("input", path.name)
-    how = f"UMAP (15 neighbours, seed 0) of the embedding of {name}, {of}; {provenance.get('sample', '')}."
-    return provenance, f"{document.note(how)}<div class='maps'>{''.join(cards)}</div>"
+    sample = provenance.get("sample", "")
+    how = f"UMAP (15 neighbours, seed 0) of the embedding of {names.short(name)}, {of}; {sample}."
+    maps = f"{document.note(how)}<div class='maps'>{''.join(cards)}</div>"
+    return Embedding(provenance, maps, embedding.astype(np.float32), xy)
 
 
 def labelled(values: pd.Series) -> pd.Series:
@@ -194,7 +223,7 @@ def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str, insi
     """Return the picture of cells [n, 2] coloured by a column of obs, and its legend (can be `inside`), as HTML."""
     picture, entries = figures.cells(xy, values, column)
     alt = f"{caption}: UMAP of {len(xy)} cells coloured by {column}: "
-    alt += ", ".join(f"{e.name} ({e.cells})" for e in entries)
+    alt += ", ".join(f"{names.short(e.name)} ({e.cells})" for e in entries)
     legend = legend_of(entries)
     return document.figure(caption, picture, "png", alt, legend if inside else ""), legend
 
@@ -202,8 +231,8 @@ def cells_map(xy: np.ndarray, values: pd.Series, column: str, caption: str, insi
 def legend_of(entries: Sequence[figures.Entry]) -> str:
     """Return a legend as HTML, "" where there is nothing in it."""
     lines = "".join(
-        f'<li><span style="color:{e.colour}" aria-hidden="true">{e.mark}</span> {document.text(e.name)} '
-        f"<small>{e.cells:,}</small></li>"
+        f'<li><span style="color:{e.colour}" aria-hidden="true">{e.mark}</span> '
+        f"<bdi>{document.clipped(e.name, 60)}</bdi> <small>{e.cells:,}</small></li>"
         for e in entries
     )
     return f'<ul class="legend">{lines}</ul>' if lines else ""
@@ -226,59 +255,34 @@ def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[
             read = [anndata.io.read_elem(file[name]) for name in ("obs", f"obsm/{key}", f"uns/{key}")]
     except OSError as error:
         raise ValueError(f"--input={path}: not a readable .h5ad: {' '.join(str(error).split())}") from error
-    return read[0], np.asarray(read[1]), {name: _plain(value) for name, value in read[2].items()}
-
-
-def curves(workdir: pathlib.Path, titles: Sequence[str] = (), of: str = "") -> str:
-    """Return the training curves of a run as HTML, "" where there are none.
-
-    Args:
-      titles: of the panels that are wanted; all, if left out. of: whose they are, for the captions.
-    """
-    series: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        lines = (workdir / name).read_text().splitlines() if (workdir / name).exists() else []
-        frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-        for column in frame.columns.difference(["step"], sort=False):
-            measured = frame[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
-            series[column] = measured["step"].to_numpy(), measured[column].to_numpy(float)
-    series = {name: points for name, points in series.items() if len(points[0])}
-    placed = {name for names in PANELS.values() for name in names}
-    others = sorted({name.removeprefix("val/") for name in series} - placed - set(UNDRAWN))
-    panels = {title: names for title, names in PANELS.items() if title in ("Loss", "Learning rate", "Gradient norm")}
-    panels |= {name.replace("_", " "): (name, f"val/{name}") for name in others} | PANELS
-    cards = []
-    for title, names in panels.items():
-        drawn = {n.replace("val/", "validation "): series[n] for n in names if n in series}
-        if drawn and (not titles or title in titles):
-            caption = f"{of}: {title.lower()}" if of else title
-            last = ", ".join(f"{name} {values[-1]:.4g} at step {steps[-1]}" for name, (steps, values) in drawn.items())
-            alt = f"{caption} over the steps; at the end: {last}"
-            cards.append(document.figure(caption, figures.curves(drawn), "svg+xml", alt))
-    return "".join(cards)
+    return read[0], np.asarray(read[1]), {name: _plain(name, value) for name, value in read[2].items()}
 
 
 def _genes(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """Return how the genes of the training store and of the embedded file met the genes of the model."""
-    reports = {"training store": meta.get("mapping"), provenance.get("input", "embedded file"): provenance.get("genes")}
+    reports = [("training store", meta.get("mapping"))]
+    reports.append((provenance.get("input", "embedded file"), provenance.get("genes")))
     rows = []
-    for name, report in reports.items():
-        if report:
-            numbers = ("n", "mapped", "renamed", "merged", "unknown")
+    for name, report in reports:
+        if isinstance(report, Mapping):
+            numbers = ("n", "mapped", "renamed", "merged", "unknown", "covered", "vocab")
             examples = ", ".join(map(str, report.get("examples", {}).get("unknown", [])))
             rows.append([name, *(f"{report[k]:,}" if k in report else "–" for k in numbers), examples])
-    head = ("", "names", "mapped", "renamed", "merged", "unknown", "unknown, for example")
-    return document.table("Names of genes that met the model's", head, rows) if rows else ""
+    head = ("", "names", "mapped", "renamed", "merged", "unknown", "model's genes it has", "of", "unknown, for example")
+    note = "Names beyond the model's genes are left out: of a model of few genes that is most of a file, and no fault."
+    return document.table("Names of genes that met the model's", head, rows) + document.note(note) if rows else ""
 
 
 def _provenance(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """Return where everything comes from, and the config, folded."""
     first = ("model", "weights", "step", "input", "counts", "shape", "sample", "date", "trained_with", "embedded_with")
-    names = sorted(provenance, key=lambda k: first.index(k) if k in first else len(first))
-    listed = {k: provenance[k] for k in names if not isinstance(provenance[k], dict)}
+    order = sorted(provenance, key=lambda k: first.index(k) if k in first else len(first))
+    listed = {k: provenance[k] for k in order if not isinstance(provenance[k], dict)}
     if not listed and "code_version" in meta:
         listed = {"trained_with": meta["code_version"]}
-    rows = [[k.replace("_", " "), _compact(v)] for k, v in listed.items()]
+    if "date" in listed:
+        listed["date"] = document.moment(listed["date"])
+    rows = [[k.replace("_", " "), _compact(v)] for k, v in listed.items() if v is not None]
     body = document.table("Provenance", (), rows, css="facts") if rows else ""
     for title, key in (("Config", "config"), ("Split of the cells", "split"), ("Position of the data", "loader")):
         if meta.get(key):
@@ -291,9 +295,12 @@ def _compact(value: Any) -> str:
     return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of uns as Python's own, JSON text decoded."""
+def _plain(name: str, value: Any) -> Any:
+    """Return an entry of uns as Python's own; JSON is decoded where it is JSON, not where a name looks like it."""
     value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, str) and value[:1] in "[{":
-        return json.loads(value)
+    if name in STRUCTURED and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
     return value.tolist() if isinstance(value, np.ndarray) else value

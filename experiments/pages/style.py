@@ -10,7 +10,7 @@ STYLE = """
   :root { --ink: #e8ecf1; --soft: #a9b4c2; --line: #37414e; --ground: #12171e; --card: #1b222b; --accent: #6cb8ea; }
 }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5;
+body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5; overflow-wrap: break-word;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: .2rem; }
@@ -35,7 +35,8 @@ section { margin: 1rem 0; padding: 1.1rem 1.25rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: .3rem; }
-th, td { padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  max-width: 30rem; unicode-bidi: isolate; }
 thead th { vertical-align: bottom; color: var(--soft); font-weight: 500; }
 tbody th { font-weight: 600; }
 .group th { padding-top: 1rem; color: var(--accent); }
@@ -47,11 +48,15 @@ tbody th { font-weight: 600; }
 .numbers small { display: block; }
 .best { font-weight: 700; color: var(--accent); }
 .best::before { content: "\\2605\\00a0"; }
+.tie::before { content: "=\\00a0"; color: var(--accent); font-weight: 700; }
 small { color: var(--soft); font-weight: 400; }
+td small { white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 .curves, .maps, .grids, .plots { display: grid; gap: 1.25rem; }
 .curves { grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 .maps { grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)); }
+.curves details { grid-column: 1 / -1; }
+.broad img { min-width: var(--least); }
 .plots { grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
 .grids { grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); }
 figure { margin: 0; min-width: 0; }
@@ -59,13 +64,16 @@ figcaption { font-weight: 600; font-size: .95rem; margin-bottom: .25rem; }
 img { display: block; width: 100%; height: auto; background: #fff; border-radius: .35rem; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .15rem 1rem; margin: .5rem 0 .75rem; padding: 0;
   font-size: .88rem; }
-.legend span { background: #fff; border-radius: .2rem; padding: 0 .15rem; }
+.legend li { max-width: 100%; }
+.legend bdi { overflow-wrap: anywhere; }
+.legend > li > span { background: #fff; border-radius: .2rem; padding: 0 .15rem; }
 details { margin-top: .75rem; }
 summary { cursor: pointer; font-weight: 600; color: var(--accent); padding: .2rem 0; }
 pre { overflow-x: auto; background: var(--ground); border-radius: .35rem; padding: .8rem; font-size: .8rem;
   line-height: 1.4; }
 @media (min-width: 60rem) {
-  .maps figure:only-child { display: grid; grid-template-columns: minmax(0, 38rem) 1fr; grid-column: 1 / -1;
+  .maps figure:only-child { grid-column: 1 / -1; }
+  .maps figure:only-child:has(.legend) { display: grid; grid-template-columns: minmax(0, 1fr) fit-content(16rem);
     column-gap: 1.5rem; }
   .maps figure:only-child figcaption { grid-column: 1 / -1; }
   .maps figure:only-child .legend { flex-direction: column; align-self: start; }
@@ -77,7 +85,9 @@ pre { overflow-x: auto; background: var(--ground); border-radius: .35rem; paddin
   dl { grid-template-columns: repeat(2, 1fr); }
   nav a { padding: .5rem 0; }
   .numbers thead th:first-child, .numbers tbody th[scope=row] { position: sticky; left: 0; background: var(--card);
-    max-width: 9.5rem; min-width: 9.5rem; overflow-wrap: anywhere; }
+    max-width: 7.5rem; min-width: 7.5rem; overflow-wrap: anywhere; }
+  .numbers thead th { max-width: 8rem; }
+  .numbers small { white-space: normal; }
 }
 @media print { body { background: #fff; } section { break-inside: avoid; } nav, .skip { display: none; } }
 """

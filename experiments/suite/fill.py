@@ -50,6 +50,9 @@ class Cell:
     seed: int
     key: str
 
+    def __str__(self) -> str:
+        return f"{self.entrant.name if self.entrant else 'baselines'}, {self.task}, {self.study.name}, seed {self.seed}"
+
     @property
     def names(self) -> dict[str, Any]:
         """What its lines in results.jsonl have in common."""
@@ -115,12 +118,12 @@ class Suite:
         self.describe()
         for study, entrant in itertools.product(self.studies, self.entrants):
             self.say(f"{entrant.name}, {study.name}: {entrant.mapping(study).report}")
-        for i, cell in enumerate(pace.counted(self.plan, "filled", self.say)):
-            if i and cell.study is not self.plan[i - 1].study and counts.total() > counts["kept"]:
+        todo = [cell for cell in self.plan if kept.get(cell.key, {}).get("status") not in ("done", "inapplicable")]
+        counts["kept"] += len(self.plan) - len(todo)
+        for i, cell in enumerate(pace.counted(todo, "filled", self.say)):
+            if i and cell.study is not todo[i - 1].study:
                 table.write(self.folder, *results.read(self.folder))  # of the cells so far
-            if kept.get(cell.key, {}).get("status") in ("done", "inapplicable"):
-                counts["kept"] += 1
-                continue
+            self.say(f"{counts.total() + 1} of {len(self.plan)}: {cell}")
             lines = self.fill(cell)
             results.append(self.folder, lines)
             status, reason = lines[-1]["status"], lines[-1]["reason"]
@@ -129,11 +132,12 @@ class Suite:
                 self.say(f"failed: {cell.names}: {reason}")
             if cell.seed == 0 and status == "done" and "labels" in tasks.get(cell.task).NEEDS:
                 self._picture(cell.entrant, cell.study)  # now, as what it shows is still in memory
-        for entrant, study in itertools.product((None, *self.entrants), self.studies):
+        drawn = list(itertools.product((None, *self.entrants), self.studies))
+        for entrant, study in pace.counted(drawn, "embedded for pictures", self.say):
             self._picture(entrant, study)
         self.describe()
         table.write(self.folder, *results.read(self.folder))
-        return dict(counts)
+        return dict(+counts)
 
     def _picture(self, entrant: Entrant | None, study: Study) -> None:
         try:
@@ -147,7 +151,6 @@ class Suite:
         """Return the lines of a cell, the closing one last; what goes wrong is its status and reason."""
         wall, cpu, rows, status, reason = time.perf_counter(), time.process_time(), [], "done", ""
         try:
-            self.say(" ".join(("baselines" if cell.entrant is None else cell.entrant.name, cell.task, cell.study.name)))
             rows = [{**cell.names, **row, "value": _finite(row["value"])} for row in list(self._score(cell))]
         except Inapplicable as error:
             status, reason = "inapplicable", _one_line(error)
@@ -194,7 +197,7 @@ class Suite:
     def describe(self) -> None:
         """Write suite.json."""
         runs = []
-        for entrant in self.entrants:
+        for entrant in pace.counted(self.entrants, "compared cells with the store of run", self.say):
             if entrant.name not in self._seen:
                 self._seen[entrant.name] = contamination.flags(entrant, self.studies)
             runs.append({**entrant.describe(), "contamination": self._seen[entrant.name]})

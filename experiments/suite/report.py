@@ -8,47 +8,55 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.pages import document, figures
+from experiments.pages import comparisons, document, figures, names
 from experiments.pages import run as page
 from experiments.pages.document import Html, Section
-from experiments.suite import results, sources
+from experiments.suite import results, sources, standing
 from experiments.suite import table as suite_table
+from experiments.suite.standing import place_name, words_of
 from scfm_jax.tasks.cells import embedding
+from scfm_jax.training import pace
 
-LEADING = 2
-ARROWS = {True: " ↑", False: " ↓", None: ""}
-PLACE = ["task", "case", "dataset"]
+MOST_ROWS = 50
+"""Methods that a picture shows."""
+SAYS = "five nearest neighbours say"
+ARROWS = standing.ARROWS
+BEST, TIE = " class=best", " class=tie"
 ABSENT = {"inapplicable": "–", "failed": "failed"}
 
 Content = Mapping[str, Any]
 """What is in suite.json."""
 
 
-def write(folder: str | os.PathLike) -> pathlib.Path:
-    """Write folder/report.html and return its path; FileNotFoundError where there is no suite."""
+def write(folder: str | os.PathLike, say: Callable[[str], None] = lambda text: None) -> pathlib.Path:
+    """Write folder/report.html and return its path; FileNotFoundError where there is no suite.
+
+    `say` is told how far it is.
+    """
     folder = pathlib.Path(folder)
     if not (folder / "suite.json").is_file():
         raise FileNotFoundError(f"--suite={folder}: no suite.json there; give the --output of evaluate --suite")
     content = json.loads((folder / "suite.json").read_text())
     metrics, cells = results.read(folder)
     table = suite_table.build(metrics, cells, content)
+    table.loc[table["seeds"] < comparisons.SEEDS, "half"] = math.nan
     table = table.iloc[np.argsort(table["task"].map(list(content["metrics"]).index), kind="stable")]
     asked = [metric in content["metrics"][task] for task, metric in zip(table["task"], table["metric"], strict=True)]
     done, absent = table[np.array(asked, bool)], table[table["metric"] == ""]
-    values = metrics.groupby([*PLACE, "metric", "method"])["value"].agg(list).to_dict() if len(metrics) else {}
-    maps, matrices = pictures(folder / "pictures", content)
+    values = metrics.groupby([*standing.PLACE, "metric", "method"])["value"].agg(list).to_dict() if len(metrics) else {}
+    maps, matrices = pictures(folder / "pictures", content, say)
     tasks = [
-        Section(_words(task).capitalize(), of_task(done[done["task"] == task], values, content, task))
-        for task in content["metrics"]
+        Section(words_of(task).capitalize(), of_task(done[done["task"] == task], values, content, task))
+        for task in pace.counted(content["metrics"], "drew task", say)
     ]
     sections = [
-        Section("In short", in_short(done, content)),
+        Section("In short", standing.in_short(done, content) + standing.picture(done, content)),
         Section("Leaderboard", leaderboard(done, absent, content)),
         *tasks,
         Section("Cells in two dimensions", maps),
@@ -64,76 +72,30 @@ def write(folder: str | os.PathLike) -> pathlib.Path:
     return document.write(folder / "report.html", f"Suite {content['suite']}", facts, sections)
 
 
-def comparisons(done: pd.DataFrame, content: Content) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield the task and the rows of all methods, best first, of every place and metric that has a better side."""
-    for (task, _, _, metric), rows in done.groupby([*PLACE, "metric"], sort=False):
-        higher = content["metrics"][task][metric]["higher"]
-        if higher is not None:
-            yield task, rows.dropna(subset="mean").sort_values("mean", ascending=not higher, kind="stable")
-
-
-def in_short(done: pd.DataFrame, content: Content) -> str:
-    """Return how often a model is ahead of all baselines and of its twin, in words and as a table by task."""
-    counts: dict[str, dict[str, int]] = {}
-    for task, rows in comparisons(done, content):
-        if {"model", "baseline"} <= set(rows["kind"]):
-            count = counts.setdefault(task, dict.fromkeys(("all", "simple", "model", "clear", "twin", "pairs"), 0))
-            for name, one in _verdict(rows).items():
-                count[name] += one
-    if not counts:
-        return document.note("No comparison of a model with a baseline is finished yet.")
-    total = pd.DataFrame(counts).sum(axis=1)
-    none = "" if content["options"]["seeds"] > 1 else " With one seed there are no intervals."
-    words = (
-        f"Of {total['all']} comparisons (task, study, case and metric) the best mean is a simple baseline's in "
-        f"{total['simple']} and a model's in {total['model']}, in {total['clear']} of these by more than both 95 % "
-        f"intervals together; the others are ties. Models are better than their own untrained twins in {total['twin']} "
-        f"of {total['pairs']} pairs.{none}"
-    )
-    head = ("Task", "comparisons", "baseline best", "model best", "and clearly", "models better than their twins")
-    rows = [
-        [_words(task), c["all"], c["simple"], c["model"], c["clear"], f"{c['twin']} of {c['pairs']}"]
-        for task, c in counts.items()
-    ]
-    return f"<p>{document.text(words)}</p>" + document.table("Who has the best mean", head, rows)
-
-
-def _verdict(rows: pd.DataFrame) -> dict[str, int]:
-    """Return what a comparison, best first, adds to the counts."""
-    model, simple = (rows[rows["kind"] == kind].iloc[0] for kind in ("model", "baseline"))
-    apart = abs(model["mean"] - simple["mean"])
-    ahead = bool(apart) and rows["kind"][rows["kind"].isin(("model", "baseline"))].iloc[0] == "model"
-    counts = {"all": 1, "simple": bool(apart) and not ahead, "model": ahead, "twin": 0, "pairs": 0}
-    counts["clear"] = ahead and apart > model["half"] + simple["half"]
-    both = rows[(rows["method"] == rows["run"]) | (rows["kind"] == "twin")]  # variants of a run have no twins
-    for _, pair in both.groupby("run"):
-        if len(pair) == 2:
-            counts["pairs"] += 1
-            counts["twin"] += pair["kind"].iloc[0] == "model" and pair["mean"].nunique() == 2
-    return {name: int(one) for name, one in counts.items()}
-
-
 def leaderboard(done: pd.DataFrame, absent: pd.DataFrame, content: Content) -> str:
     """Return the table of all runs, the best baseline beside them, with the leading metrics of every task."""
     ours = done[done["kind"] == "model"]
     columns = {m: run["name"] for run in content["runs"] for m in dict.fromkeys([run["name"], *_variants(ours, run)])}
     without = {(r.task, r.dataset, r.run): ABSENT[r.status] for r in absent.itertuples()}
     rows: list[list[Any]] = []
-    for (task, case, dataset), part in done.groupby(PLACE, sort=False):
-        rows.append([_place(_words(task), dataset, case)])
-        for metric, about in _leading(part, content, task):
+    tied = False
+    for (task, case, dataset), part in done.groupby(standing.PLACE, sort=False):
+        rows.append([place_name(words_of(task), dataset, case)])
+        for metric, about in standing.leading(part, content, task):
             of = part[part["metric"] == metric].dropna(subset="mean")
             ours, twins, simple = (of[of["kind"] == kind] for kind in ("model", "twin", "baseline"))
             simple = simple.sort_values("mean", ascending=not about["higher"], kind="stable")
-            best = _best(pd.concat([ours, simple])["mean"], about["higher"])
+            mark = _mark(pd.concat([ours, simple])["mean"], about["higher"])
+            tied |= TIE in map(mark, [*ours["mean"], *simple["mean"]])
             below = {r.run: f"twin {r.mean:.3f}" for r in twins.itertuples()}
-            by = {r.method: _cell(r, best, below.get(r.method, "")) for r in ours.itertuples()}
+            by = {r.method: _cell(r, mark, below.get(r.method, "")) for r in ours.itertuples()}
             cells = [by.get(method, without.get((task, dataset, run), "")) for method, run in columns.items()]
-            cells += [_cell(r, best, r.method) for r in simple.head(1).itertuples()] or [""]
-            rows.append([metric + ARROWS[about["higher"]], *cells])
+            cells += [_cell(r, mark, r.method) for r in simple.head(1).itertuples()] or [""]
+            rows.append([about["text"] + ARROWS[about["higher"]], *cells])
     note = (
-        "Mean ± half the 95 % interval over seeds; the star marks the best mean of models and baselines. Under a "
-        "number: the same network with random weights. ↑ higher is better, ↓ lower is better, – does not apply. "
+        f"Mean ± half the 95 % interval over seeds, from {comparisons.SEEDS} seeds on; the star marks the best mean of "
+        f"models and baselines{', = those that share it' * tied}. Under a number: the same network with random "
+        "weights. ↑ higher is better, ↓ lower is better, – does not apply. "
         "“Seen”: cells of that study were in the run's pretraining."
     )
     table = document.table("Leading metrics", ("Metric", *columns, "best baseline"), rows, css="numbers")
@@ -145,33 +107,44 @@ def _variants(ours: pd.DataFrame, run: Mapping[str, Any]) -> list[str]:
     return ours.loc[ours["run"] == run["name"], "method"].unique().tolist()
 
 
-def _cell(row: Any, best: float | None, below: str) -> Html:
+def _cell(row: Any, mark: Callable[[float], str], below: str) -> Html:
     """Return the cell of one number."""
     seen = "<small>seen in pretraining</small>" if row.contaminated == "yes" else ""
-    mark = " class=best" if row.mean == best else ""
-    return Html(f"<td{mark}>{_number(row)}<small>{document.text(below)}</small>{seen}</td>")
+    return Html(f"<td{mark(row.mean)}>{_number(row)}<small>{document.clipped(below, 60)}</small>{seen}</td>")
 
 
 def of_task(done: pd.DataFrame, values: Mapping[tuple, Sequence], content: Content, task: str) -> str:
     """Return pictures of the leading metrics of a task and, folded, the tables of all."""
     about, parts = content["metrics"][task], []
-    for (_, case, dataset), part in done.groupby(PLACE, sort=False):
-        name, cards = _place(dataset, case), []
-        for metric, what in _leading(part, content, task):
+    for (_, case, dataset), part in done.groupby(standing.PLACE, sort=False):
+        name, cards = place_name(dataset, case), []
+        for metric, what in standing.leading(part, content, task):
             rows = _ordered(part[part["metric"] == metric].dropna(subset="mean"), what["higher"])
             methods = []
             for r in rows.itertuples():
                 seeds = [v for v in values[task, case, dataset, metric, r.method] if v is not None and v == v]
-                methods.append(figures.Method(r.method, r.kind, r.mean, r.half, seeds))
+                methods.append(comparisons.Method(r.method, r.kind, r.mean, r.half, seeds))
+            left = len(methods) - MOST_ROWS
+            if left > 0:  # the best of each kind are kept, and all baselines and controls
+                run_rows = [m for m in methods if m.kind in ("model", "twin")]
+                dropped = {id(m) for m in sorted(run_rows, key=lambda m: m.mean, reverse=not what["higher"])[:left]}
+                methods = [m for m in methods if id(m) not in dropped]
             if methods:
                 text = what["text"] + ARROWS[what["higher"]]
-                alt = f"{_words(task)}, {name}, {text}: " + ", ".join(f"{m.name} {m.mean:.3f}" for m in methods)
-                cards.append(document.figure(metric, figures.intervals(methods, text), "svg+xml", alt))
-        parts.append(f"<h3>{document.text(name)}</h3><div class='plots'>{''.join(cards)}</div>")
-        parts.append(document.folded(f"All numbers of {name}", _all_metrics(part, about, f"{_words(task)}, {name}")))
-    meaning = "; ".join(f"{name}: {what['text']}" for name, what in about.items())
+                alt = f"{words_of(task)}, {name}, {text}: " + ", ".join(
+                    f"{names.short(m.name)} {m.mean:.3f}" for m in methods
+                )
+                drawn = comparisons.intervals(methods, text, metric)
+                below = (
+                    document.note(f"Not drawn: {left} models or twins with worse means; see the table.")
+                    if left > 0
+                    else ""
+                )
+                cards.append(document.figure(text, drawn, "svg+xml", alt, below))
+        parts.append(f"<h3>{document.clipped(name)}</h3><div class='plots'>{''.join(cards)}</div>")
+        parts.append(document.folded(f"All numbers of {name}", _all_metrics(part, about, f"{words_of(task)}, {name}")))
     marks = "Filled circles: models; open circles: their random twins; squares: baselines; diamonds, crosses: controls."
-    return document.note(f"{meaning}. {marks}") + "".join(parts) if parts else ""
+    return document.note(marks) + "".join(parts) if parts else ""
 
 
 def _all_metrics(part: pd.DataFrame, about: Mapping[str, Any], name: str) -> str:
@@ -182,11 +155,11 @@ def _all_metrics(part: pd.DataFrame, about: Mapping[str, Any], name: str) -> str
     for r in _ordered(part.drop_duplicates("method"), about[metrics[0]]["higher"]).itertuples():
         numbers = [_number(summaries[r.method, m]) if (r.method, m) in summaries else "" for m in metrics]
         rows.append([r.method, r.kind, r.contaminated, *numbers])
-    head = ("Method", "kind", "seen in pretraining", *(m + ARROWS[about[m]["higher"]] for m in metrics))
+    head = ("Method", "kind", "seen in pretraining", *(about[m]["text"] + ARROWS[about[m]["higher"]] for m in metrics))
     return document.table(f"{name}: all metrics", head, rows, css="numbers")
 
 
-def pictures(folder: pathlib.Path, content: Content) -> tuple[str, str]:
+def pictures(folder: pathlib.Path, content: Content, say: Callable[[str], None] = lambda text: None) -> tuple[str, str]:
     """Return the maps of cells by type and batch, and the confusion matrices, of every run side by side."""
     maps, matrices = [], []
     for study in content["datasets"]:
@@ -195,7 +168,8 @@ def pictures(folder: pathlib.Path, content: Content) -> tuple[str, str]:
             if (path := folder / f"{name}@{study['name']}.npz").is_file():
                 with np.load(path, allow_pickle=False) as arrays:
                     saved[name] = dict(arrays)
-        places = {name: figures.umap(arrays["embedding"]) for name, arrays in saved.items()}
+        drawing = pace.counted(saved, f"mapped {names.short(study['name'], 40)} by run", say)
+        places = {name: figures.umap(saved[name]["embedding"]) for name in drawing}
         for key in ("label", "batch"):
             column, drawn = study.get(key) or key, []
             for name, arrays in saved.items():
@@ -204,11 +178,11 @@ def pictures(folder: pathlib.Path, content: Content) -> tuple[str, str]:
                 if values.nunique() > 1:
                     drawn.append(page.cells_map(places[name], values, column, f"{name}, {study['name']} by {column}"))
             if drawn:
-                maps.append(f"<h3>{document.text(study['name'])} by {document.text(column)}</h3>{drawn[0][1]}")
+                maps.append(f"<h3>{document.clipped(study['name'])} by {document.clipped(column)}</h3>{drawn[0][1]}")
                 maps.append(f"<div class='grids'>{''.join(card for card, _ in drawn)}</div>")
         grids = [_matrix(name, study["name"], arrays) for name, arrays in saved.items() if len(arrays["confusion"])]
         if grids:
-            matrices.append(f"<h3>{document.text(study['name'])}</h3><div class='grids'>{''.join(grids)}</div>")
+            matrices.append(f"<h3>{document.clipped(study['name'])}</h3><div class='grids'>{''.join(grids)}</div>")
     how = "UMAP (15 neighbours, seed 0) of the cells of seed 0. Distances on such maps mislead: trust the scores."
     what = (
         "Of each true type (row), the share in per cent that its five nearest neighbours take for each type (column)."
@@ -223,8 +197,8 @@ def _matrix(name: str, study: str, arrays: Mapping[str, np.ndarray]) -> str:
     counts, types = arrays["confusion"].astype(float), arrays["types"].tolist()
     right = counts.diagonal() / np.maximum(counts.sum(1), 1)
     alt = f"{name}, {study}: share of each type that is named rightly: "
-    alt += ", ".join(f"{kind} {share:.0%}" for kind, share in zip(types, right, strict=True))
-    return document.figure(name, figures.confusion(counts, types), "png", alt)
+    alt += ", ".join(f"{names.short(kind)} {share:.0%}" for kind, share in zip(types, right, strict=True))
+    return document.figure(name, figures.confusion(counts, types, SAYS), "png", alt)
 
 
 def left_out(absent: pd.DataFrame, content: Content) -> str:
@@ -232,15 +206,10 @@ def left_out(absent: pd.DataFrame, content: Content) -> str:
     rows, everyone = [], len(content["runs"]) + 1
     for (status, task, dataset, reason), group in absent.groupby(["status", "task", "dataset", "reason"], sort=False):
         who = group["method"].tolist()
-        rows.append(["all" if len(who) == everyone else ", ".join(who), _words(task), dataset, status, reason])
+        rows.append(["all" if len(who) == everyone else ", ".join(who), words_of(task), dataset, status, reason])
     rows.sort(key=lambda row: row[3])
     head = ("Run", "task", "study", "status", "why")
     return document.table("Failed or not applicable", head, rows) if rows else ""
-
-
-def _leading(part: pd.DataFrame, content: Content, task: str) -> list[tuple[str, Mapping[str, Any]]]:
-    measured = set(part["metric"])
-    return [(name, about) for name, about in content["metrics"][task].items() if name in measured][:LEADING]
 
 
 def _ordered(rows: pd.DataFrame, higher: bool | None) -> pd.DataFrame:
@@ -249,8 +218,12 @@ def _ordered(rows: pd.DataFrame, higher: bool | None) -> pd.DataFrame:
     return rows.sort_values(["order", "mean"], ascending=[True, not higher], kind="stable")
 
 
-def _best(means: pd.Series, higher: bool | None) -> float | None:
-    return None if higher is None or means.empty else means.max() if higher else means.min()
+def _mark(means: pd.Series, higher: bool | None) -> Callable[[float], str]:
+    """Return what marks a mean among others: BEST where it alone is the best, TIE where some share that, not all."""
+    best = None if higher is None or means.empty else means.max() if higher else means.min()
+    number = int((means == best).sum())
+    mark = BEST if number == 1 else TIE if number < len(means) else ""
+    return lambda mean: mark if mean == best else ""
 
 
 def _number(row: Any) -> str:
@@ -258,11 +231,3 @@ def _number(row: Any) -> str:
     if math.isnan(row.mean):
         return ""
     return f"{row.mean:.3f}" + ("" if math.isnan(row.half) else f" ± {row.half:.3f}")
-
-
-def _place(*names: str) -> str:
-    return " · ".join(filter(None, names))
-
-
-def _words(task: str) -> str:
-    return task.replace("_", " ")

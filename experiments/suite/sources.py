@@ -1,14 +1,16 @@
 """Where the numbers of a suite come from and what they cost: training curves, costs, provenance, as HTML."""
 
+import csv
+import io
 import json
 import pathlib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from experiments.pages import document
-from experiments.pages import run as page
+from experiments.pages import curves, document
 from experiments.suite import table
 
 PANELS = ("Loss", "Cells per second")
@@ -17,7 +19,7 @@ CODE = {"commit": "commit", "scfm_jax": "code_version", "jax": "jax", "date": "d
 
 def training(content: Mapping[str, Any]) -> str:
     """Return the training curves of the runs whose workdirs are there."""
-    drawn = [page.curves(pathlib.Path(run["workdir"]), PANELS, run["name"]) for run in content["runs"]]
+    drawn = [curves.drawn(pathlib.Path(run["workdir"]), PANELS, run["name"]) for run in content["runs"]]
     return f"<div class='curves'>{''.join(drawn)}</div>" if any(drawn) else ""
 
 
@@ -41,7 +43,7 @@ def cost(content: Mapping[str, Any], cells: pd.DataFrame) -> str:
 
 def provenance(content: Mapping[str, Any], folder: pathlib.Path) -> str:
     """Return code, data with their checksums, runs, contamination, and the command that makes this again."""
-    code = [[name, content.get(key) or "–"] for name, key in CODE.items()]
+    code = [[name, document.moment(content.get(key) or "–")] for name, key in CODE.items()]
     body = document.table("Code", (), code, css="facts")
     studies = [(study, "compared") for study in content["datasets"]]
     studies += [(study, "reference") for study in content.get("reference", ())]
@@ -68,11 +70,19 @@ def provenance(content: Mapping[str, Any], folder: pathlib.Path) -> str:
 def command(content: Mapping[str, Any], folder: pathlib.Path) -> str:
     """Return the command that made the suite, options that were left at the suite's own apart."""
     parts = {"runs": content["runs"], "data": content["datasets"], "reference": content.get("reference", ())}
-    lines = [f"python -m experiments.evaluate --suite={content['suite']}"]
+    words = [f"--suite={content['suite']}"]
     for name, entries in parts.items():
-        lines += [f"--{name}={','.join(x.get('workdir') or x['path'] for x in entries)}"] if entries else []
-    lines += [f"--{name}={content['options'][name]}" for name in ("cells", "seeds")] + [f"--output={folder}"]
-    return " \\\n    ".join(lines)
+        words += [f"--{name}={_listed(x.get('workdir') or x['path'] for x in entries)}"] if entries else []
+    words += [f"--{name}={content['options'][name]}" for name in ("cells", "seeds")] + [f"--output={folder}"]
+    first, *others = map(shlex.quote, words)
+    return " \\\n    ".join([f"python -m experiments.evaluate {first}", *others])
+
+
+def _listed(paths: Iterable[str]) -> str:
+    """Return paths with commas between, as a flag takes them: one that holds a comma in quotes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(paths)
+    return text.getvalue()
 
 
 def _shown(value: Any, form: str) -> str:

@@ -81,13 +81,13 @@ def markdown(table: pd.DataFrame, content: Mapping[str, Any]) -> str:
 def _part(part: pd.DataFrame, metrics: Mapping[str, Any]) -> list[str]:
     names = [name for name in metrics if name in set(part["metric"])]
     methods = sorted(part.drop_duplicates("method").itertuples(), key=lambda row: KINDS.index(row.kind))
-    lines = ["| method | kind | seen in pretraining | " + " | ".join(names) + " |", "|---" * (len(names) + 3) + "|"]
+    lines = []
     values = {(row.method, row.metric): row for row in part.itertuples()}
     for method in methods:
         rows = [values.get((method.method, name)) for name in names]
         numbers = ["" if v is None else _number(v.mean, v.half) for v in rows]
-        lines.append(f"| {method.method} | {method.kind} | {method.contaminated} | " + " | ".join(numbers) + " |")
-    return lines
+        lines.append([method.method, method.kind, method.contaminated, *numbers])
+    return output.markdown(["method", "kind", "seen in pretraining", *names], lines).split("\n")
 
 
 def _number(mean: float, half: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from data_pipeline.files import whole
 from experiments.sweeps import plan as sweep_plan
 from experiments.sweeps.plan import Plan, Point
-from scfm_jax.training import signals
+from scfm_jax.training import pace, signals
 
 POLL_S, PATIENCE_S = 0.1, 300.0
 """Between two looks at the children; how long a stopped training may take to save."""
@@ -110,11 +110,12 @@ class Crew:
     def __init__(self, plan: Plan, workdir: pathlib.Path, version: str, parallel: int):
         self.plan, self.workdir, self.version, self.parallel = plan, workdir, version, parallel
         self.failed: dict[str, str] = {}
-        self._stopping = False
+        self._stopping, self._ended, self._points, self._began = False, 0, 0, time.monotonic()
 
     def run(self, points: Sequence[Point]) -> bool:
         """Run the points; return whether a signal stopped them before the end."""
         waiting, jobs, told = list(points), [], 0.0
+        self._ended, self._points, self._began = 0, len(points), time.monotonic()
         previous = {number: signal.signal(number, self._stop) for number in signals.SIGNALS}
         try:
             while jobs or (waiting and not self._stopping):
@@ -124,6 +125,7 @@ class Crew:
                         continue  # another sweep in this folder was quicker
                     try:
                         jobs.append(Job(self.plan, point, self.workdir, self.version))
+                        print(f"{point.name}: at work, see the logs in {self.workdir / point.name}", flush=True)
                     except BlockingIOError:
                         self._fail(point, "another process is at work on it")
                 if self._stopping and jobs and not told:
@@ -159,7 +161,8 @@ class Crew:
         else:
             try:
                 job.finish()
-                print(f"{job.point.name}: {_line(job)}", flush=True)
+                self._ended += 1
+                print(f"{job.point.name}: {_line(job)}; {self._standing()}", flush=True)
             except (ValueError, KeyError, TypeError) as error:
                 reason = str(error)
         if reason and self._stopping:
@@ -170,8 +173,15 @@ class Crew:
         job.close()
         return True
 
+    def _standing(self) -> str:
+        """Return how many of the points have ended, and how long the others take."""
+        left = self._points - self._ended
+        seconds = (time.monotonic() - self._began) / self._ended * left
+        return f"{self._ended} of {self._points}" + (f", ETA {pace.words(seconds)}" if left else "")
+
     def _fail(self, point: Point, reason: str) -> None:
         self.failed[point.name] = reason
+        self._ended += 1
         print(f"failed: {point.name}: {reason}", file=sys.stderr, flush=True)
 
     def _stop(self, number: int, _frame: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.pages import figures, output
+from experiments.pages import comparisons, figures, names, output
 from experiments.sweeps.crew import result
 from experiments.sweeps.plan import Plan
 from scfm_jax.tasks.imputation.imputation import interval
@@ -97,15 +97,16 @@ def markdown(plan: Plan, rows: Sequence[Row]) -> str:
     """Return the table; the first metric has the difference from the base and the paper's number beside it."""
     first, *others = plan.metrics
     head = ["axis", "point", "seeds", first, "difference from base", f"paper's {first}", *others, "cpu s"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for row in rows:
         label = f"**{row.label}** (base)" if row.base else row.label
         paper = f"{row.paper[first]:.2f}" if first in row.paper else "–"
         cells = [row.axis, label, f"{row.seeds} of {row.of}", _cell(row.scores[first])]
         cells += [_cell(row.difference.get(first, ()), sign="+"), paper, *(_cell(row.scores[m]) for m in others)]
-        lines.append("| " + " | ".join([*cells, "–" if math.isnan(row.seconds) else f"{row.seconds:.0f}"]) + " |")
+        lines.append([*cells, "–" if math.isnan(row.seconds) else f"{row.seconds:.0f}"])
     meaning = "; ".join(f"{name}: {what}" for name, what in plan.metrics.items())
-    return "\n".join([*lines, "", f"Mean ± half the 95 % interval over training seeds (Student's t). {meaning}."])
+    note = f"Mean ± half the 95 % interval over training seeds (Student's t). {meaning}."
+    return f"{output.markdown(head, lines)}\n\n{note}"
 
 
 def _cell(values: Sequence[float], sign: str = "") -> str:
@@ -166,8 +167,8 @@ def plot(plan: Plan, rows: Sequence[Row], kind: str = "svg") -> bytes:
             axes.axvline(interval(base.scores[metric])[0], color=OURS, lw=1, alpha=0.4)
         for place, row in enumerate(rows):
             _draw(axes, place, row, metric)
-        axes.set_title(metric, fontsize=10, loc="left", weight="bold")
-        axes.set_xlabel(meaning, fontsize=8.5)
+        axes.set_title(names.label(metric), fontsize=10, loc="left", weight="bold")
+        axes.set_xlabel(names.label(meaning, 80), fontsize=8.5)
         axes.grid(axis="x", color=figures.FAINT, lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -175,15 +176,13 @@ def plot(plan: Plan, rows: Sequence[Row], kind: str = "svg") -> bytes:
     for place in (i for i in range(1, len(rows)) if rows[i].axis != rows[i - 1].axis):
         for axes in panels:
             axes.axhline(place - 0.5, color=figures.FAINT, lw=0.8)
-    names = [row.label if row.base or math.isnan(row.seconds) else f"{row.axis}: {row.label}" for row in rows]
-    panels[0].set_yticks(range(len(rows)), names)
+    lines = [row.label if row.base or math.isnan(row.seconds) else f"{row.axis}: {row.label}" for row in rows]
+    panels[0].set_yticks(range(len(rows)), [names.label(line, 60) for line in lines])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
-    return file.getvalue()
+    return figures.save(figure, kind)
 
 
 def _draw(axes: Any, place: int, row: Row, metric: str) -> None:
@@ -191,8 +190,9 @@ def _draw(axes: Any, place: int, row: Row, metric: str) -> None:
     beside = math.isnan(row.seconds)
     mean, half = interval(row.scores[metric])
     colour, mark, name = (BESIDE, "s", "not trained here") if beside else (OURS, "o", "ours, 95 % interval over seeds")
-    error = None if math.isnan(half) else half
-    axes.errorbar(mean, place, xerr=error, fmt=mark, color=colour, ms=6, lw=1.6, capsize=3, label=name)
+    if ends := comparisons.Method(row.label, "model", mean, half, row.scores[metric]).interval(metric):
+        axes.plot(ends, [place, place], "|-", color=colour, lw=1.6, ms=6)
+    axes.plot(mean, place, mark, color=colour, ms=6, label=name)
     if not beside:
         seeds = [place + 0.22] * row.seeds
         axes.plot(row.scores[metric], seeds, "|", color=colour, ms=5, alpha=0.8, label="one seed")

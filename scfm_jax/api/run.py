@@ -24,7 +24,7 @@ from scfm_jax import __version__
 from scfm_jax.inference import bags, infer
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import weights as weights_file
-from scfm_jax.training import tuning
+from scfm_jax.training import pace, tuning
 from scfm_jax.types import Array
 
 MAX_CELLS = 16384
@@ -168,7 +168,7 @@ class Run:
                 self.model,
                 self.variables,
                 constants,
-                self._batches(counts, parts, self.mapping, rules.cells),
+                self._batches(counts, pace.counted(parts, "embedded batch", say), self.mapping, rules.cells),
                 counts.n_cells,
                 inputs=self.meta["config"].get("inputs"),
                 mesh=mesh,
@@ -254,7 +254,8 @@ class Run:
 
         def batches() -> Iterator[tuple[np.ndarray, Array]]:
             with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
-                packed = self._batches(counts, [rows[part] for part in parts], mapping, most)
+                taken = pace.counted([rows[part] for part in parts], "read genes of batch", say)
+                packed = self._batches(counts, taken, mapping, most)
                 yield from infer.genes(*args, packed, ids, **options, mesh=mesh)
 
         return GeneRepresentations([self.genes[i] for i in ids], ids, width, rows, obs, batches, provenance)
@@ -277,7 +278,7 @@ class Run:
         return list(self.meta["config"].get("data", {}).get("labels", ()))
 
     def _batches(
-        self, counts: h5ad.Counts, parts: list[np.ndarray], mapping: vocab.Mapping, cells: int
+        self, counts: h5ad.Counts, parts: Iterable[np.ndarray], mapping: vocab.Mapping, cells: int
     ) -> Iterator[dict[str, Any]]:
         """Yield a batch for each part of the cells, see `bags.Rules.index`."""
         coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None

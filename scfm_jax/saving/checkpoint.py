@@ -219,7 +219,7 @@ def _check_same_model(path: pathlib.Path, table: dict, wanted: dict[str, Any]) -
     ]
     raise ValueError(
         f"{path}: this checkpoint is of another model or optimizer: {'; '.join(parts)}; "
-        "use the config it was trained with (meta.json) or another --workdir"
+        "use the config it was trained with (meta.json) or another workdir"
     )
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scfm_jax import sharding
 from scfm_jax.saving import checkpoint
-from scfm_jax.training import hardware, optim, signals
+from scfm_jax.training import hardware, optim, pace, signals
 from scfm_jax.training.log import Log
 from scfm_jax.training.progress import Program, Progress, Trainer, add, means
 from scfm_jax.training.step import Objective, eval_step, init_state, train_step
@@ -110,7 +110,8 @@ def fit(
         saving = {"folder": folder, "metadata": metadata, "keep": keep}
         trainer = Trainer(state, progress, log, log_every=log_every, max_skipped=max_skipped, **saving)
         stop_if_asked = _stop_vote(lock, devices)
-        validate = validator(objective, validation, devices, stop_if_asked) if validation else None
+        tell = log.say if log else lambda text: None
+        validate = validator(objective, validation, devices, stop_if_asked, tell) if validation else None
         program = _compiler(objective, build(state.params), microbatches, devices, log.say if log else None)
         lock.save = trainer.save
         with lock.held(), contextlib.closing(loader.iter(progress.loader)) as batches:
@@ -214,19 +215,24 @@ def _compiler(
 
 
 def validator(
-    objective: Objective, loader: Loader, devices: Mesh, before_batch: Callable[[], None] = lambda: None
+    objective: Objective,
+    loader: Loader,
+    devices: Mesh,
+    before_batch: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Callable[[TrainState], dict[str, float]]:
     """Return a function from a state to its validation metrics, means over all cells of `loader`.
 
     Args:
-      before_batch: is called before each batch, and may raise `signals.Stopped`.
+      before_batch: is called before each batch, and may raise `signals.Stopped`. say: is told how far it is.
     """
     everywhere = NamedSharding(devices, PartitionSpec())
     evaluate = jax.jit(functools.partial(eval_step, objective), out_shardings=everywhere)
 
     def validate(state: TrainState) -> dict[str, float]:
         sums, before = {}, {}
-        for index, arrays in enumerate(loader.epoch_batches()):
+        batches = pace.counted(loader.epoch_batches(), "validated batch", say, total=getattr(loader, "epoch_steps", 0))
+        for index, arrays in enumerate(batches):
             before_batch()
             metrics = evaluate(state, sharding.put_batch(_to_batch(arrays), devices), np.uint32(index))
             add(sums, before)

@@ -122,8 +122,8 @@ def test_a_plain_experiment_is_read_like_a_release(release, cells):
     [
         ({"uri": "nowhere"}, "nowhere"),
         ({"value_filter": "no_such_column == 1"}, "no_such_column"),
-        ({"value_filter": "tissue =="}, "check --census_uri and --census_query"),
-        ({"value_filter": 'tissue == "moon"'}, "loosen --census_query"),
+        ({"value_filter": "tissue =="}, "check its URI and the query"),
+        ({"value_filter": 'tissue == "moon"'}, "loosen the query"),
         ({"organism": "martian"}, "there are homo_sapiens"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -22,8 +23,14 @@ SMALL = {
 """Parameters of a small run: {notebook: {name: value}}."""
 SAYS = {
     "quickstart": ("700 cells x 765 genes", "765 of 765", "random twin", "report.html"),
-    "published_weights": ("a stand-in", "scemb", "finite", "weights.safetensors: True"),
-    "finetune_lora": ("195 to be named", "the small file gives the same: True", "cellplm, lora", "logistic regression"),
+    "published_weights": ("a stand-in", "means nothing", "scemb", "finite", "weights.safetensors: True"),
+    "finetune_lora": (
+        "195 to be named",
+        "validation loss: least",
+        "the small file gives the same: True",
+        "cellplm, lora",
+        "logistic regression",
+    ),
     "a_million_tokens": ("79,204,163 parameters", "zeros are 67% of all", "with other cells behind it"),
     "read_a_sweep": ("2 points, 0 finished before", "Flowformer", "random twin", "two seeds or more", "2 results"),
 }
@@ -93,6 +100,15 @@ def test_notebook_is_stripped_and_installs_first(path):
     assert second["metadata"]["tags"] == ["parameters"]
     tagged = {target.id for node in ast.parse("".join(second["source"])).body for target in node.targets}
     assert SMALL[path.stem].keys() <= tagged
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_install_that_fails_shows_the_reason_of_pip(path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for jax>=9")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="No matching distribution found for jax>=9"):
+        exec("".join(code(path)[0]["source"]), {})
 
 
 def test_every_notebook_is_run():

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments.analyses import embedding
-from experiments.pages import figures, run
+from experiments.pages import curves, figures, run
 from scfm_jax.saving import checkpoint
 from tests.harness import commands
 
@@ -101,7 +101,7 @@ def test_report_is_whole_and_self_contained(workdir):
     read = Page(raw)
     assert not {"script", "link", "iframe"} & set(read.tags) and "url(" not in raw and "@import" not in raw
     assert read.references and all(reference.startswith(("data:image/", "#")) for reference in read.references)
-    assert all(len(image["alt"]) > 30 for image in read.images) and len(read.images) == 6  # 2 maps, 4 curves
+    assert all(len(image["alt"]) > 30 for image in read.images) and len(read.images) == 7  # scores, 2 maps, 4 curves
     text = " ".join(read.text)
     for part in ("0.820", "0.730", "0.340", "± 0.010", "58 of 60 cells", "held_out.h5ad", "1.25", "enc_hid", "B cell"):
         assert part in text, part
@@ -202,3 +202,32 @@ def test_cells_that_nobody_knows_have_no_colour(word):
     _, legend = figures.cells(np.random.default_rng(0).random((20, 2)), run.labelled(values), "cell_type")
     assert [(entry.name, entry.cells) for entry in legend] == [("T cell", 10), ("B cell", 5), ("no value", 5)]
     assert legend[2].colour == figures.UNKNOWN
+
+
+def test_the_loss_comes_first_then_what_can_be_compared_and_the_rest_is_folded(tmp_path):
+    """A term that is the loss itself is not drawn again; what only training has is named."""
+    lines = [
+        {"step": s, "loss": 9.0 - s, "same": 9.0 - s, "both": 1.0 * s, "masked": 2.0, "grad_norm": 1.0} for s in (1, 2)
+    ]
+    lines += [{"step": 2, "val/loss": 5.0, "val/same": 5.0, "val/both": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown, folded = curves.drawn(tmp_path).split("<details>")
+    assert re.findall(r"<figcaption>([^<]+)", shown) == ["Loss", "both"]
+    assert re.findall(r"<figcaption>([^<]+)", folded) == ["Gradient norm", "masked"]
+    assert "Only training has masked" in shown and "They score different entries" in shown
+    ylabels = figures.curves({"a": (np.arange(2), np.arange(2))}, curves.UNITS["Memory, GB"])
+    assert b">GB<" in ylabels
+
+
+def test_the_map_of_an_embedding_is_computed_once(tmp_path, monkeypatch):
+    computed = []
+    monkeypatch.setattr(figures, "umap", lambda x, seed=0: computed.append(len(x)) or x[:, :2])
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(30, 4)).astype(np.float32) for name in ("cellplm", "PCA-50", "random twin")}
+    cells = anndata.AnnData(np.ones((30, 2), np.float32), obsm={"X_cellplm": x["cellplm"]})
+    cells.uns["X_cellplm"] = {"embedded_with": "1", "date": "2026", "input": "a", "sample": "b"}
+    cells.write_h5ad(tmp_path / "embedding.h5ad")
+    np.savez(tmp_path / "beside.npz", label=np.array(["B", "T"] * 15), **x)
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES))
+    run.write(tmp_path)
+    assert computed == [30, 30, 30]

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.pages import figures
@@ -104,7 +105,7 @@ def test_numbers_are_those_of_the_table_and_the_best_is_marked(report):
         "second",
         "best baseline",
     ]
-    first = raw[raw.index('<th scope="row">accuracy ↑</th>') :]
+    first = raw[raw.index('<th scope="row">5-NN accuracy ↑</th>') :]
     assert re.findall(r"<td[^>]*>([\d.]*)", first)[:4] == ["0.810", "0.310", "0.710", "0.910"]
     assert "twin 0.410" in said and "seen in pretraining" in said and "failed" in said
     assert "Of 2 comparisons" in said and "a simple baseline's in 2 and a model's in 0" in said
@@ -119,7 +120,7 @@ def test_text_of_others_is_text_and_pictures_are_inside(report):
     assert EVIL not in raw and EVIL in " ".join(read.text)
     assert not {"script", "link", "iframe", "object"} & set(read.tags) and "url(" not in raw and "@import" not in raw
     assert all(reference.startswith(("data:image/", "#")) for reference in read.references)
-    assert len(read.images) == 2 + 2 * 3 + 3 + 2 and all(len(image["alt"]) > 30 for image in read.images)
+    assert len(read.images) == 1 + 2 + 2 * 3 + 3 + 2 and all(len(image["alt"]) > 30 for image in read.images)
     assert read.tags.count("caption") == read.tags.count("table") >= 7
 
 
@@ -150,7 +151,7 @@ def test_browser_shows_everything_loads_nothing_and_is_led_by_keys(report, tmp_p
             assert page.requests == [] and page.complaints == []
             assert page.ask("document.documentElement.scrollWidth <= innerWidth"), "the page itself scrolls sideways"
             assert page.ask("[...document.images].every(x => x.naturalWidth > 0 && x.clientWidth > 100)")
-            assert page.ask("document.images.length") == 13
+            assert page.ask("document.images.length") == 14
             assert page.ask("[...document.querySelectorAll('table')].filter(x => x.offsetHeight).length") >= 5
             shown = tmp_path / f"{width}.png"
             page.photograph(shown)
@@ -173,3 +174,16 @@ def test_browser_shows_everything_loads_nothing_and_is_led_by_keys(report, tmp_p
         light = page.ask("getComputedStyle(document.body).backgroundColor")
         page.open(report, 1280, 800, dark=True)
         assert page.ask("getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_the_best_is_starred_where_it_is_one_alone_and_ties_are_called_ties():
+    means = pd.Series([0.5, 0.7, 0.7])
+    assert [suite_report._mark(means, True)(m) for m in means] == ["", " class=tie", " class=tie"]
+    assert [suite_report._mark(means, False)(m) for m in means] == [" class=best", "", ""]
+    assert [suite_report._mark(means[1:], True)(m) for m in means[1:]] == ["", ""], "all alike"
+
+
+def test_every_run_is_drawn_against_the_best_baseline(report):
+    alt = next(image["alt"] for image in Page(report.read_text()).images if "best simple baseline" in image["alt"])
+    assert "cell typing · blood · 5-NN accuracy: first -0.100, first, even masks -0.600, second -0.200" in alt
+    assert "root mean squared error of log1p: first +0.100" in alt

@@ -115,7 +115,7 @@ def test_the_table_of_a_model_is_that_of_its_genes():
         assert table.shape[0] == 30
         if name == "scemb":
             assert np.array_equal(table[3], np.asarray(run.variables["params"]["word"])[3 + run.module.SPECIAL])
-    with pytest.raises(ValueError, match="model sct has no table of gene vectors; give --input"):
+    with pytest.raises(ValueError, match="model sct has no table of gene vectors; give an input"):
         task.vectors("sct", {"params": {}}, 30)
 
 

@@ -45,9 +45,9 @@ def test_columns_are_those_with_few_labels_and_equal_ones_are_one():
     found = task.columns(table)
     assert list(found) == ["kind = twin", "lane", "lane_name"]
     assert (found["kind = twin"] < 0).sum() == 12
-    with pytest.raises(ValueError, match=r"--columns=nope: no such obs column; there are kind, lane"):
+    with pytest.raises(ValueError, match=r"columns=nope: no such obs column; there are kind, lane"):
         task.columns(table, ("nope",))
-    with pytest.raises(ValueError, match=r"--columns=tissue: it has 1 label"):
+    with pytest.raises(ValueError, match=r"columns=tissue: it has 1 label"):
         task.columns(table, ("tissue",))
     with pytest.raises(ValueError, match="no obs column has 2 to 100 labels; there are share"):
         task.columns(table[["share"]])
@@ -68,7 +68,7 @@ def test_command_writes_all_or_nothing(tmp_path):
         "--seeds=1",
     ]
     done = commands.run("latent_ami", *args, "--columns=nope", folder=tmp_path, timeout=600)
-    assert done.code == 2 and done.err.count("\n") == 1 and "--columns=nope" in done.err
+    assert done.code == 2 and done.err.count("\n") == 1 and "error: columns=nope" in done.err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
     done = commands.run("latent_ami", *args, folder=tmp_path, timeout=600)
     assert done.code == 0, done.err

@@ -57,7 +57,7 @@ def test_an_epoch_is_every_cell_once_in_another_order_and_resumes():
     assert np.array_equal(next(later)["counts"], loader.batch(2)["counts"])
     seen = np.concatenate([b["index"].ravel() for b in loader.epoch_batches()])
     assert np.array_equal(seen[seen >= 0], rows)
-    with pytest.raises(ValueError, match="20 cells do not fill a batch of 16 x 2: lower --batch"):
+    with pytest.raises(ValueError, match="20 cells do not fill a batch of 16 x 2: lower the batch"):
         transfer.CellsInMemory(counts, rows, bag=2, batch=16)
 
 

@@ -136,3 +136,49 @@ def test_a_peak_is_known(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert hardware.peak_flops.__wrapped__() == 2 * 756e12
+
+
+def test_progress_within_progress_is_one_line_and_one_estimate():
+    """Two runs of three batches of 6 s each: after one batch of six, 30 s are left."""
+    now, said, silent = [0.0], [], []
+    for _ in pace.counted(["a", "b"], "scored", said.append, clock=lambda: now[0]):
+        for _ in pace.counted(iter("xyz"), "embedded", silent.append, total=3):
+            now[0] += 6
+    assert said[:2] == ["scored 0 of 2, embedded 1 of 3, ETA 30 s", "scored 0 of 2, embedded 2 of 3, ETA 24 s"]
+    assert said[-1] == "scored 2 of 2 in 36 s" and silent == [] and pace._running == []
+
+
+def test_progress_goes_to_stderr_and_what_is_quick_or_left_tells_nothing(capsys):
+    now = [0.0]
+    for _ in pace.counted(range(3), "scored", print, clock=lambda: now[0]):
+        now[0] += 1
+    for _ in pace.counted(range(3), "scored", print, clock=lambda: now[0]):
+        inner = pace.counted(range(9), "embedded", print, clock=lambda: now[0])
+        next(inner)  # and left
+        now[0] += 10
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines() == [
+        "scored 1 of 3, ETA 20 s",
+        "scored 2 of 3, ETA 10 s",
+        "scored 3 of 3 in 30 s",
+    ]
+    assert list(pace.counted(iter("ab"), "read", total=0)) == ["a", "b"] and pace._running == []
+
+
+def test_progress_that_an_error_left_is_forgotten():
+    """A notebook keeps the frames of its last error; what runs after that is told by itself."""
+    now, said = [0.0], []
+
+    def interrupted():
+        for _ in pace.counted(range(9), "embedded", print, clock=lambda: now[0]):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        interrupted()
+    for _ in pace.counted(range(3), "scored", said.append, clock=lambda: now[0]):
+        now[0] += 6
+    assert kept.value is not None and said == [
+        "scored 1 of 3, ETA 12 s",
+        "scored 2 of 3, ETA 6 s",
+        "scored 3 of 3 in 18 s",
+    ]

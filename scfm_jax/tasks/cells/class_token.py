@@ -43,7 +43,7 @@ def predict(
       hide: genes are hidden as in training; `seed` decides which. Otherwise nothing is.
     """
     if not getattr(model, "n_classes", 0):
-        raise ValueError("the model has no class token: train one with labels, such as --config.data.labels=tissue")
+        raise ValueError("the model has no class token: train one with labels, such as config.data.labels=tissue")
     forward = jax.jit(functools.partial(_classes, module, model, dict(inputs or {}), hide))
     result, seen = None, np.zeros(n, bool)
     for i, batch in enumerate(batches):

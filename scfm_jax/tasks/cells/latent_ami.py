@@ -37,7 +37,7 @@ def columns(obs: pd.DataFrame, wanted: tuple[str, ...] = ()) -> dict[str, np.nda
     missing = [name for name in wanted if name not in obs]
     if missing:
         names = ", ".join(map(str, obs.columns)) or "none"
-        raise ValueError(f"--columns={','.join(missing)}: no such obs column; there are {names}")
+        raise ValueError(f"columns={','.join(missing)}: no such obs column; there are {names}")
     labels: dict[str, np.ndarray] = {}
     for name in wanted or [str(column) for column in obs.columns]:
         values = obs[name]
@@ -46,7 +46,7 @@ def columns(obs: pd.DataFrame, wanted: tuple[str, ...] = ()) -> dict[str, np.nda
         number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
         most = MOST_NUMBERS if number else min(MOST_LABELS, len(values) // 2)
         if wanted and n < 2:
-            raise ValueError(f"--columns={name}: it has {n} label(s), and there is nothing to tell apart")
+            raise ValueError(f"columns={name}: it has {n} label(s), and there is nothing to tell apart")
         if wanted or 2 <= n <= most:
             same = next((other for other, seen in labels.items() if _alike(seen, codes)), None)
             if same is None:

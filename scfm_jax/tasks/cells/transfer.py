@@ -54,7 +54,7 @@ class CellsInMemory:
         self._counts, self._rows, self._shape, self._labels, self._seed = counts, rows, (batch, bag), labels, seed
         self.epoch_steps = len(rows) // (bag * batch)
         if not self.epoch_steps:
-            raise ValueError(f"{len(rows)} cells do not fill a batch of {batch} x {bag}: lower --batch")
+            raise ValueError(f"{len(rows)} cells do not fill a batch of {batch} x {bag}: lower the batch")
 
     def batch(self, step: int) -> dict[str, Any]:
         """Return the batch of a step."""

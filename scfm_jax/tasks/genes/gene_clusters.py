@@ -39,7 +39,7 @@ def vectors(model: str, variables: Mapping[str, Any], n_genes: int) -> np.ndarra
     table = module.gene_vectors(variables, n_genes) if has_vectors(module) else None
     if table is None:
         raise ValueError(
-            f"model {model} has no table of gene vectors; give --input, a file over whose cells its gene "
+            f"model {model} has no table of gene vectors; give an input, a file over whose cells its gene "
             "representations are averaged"
         )
     return np.asarray(table, np.float32)

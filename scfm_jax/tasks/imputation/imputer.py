@@ -16,6 +16,7 @@ from flax import linen as nn
 from scfm_jax.inference import bags, infer
 from scfm_jax.tasks.imputation.bins import Ruler
 from scfm_jax.tasks.imputation.imputation import Problem
+from scfm_jax.training import pace
 from scfm_jax.types import Batch
 
 
@@ -43,6 +44,7 @@ class Imputer:
             raise ValueError(f"model {name} does not predict expression (it has no `impute`): choose another model")
         inputs, loss = dict(config.get("inputs", {})), dict(config.get("loss", {}))
         self._module, self._constants, self._inputs, self._say = module, dict(constants), inputs, say
+        self._tell = say
         self._rules = bags.rules(module, config)
         self._call = jax.jit(functools.partial(module.impute, model, inputs=inputs, loss=loss))
         self.binning = {key: inputs[key] for key in ("n_bins", "target_sum", "log") if key in inputs}
@@ -59,7 +61,7 @@ class Imputer:
         constants = self._all_constants(problem)
         starts = np.concatenate([[0], np.cumsum(problem.hidden.sum(1))])
         tokens, result = ruler.bins(problem.counts), None
-        for index in self._indices(problem):
+        for index in pace.counted(self._indices(problem), "imputed batch", self._tell):
             here, rows = index >= 0, index[index >= 0]
             asked = {
                 "hidden": problem.measured & ~problem.known[rows],

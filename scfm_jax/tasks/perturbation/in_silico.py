@@ -31,6 +31,7 @@ from flax import linen as nn
 
 from scfm_jax.inference import bags, infer
 from scfm_jax.tasks.expression import log_normalised
+from scfm_jax.training import pace
 from scfm_jax.types import Array, Batch
 
 HOW = ("mask", "delete", "overexpress")
@@ -70,12 +71,9 @@ def shifts(
       counts: of control cells, in the model's vocabulary. [n, V]
       cells: {gene: rows of the cells to perturb it in}.
     """
-    embeddings, genes = {}, list(cells)
+    embeddings = {}
     plain = embed(counts, None, np.zeros(counts.shape[0], int)) if getattr(embed, "alone", False) else None
-    while genes:
-        now = [genes.pop(0)]
-        while genes and sum(len(cells[g]) for g in now) + len(cells[genes[0]]) <= PAIRS:
-            now.append(genes.pop(0))
+    for now in pace.counted(_together(cells), "perturbed batch of genes"):
         group = np.repeat(np.arange(len(now)), [len(cells[g]) for g in now])
         rows = np.concatenate([cells[g] for g in now])
         taken, gene = counts[rows], np.asarray(now)[group]
@@ -84,6 +82,18 @@ def shifts(
         for i, g in enumerate(now):
             embeddings[g] = before[group == i].mean(0), after[group == i].mean(0)
     return embeddings
+
+
+def _together(cells: Mapping[int, np.ndarray]) -> list[list[int]]:
+    """Return the genes in batches of at most PAIRS pairs of a gene and a cell, or of one gene."""
+    batches, pairs = [], PAIRS + 1
+    for gene, rows in cells.items():
+        if pairs + len(rows) > PAIRS:
+            batches.append([])
+            pairs = 0
+        batches[-1].append(gene)
+        pairs += len(rows)
+    return batches
 
 
 class Embedder:
@@ -174,7 +184,7 @@ def real_shift(
             weights.append(len(theirs))
             means.append((ours.mean(0), theirs.mean(0)))
     if not means:
-        raise ValueError("control and treated cells have no stratum in common: leave --within out")
+        raise ValueError("control and treated cells have no stratum in common: leave `within` out")
     control_mean, treated_mean = np.average(np.asarray(means, np.float64), axis=0, weights=weights)
     return control_mean, treated_mean
 
