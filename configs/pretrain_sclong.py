@@ -7,7 +7,8 @@
 GRAPH is a file of `experiments.go_graph`; gene2vec's text file or another matrix goes to config.data.gene_vectors (its
 width is config.model.base_dim). Variants: `tiny` (a smoke test) and `small` (2 CPU cores), both without a graph, which
 they take as above; `paper` and `published` (one billion parameters; they differ where paper and released code do, see
-the model's file, and need a graph). Effective batches of 19,200 cells are 200 microbatches of 96 cells; with
+the model's file, and need a graph; both in bfloat16 with 5 % of the cells for validation; the paper's cells have at
+least 300 genes: `experiments.ingest --min_genes=300`). Batches of 19,200 cells are 200 microbatches of 96; with
 --config.optim.schedule_unit=epoch the learning rate moves once an epoch, as the released code has it: then 5 epochs
 never leave the warm-up.
 
@@ -61,6 +62,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     }
     if size is PAPER:
         config.optim.update({"schedule": "cosine_restarts", "warmup": 5})
-        config.model.update({"remat": True, "scan": True})
+        config.model.update({"remat": True, "scan": True, "dtype": "bfloat16"})
+        config.data.split.val = 0.05
         config.train.microbatches = 200
     return config

@@ -114,6 +114,7 @@ def gene_constants(
     if path := options.get("graph"):
         if pathlib.Path(path).suffix == ".npz":
             gene_graph, mapping = graph_file.read(path).onto(genes, table)
+            _check_reading(path, gene_graph.meta.get("options", {}), options.get("graph_weighted", True))
             edges = gene_graph.source, gene_graph.target, gene_graph.weight
         else:
             edges, mapping = edge_lists.on_genes(edge_lists.read_directed(path), genes, table)
@@ -126,6 +127,15 @@ def gene_constants(
         constants["gene_vectors"], mapping = gene_vectors.onto(*gene_vectors.read(path), genes, table)
         say(f"gene vectors: {mapping.report}")
     return constants
+
+
+def _check_reading(path: str, made: Mapping[str, Any], weighted: bool) -> None:
+    """Raise ValueError where a graph has no edge of a gene to itself, and nobody would add it."""
+    if weighted and made.get("self_edge") is False:
+        raise ValueError(
+            f"{path}: a graph without edges of a gene to itself (--reading=paper) under graph_weighted=True, which "
+            "adds none: take it with graph_weighted=False, or make one with experiments.go_graph --reading=code"
+        )
 
 
 def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, Any], source: str) -> Run:

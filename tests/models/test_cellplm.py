@@ -7,12 +7,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from scfm_jax.layers import bags, position, sparse
+from scfm_jax.layers import bags, norms, position, sparse
 from scfm_jax.models import cellplm
 from scfm_jax.models.cellplm import latent, likelihood
+from scfm_jax.models.cellplm import objective as cellplm_objective
 from scfm_jax.models.cellplm import published as convert
 from scfm_jax.models.cellplm.objective import gene_logits
 from scfm_jax.types import Batch
@@ -268,6 +270,117 @@ def test_likelihood_and_its_gradient_are_those_of_the_plain_formula(monkeypatch)
         again, grads_again = jit(jax.value_and_grad(lambda *x: fast(*x), (0, 1)))(logits, theta)
         assert float(again) == pytest.approx(float(value), rel=1e-5)
         trees_close(grads_again, grads, rtol=2e-3, atol=2e-3)
+
+
+def test_the_squared_error_is_a_sum_over_a_cells_hidden_entries():
+    """Eq. 9 of the paper: what the latent's divergence, a sum over dimensions, is weighed against."""
+    inputs = prepare(train=True, mask_beta=False)
+    mean = jnp.asarray(np.random.default_rng(0).random((*inputs["weights"].shape, V)), jnp.float32)
+    value, number, extra = cellplm_objective.masked_squared_error(mean, inputs)
+    per_cell = []
+    for b, c in zip(*np.nonzero(np.asarray(inputs["weights"])), strict=True):
+        truth = np.zeros(V + 1)
+        np.add.at(truth, np.asarray(inputs["slots"][b, c]), np.asarray(inputs["counts"][b, c]))
+        scored = np.asarray(inputs["mask"][b, c] & inputs["measured"][b])
+        per_cell.append(((np.asarray(mean[b, c]) - np.log1p(truth[:V])) ** 2)[scored].sum())
+    assert float(value / number) == pytest.approx(np.mean(per_cell), rel=1e-4)
+    assert float(extra["mse_entry"][0]) == pytest.approx(np.sum(per_cell), rel=1e-4)
+
+
+def printed(clusters: int, seed: int = 0):
+    """Return the printed mixture's module, its variables and cells for it."""
+    module = latent.PrintedGMVAE(5, clusters)
+    h = jax.random.normal(jax.random.key(seed), (1, 40, 7))
+    mask = jnp.arange(40)[None] < 33
+    return module, module.init(KEY, h, mask, 0), h, mask
+
+
+def test_divergences_of_the_printed_mixture_are_those_of_its_formulas():
+    module, variables, h, mask = printed(3)
+    p = variables["params"]
+    z, loss, metrics = module.apply(variables, h, mask, 0)
+    mean = np.asarray(h[0, :33] @ p["mean"]["kernel"] + p["mean"]["bias"], np.float64)
+    deviation = np.sqrt(
+        np.log1p(np.exp(np.asarray(h[0, :33] @ p["var"]["kernel"] + p["var"]["bias"], np.float64))) + 1e-4
+    )
+    np.testing.assert_allclose(z[0, :33], mean, rtol=1e-5, atol=1e-6)
+    prob = np.asarray(jax.nn.softmax(z[0, :33] @ p["logits"]["kernel"] + p["logits"]["bias"]), np.float64)
+    other = np.sqrt(np.log1p(np.exp(np.asarray(p["y_var"], np.float64))) + 1e-4)
+    kl = np.zeros((33, 3))
+    for k in range(3):  # torch's formula of two normals
+        ratio = (deviation / other[k]) ** 2
+        kl[:, k] = (0.5 * (ratio + ((mean - np.asarray(p["y_mean"][k])) / other[k]) ** 2 - 1 - np.log(ratio))).sum(-1)
+    assert float(metrics["kl_gauss"]) == pytest.approx((prob * kl).sum(1).mean(), rel=1e-4)
+    assert float(metrics["kl_cluster"]) == pytest.approx((prob * np.log(prob * 3)).sum(1).mean(), rel=1e-3, abs=1e-6)
+    assert float(loss) == pytest.approx(float(metrics["kl_gauss"] + metrics["kl_cluster"]))
+    assert kl.min() >= 0
+
+
+def test_one_cluster_is_a_vae_with_a_learned_prior_and_several_learn_who_belongs_where():
+    module, variables, h, mask = printed(1)
+    _, _, metrics = module.apply(variables, h, mask, 0)
+    assert float(metrics["kl_cluster"]) == pytest.approx(0, abs=1e-6) and float(metrics["kl_gauss"]) > 0
+    module, variables, h, mask = printed(4)
+    grads = jax.grad(lambda v: module.apply(v, h, mask, 0)[1])(variables)["params"]
+    for name in ("logits", "mean", "var"):
+        assert jnp.abs(grads[name]["kernel"]).max() > 1e-4, name
+    assert jnp.abs(grads["y_mean"]).max() > 1e-4 and jnp.abs(grads["y_var"]).max() > 1e-4
+
+
+def test_printed_mixture_uses_its_units_where_they_pay():
+    """200 updates on data of four groups: the sum over entries outweighs the divergence, so dimensions stay in use."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 30))[rng.integers(0, 4, 64)] * 2 + rng.normal(size=(64, 30)), jnp.float32)[None]
+    module, mask = latent.PrintedGMVAE(4, 4, train=True), jnp.ones((1, 64), bool)
+    keys = jax.random.split(KEY, 201)
+    params = {"latent": module.init({"params": KEY, "latent": KEY}, x, mask, 0)["params"]}
+    params["out"] = 0.1 * jax.random.normal(KEY, (4, 30))
+    adam = optax.adam(1e-2)
+
+    def loss(params, key):
+        z, divergence, _ = module.apply({"params": params["latent"]}, x, mask, 0, rngs={"latent": key})
+        return ((z @ params["out"] - x) ** 2).sum(-1).mean() + divergence
+
+    def update(carry, key):
+        params, state = carry
+        changes, state = adam.update(jax.grad(loss)(params, key), state)
+        return (optax.apply_updates(params, changes), state), None
+
+    (params, _), _ = jit(lambda p: jax.lax.scan(update, (p, adam.init(p)), keys[1:]))(params)
+    means = module.clone(train=False).apply({"params": params["latent"]}, x, mask, 0)[0][0]
+    assert int((means.var(0) > 0.05).sum()) >= 3, "dimensions have collapsed"
+
+
+def test_dropped_labels_are_those_of_cells_in_training_alone_and_whole():
+    told = prepare(train=True)
+    dropped = prepare(train=True, drop_labels=0.5)
+    gone = np.asarray((dropped["batch"] == -1) & (dropped["study"] == -1))
+    for name in ("batch", "study"):
+        np.testing.assert_array_equal(dropped[name], np.where(gone, -1, told[name]), err_msg="both or none")
+    assert 0.2 < gone.mean() < 0.8
+    for name, value in told.items():
+        if name not in ("batch", "study"):
+            jax.tree.map(np.testing.assert_array_equal, dropped[name], value)
+    np.testing.assert_array_equal(prepare(drop_labels=0.5)["batch"], prepare()["batch"])
+
+
+def test_the_printed_decoder_adds_covariates_to_the_latent_and_ends_linear():
+    model, inputs = cellplm.Model(**TINY | {"dec_mod": "ff", "latent_mod": "ae", "enc_mod": "none"}), prepare()
+    variables = jit(lambda key: model.init({"params": key, "latent": key}, inputs))(KEY)
+    with pytest.raises(ValueError, match="no released weights have this layout"):
+        convert.state_dict(variables, model)
+    outputs = run(model, variables, inputs)
+    values, theta = cellplm_objective.decode(outputs.logits)
+    assert theta is None and float(values.min()) < 0, "a ReLU kills rare genes"
+    p = variables["params"]["decoder"]
+    x = np.asarray(outputs.cells)
+    for name in ("batch", "study"):
+        rows, label = np.asarray(p[f"{name}_table"]), np.asarray(inputs[name])
+        x = x + np.where((label >= 0)[..., None], rows[np.maximum(label, 0)], rows.mean(0))
+    hidden = x @ p["linear_0"]["kernel"] + p["linear_0"]["bias"]
+    hidden = np.where(hidden > 0, hidden, np.asarray(p["prelu_0"]["slope"]) * hidden)
+    hidden = norms.norm(model.norm).apply({"params": p["norm_0"]}, jnp.asarray(hidden))
+    np.testing.assert_allclose(values, hidden @ p["kernel"] + p["bias"], rtol=1e-3, atol=1e-4)
 
 
 def test_vae_weight_rises_to_one_step_below_its_peak():

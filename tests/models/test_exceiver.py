@@ -277,9 +277,9 @@ def encoded(model, variables, inputs):
 def plain_encoder(model, params, inputs):
     """Return the latents after the encoder, written as the paper has it: every gene's vector times its value."""
 
-    def norm(x, p):
+    def norm(x, p, times=1.0):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+        return times * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
 
     def linear(x, p):
         return x @ p["kernel"] + p["bias"]
@@ -302,7 +302,8 @@ def plain_encoder(model, params, inputs):
         ids[genes[hidden]] = n
         if model.class_token_in_encoder:
             ids, x, lift = np.append(ids, n + 1), np.append(x, 1), np.append(lift, 0)
-        kv = norm(x[:, None] * table[ids], block["norm_kv"])
+        first, then = (x[:, None], 1.0) if model.value_scale == "before_norm" else (1.0, x[:, None])
+        kv = norm(first * table[ids], block["norm_kv"], then)
         maps = block["attention"]
         q, k, v = (
             linear(norm(latents, block["norm_q"]), maps["query"]),
@@ -327,6 +328,7 @@ def plain_encoder(model, params, inputs):
         {"mask_token": "zero", "zero_mask": "additive_one"},
         {"n_classes": 3, "class_token_in_encoder": True},
         {"n_classes": 3, "class_token_in_encoder": True, "in_order": True},
+        {"n_classes": 3, "class_token_in_encoder": True, "zero_mask": "additive_one", "value_scale": "after_norm"},
     ],
 )
 def test_latents_read_every_gene_times_its_value(options):
@@ -376,6 +378,23 @@ def test_hidden_genes_are_distinct_expressed_and_as_many_as_asked():
         np.concatenate([np.flatnonzero(np.isin(batch.genes[5:, 0], row).any(0)) for row in found]), minlength=24
     )
     assert (counts > 0).all()  # wherever in the file
+
+
+def test_values_are_seen_only_where_they_come_after_the_norm():
+    """The released norm divides by the value: a change of values by half hardly moves the latents, a sign does."""
+    inputs, moved = prepared(bag()), {}
+    for scale in ("before_norm", "after_norm"):
+        model, variables = built(inputs, value_scale=scale)
+        noise = jnp.exp(jax.random.normal(jax.random.key(5), inputs["values"].shape))
+        encode = quick(
+            lambda values, model=model, v=variables, i=inputs: model.apply(
+                v, i | {"values": values}, jnp.zeros_like(i["hidden"]), False, method="encode"
+            )
+        )
+        latents = encode(inputs["values"])
+        spread = float((latents - latents.mean(0)).std())
+        moved[scale] = float((encode(inputs["values"] * noise) - latents).std()) / spread
+    assert moved["before_norm"] < 0.1 < 0.3 < moved["after_norm"], moved
 
 
 def test_a_masked_value_is_not_seen_by_its_prediction():

@@ -16,6 +16,7 @@ from experiments import parity
 from scfm_jax import api, models
 from scfm_jax.layers import graph
 from scfm_jax.models import sclong
+from scfm_jax.models.sclong import performer
 from scfm_jax.models.sclong import published as convert
 from scfm_jax.models.sclong.genes import GeneVectors, start
 from scfm_jax.models.sclong.inputs import MASK, TRANSFORMS, to_counts
@@ -23,7 +24,7 @@ from scfm_jax.models.sclong.network import split
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.published import torch_state
 from scfm_jax.training import optim, step
-from scfm_jax.types import Batch
+from scfm_jax.types import Batch, Outputs
 from tests.conftest import SHARED, needs_shared
 
 GENES, PADDED = 60, 24
@@ -296,6 +297,37 @@ def shared(batch: Batch) -> dict:
     return {"graph": prepared(batch, False, mask_rate=0.0)["graph"]}
 
 
+def test_the_loss_is_a_mean_over_genes_or_within_cells_first():
+    """The paper's Eq. 2 averages over a cell's genes, then over cells: a deep cell weighs as much as a shallow one."""
+    deep, shallow = bag(2, 20), bag(1, 5, seed=3)
+    batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), deep, shallow)
+    inputs = prepared(batch, mask_rate=0.5)
+    scored = jnp.asarray(np.random.default_rng(0).normal(size=inputs["targets"].shape), jnp.float32)
+    outputs = Outputs(cells=None, logits={"scored": scored})
+    square, weights = np.asarray((scored - inputs["targets"]) ** 2)[:, 0], np.asarray(inputs["weights"])[:, 0]
+    assert weights.sum(1).tolist() == [10, 10, 3]
+    assert float(sclong.loss(outputs, inputs)[0]) == pytest.approx((square * weights).sum() / 23, rel=1e-5)
+    each = [square[i][weights[i] > 0].mean() for i in range(3)]
+    assert float(sclong.loss(outputs, inputs, average="cells")[0]) == pytest.approx(np.mean(each), rel=1e-5)
+    with pytest.raises(ValueError, match="genes, cells"):
+        sclong.loss(outputs, inputs, average="batch")
+
+
+def test_what_layers_add_up_stays_in_float32():
+    """As autocast has it: a hundredth of a unit beside 8 is lost in bfloat16, sixteen of them are not in float32."""
+    layer = dict(heads=1, key_size=4, kind="exact", dtype="bfloat16")
+    stack = performer.Performer(16, layer)
+    x, mask = jnp.full((1, 3, 8), 8.0).at[..., ::2].set(-8.0), jnp.ones((1, 3), bool)
+    shapes = jax.eval_shape(lambda: stack.init({"params": jax.random.key(0)}, x, mask))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    for name, params in variables["params"].items():
+        params["mlp_out"]["bias"] = jnp.full_like(params["mlp_out"]["bias"], 0.01)
+        assert name.startswith("layer_")
+    y, _ = quick(lambda x: stack.apply(variables, x.astype(jnp.bfloat16), mask))(x)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y - x, 0.16, rtol=0.01)
+
+
 def test_without_the_low_group_only_the_top_genes_count():
     inputs, run = prepared(bag(), False, mask_rate=0.0), compiled(context="top")
     order = np.argsort(-np.asarray(inputs["values"]), axis=-1, kind="stable")
@@ -517,6 +549,16 @@ def test_a_graph_is_taken_with_its_weights_or_without(tmp_path):
     plain = api.gene_constants({"graph": tmp_path / "graph.npz", "graph_weighted": False}, ["C", "B", "A"])
     assert plain["graph_weight"].shape == (3 + 3,), "and an edge from each of the other nodes to itself"
     assert api.gene_constants({"graph": None}, ["A"]) == {}
+
+
+def test_a_graph_that_nobody_would_give_its_edges_to_itself_is_refused(tmp_path):
+    edges = np.array([0, 1]), np.array([1, 2]), np.array([1.0, 1.0])
+    made = graph_file.GeneGraph.of(["A", "B", "C"], *edges, kind="GO graph", options={"self_edge": False})
+    graph_file.write(tmp_path / "paper.npz", made)
+    with pytest.raises(ValueError, match=r"--reading=paper.*graph_weighted=False"):
+        api.gene_constants({"graph": tmp_path / "paper.npz"}, ["A", "B", "C"])
+    plain = api.gene_constants({"graph": tmp_path / "paper.npz", "graph_weighted": False}, ["A", "B", "C"])
+    assert plain["graph_weight"].shape == (2 + 4,)
 
 
 def test_config_variants_are_complete():

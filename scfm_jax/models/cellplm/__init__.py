@@ -9,12 +9,13 @@ each other, a Gaussian-mixture (or plain) VAE is the bottleneck, and a batch-awa
 
 Where paper and released code differ, both are options; `VARIANTS` "paper*" and "published_*" choose consistently:
   enc_mod       performer (paper) | flowformer (every published checkpoint)
-  latent_mod    gmvae (paper, 20230926) | vae (20231027, whose KL warms up and has a floor of 1)
+  latent_mod    gmvae_paper (q(z|x), then q(y|z), no floor) | gmvae (20230926: y from h, z from h and y, a floor)
+                | vae (20231027, whose KL warms up and has a floor of 1)
   pe            sin (paper; coordinates scaled per bag) | none (published: the term is multiplied away)
   pe_missing    cell (each cell for itself) | first (code: the first cell of a bag decides)
-  objective     mse (paper: masked squared error of log1p counts) | nb (published: masked plus all entries) | recon (the
-                code's own squared error) | imputation | denoise | annotation
-  dec_mod       mlp (one-hot covariates) | nbmlp (covariate tables)
+  objective     mse (paper: masked squared error of log1p counts, summed over a cell) | nb (published: masked plus all
+                entries) | recon (the code's own squared error) | imputation | denoise | annotation
+  dec_mod       ff (paper: covariates added to z, linear output) | mlp (one-hot covariates) | nbmlp (published: tables)
   cov_absent    mean | sum (code: cells of unknown batch get the sum of the whole table, detached)
   lamda         the free-bits floor; at the published 5 the cluster term is a constant without gradient
   eval_noise    False (embeddings are deterministic) | True (published gmvae: evaluation draws noise)

@@ -8,12 +8,16 @@ from scfm_jax.layers import norms
 from scfm_jax.layers.linear import Dense, bias_uniform, fan_in_uniform
 from scfm_jax.types import Array
 
+KINDS = ("nbmlp", "mlp", "ff")
 HEAD_WIDTH = 128  # of the negative binomial head
 
 
 class Decoder(nn.Module):
     """Latent and covariates to gene-wise logits: the last hidden layer and the weights of the linear head over genes.
 
+    `kind`: "nbmlp", as released, adds what is learned of batch and study to each hidden layer and ends in a negative
+    binomial; "mlp" appends them as one-hot codes and ends in a ReLU; "ff" is the printed one (Eq. 6): the covariates'
+    vectors are added to the latent, feed-forward layers follow, and nothing after the last linear map.
     Keeping the head open lets the loss decide which of the [B, R, V] logits it needs and when.
     """
 
@@ -30,9 +34,13 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, labels: dict[str, Array]) -> dict[str, Array]:  # [B, R, Z], {name: [B, R]}
-        if self.kind not in ("nbmlp", "mlp") or self.absent not in ("mean", "sum"):
-            raise ValueError(f"dec_mod {self.kind!r}, cov_absent {self.absent!r}: there are nbmlp, mlp; mean, sum")
+        if self.kind not in KINDS or self.absent not in ("mean", "sum"):
+            kinds = ", ".join(KINDS)
+            raise ValueError(f"dec_mod {self.kind!r}, cov_absent {self.absent!r}: there are {kinds}; mean, sum")
         x = z.astype(self.dtype)
+        if self.kind == "ff":
+            for name, size in self.sizes.items():
+                x = x + self.rows(labels[name], size, name, z.shape[-1]).astype(x.dtype)
         for i in range(self.layers - 1):
             if self.kind == "mlp":
                 hot = [jax.nn.one_hot(labels[name], size, dtype=x.dtype) for name, size in self.sizes.items()]
@@ -52,11 +60,17 @@ class Decoder(nn.Module):
         }
         if negative_binomial:
             head["log_theta"] = self.param("log_theta", nn.initializers.normal(1.0), (self.n_genes,))
+        if self.kind == "ff":
+            head["linear"] = jnp.ones(())  # that it is there says that the output is not rectified
         return head
 
     def covariate(self, label: Array, size: int, name: str) -> Array:  # [B, R] -> [B, R, D]
-        """Return what a covariate adds; an unknown label (-1) gets the mean or the sum of the table, detached."""
-        table = self.param(f"{name}_table", nn.initializers.normal(1.0), (size, self.width))
-        pooled = jax.lax.stop_gradient(table).sum(0) / (size if self.absent == "mean" else 1)
-        rows = jnp.where((label >= 0)[..., None], table[jnp.maximum(label, 0)], pooled)
+        """Return what a covariate adds to a hidden layer."""
+        rows = self.rows(label, size, name, self.width)
         return norms.norm(self.norm, name=f"{name}_norm")(norms.PReLU(name=f"{name}_prelu")(rows))
+
+    def rows(self, label: Array, size: int, name: str, width: int) -> Array:  # [B, R] -> [B, R, width]
+        """Return the vectors of labels; an unknown one (-1) gets the mean or the sum of the table, detached."""
+        table = self.param(f"{name}_table", nn.initializers.normal(1.0), (size, width))
+        pooled = jax.lax.stop_gradient(table).sum(0) / (size if self.absent == "mean" else 1)
+        return jnp.where((label >= 0)[..., None], table[jnp.maximum(label, 0)], pooled)

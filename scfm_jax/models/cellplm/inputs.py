@@ -20,6 +20,7 @@ def prepare(
     mask_feature_rate: float = 0.25,
     mask_beta: bool = True,
     drop_node_rate: float = 0.0,
+    drop_labels: float = 0.0,
     max_cells: int = 0,
     keep_counts: float = 1.0,
     score: str = "masked",
@@ -37,6 +38,8 @@ def prepare(
       mask_node_rate: share of cells with hidden entries; mask_feature_rate: share of entries hidden in them.
       mask_beta: draw each cell's share from Beta(5, 4 / rate - 3), at most 0.9, whose mode is the rate.
       drop_node_rate: training keeps int(n * (1 - rate)) of n cells; max_cells: and at most so many (0: no limit).
+      drop_labels: share of cells whose batch and study the decoder is not told in training, so that it learns to
+        decode cells of studies that it has never seen.
       keep_counts: probability with which the network sees each molecule (binomial thinning); targets keep all.
       score: "masked" scores the masked cells (all, in evaluation), "all" scores every cell.
       coords: "scaled" maps each bag's coordinates to [0, 1], "raw" leaves them.
@@ -70,6 +73,10 @@ def prepare(
         if score == "masked":
             weights = hidden.any(-1) & batch.cell_mask[:, :rows]
     rows = weights.shape[1]
+    batches = batch.labels.get("batch", jnp.full_like(batch.study, -1))
+    told = jnp.full(batches.shape, covariates)
+    if train and drop_labels:
+        told &= ~jax.random.bernoulli(jax.random.fold_in(rng, 3), drop_labels, batches.shape)
     inputs = {
         "slots": slots,
         "values": values,
@@ -78,8 +85,8 @@ def prepare(
         "measured": measured,
         "cell_mask": batch.cell_mask,
         "coords": bags.unit_coordinates(batch.coords, batch.cell_mask) if coords == "scaled" else batch.coords,
-        "batch": batch.labels["batch"] if covariates and "batch" in batch.labels else jnp.full_like(batch.study, -1),
-        "study": batch.study if covariates else jnp.full_like(batch.study, -1),
+        "batch": jnp.where(told, batches, -1),
+        "study": jnp.where(told, batch.study, -1),
         "labels": batch.labels,
         "step": jnp.asarray(step),
     }

@@ -1,4 +1,4 @@
-"""Bottlenecks of CellPLM between encoder and decoder: Gaussian mixture VAE, VAE, plain linear ("ae").
+"""Bottlenecks of CellPLM between encoder and decoder: Gaussian mixture VAE (released, printed), VAE, linear ("ae").
 
 Each is called with h [B, C, D], the mask of real cells, the number of updates done and optional recorded noise, and
 returns (z, mean embedding z of each cell; weighted latent loss; metrics). Losses are means over all real cells.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from scfm_jax.layers.linear import Dense
 from scfm_jax.types import Array
 
-LATENTS = ("gmvae", "vae", "ae", "none")
+LATENTS = ("gmvae", "gmvae_paper", "vae", "ae", "none")
 
 
 def kl_weight(step: Array, peak: float = 1.0, warmup: int = 10000) -> Array:
@@ -77,6 +77,44 @@ class GMVAE(nn.Module):
         else:
             uniform, normal = noise["uniform"], noise["normal"]
         return -jnp.log(-jnp.log(uniform + 1e-20) + 1e-20), normal
+
+
+def normal_kl(mean: Array, var: Array, other_mean: Array, other_var: Array) -> Array:
+    """Return KL(N(mean, var) | N(other_mean, other_var)) of diagonal normals, summed over the last axis."""
+    ratio = var / other_var
+    return 0.5 * (ratio - jnp.log(ratio) - 1 + (mean - other_mean) ** 2 / other_var).sum(-1)
+
+
+class PrintedGMVAE(nn.Module):
+    """Gaussian mixture VAE as the paper prints it: q(z|x), then q(y|z), and no divergence is forgiven.
+
+    The divergence from the mixture is sum_k q(y=k|z) KL(q(z|x) | p(z|y=k)), in closed form, that of the clusters
+    KL(q(y|z) | uniform) (Eqs. 7 and 8). With one cluster it is a VAE whose prior is learned.
+    """
+
+    size: int
+    clusters: int
+    w_li: float = 1.0
+    w_en: float = 1.0
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, h: Array, mask: Array, step: Array, noise: dict[str, Array] | None = None):
+        h = h.astype(jnp.float32)
+        mean, var = Dense(self.size, name="mean")(h), jax.nn.softplus(Dense(self.size, name="var")(h)) + 1e-4
+        z = mean
+        if self.train:
+            normal = jax.random.normal(self.make_rng("latent"), mean.shape) if noise is None else noise["normal"]
+            z = mean + jnp.sqrt(var) * normal
+        log_prob = jax.nn.log_softmax(Dense(self.clusters, name="logits")(z))
+        prob = jnp.exp(log_prob)
+        means = self.param("y_mean", nn.initializers.normal(1.0), (self.clusters, self.size))
+        variances = jax.nn.softplus(self.param("y_var", nn.initializers.ones, (self.clusters, self.size))) + 1e-4
+        apart = normal_kl(mean[..., None, :], var[..., None, :], means, variances)  # [B, C, K]
+        gauss = _mean((prob * apart).sum(-1), mask)
+        cat = _mean((prob * log_prob).sum(-1), mask) + math.log(self.clusters)
+        self.sow("intermediates", "gmvae_prob_cat", prob)
+        return z, self.w_li * gauss + self.w_en * cat, {"kl_gauss": gauss, "kl_cluster": cat}
 
 
 class VAE(nn.Module):

@@ -14,7 +14,7 @@ from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.position import Position
 from scfm_jax.models.cellplm.decoder import HEAD_WIDTH, Decoder
 from scfm_jax.models.cellplm.encoder import FAVOR_FEATURES, FAVOR_SIZE, Encoder
-from scfm_jax.models.cellplm.latent import AE, GMVAE, LATENTS, VAE
+from scfm_jax.models.cellplm.latent import AE, GMVAE, LATENTS, VAE, PrintedGMVAE
 from scfm_jax.types import Array, Outputs
 
 SIZES = {"n_genes": "genes", "n_batches": "batch", "n_studies": "study"}
@@ -122,6 +122,8 @@ class Model(nn.Module):
         if self.latent_mod == "gmvae":
             floors = (self.w_li, self.w_en, self.lamda, self.eval_noise)
             return GMVAE(self.latent_dim, self.num_clusters, *floors, train, name="latent")
+        if self.latent_mod == "gmvae_paper":
+            return PrintedGMVAE(self.latent_dim, self.num_clusters, self.w_li, self.w_en, train, name="latent")
         if self.latent_mod == "vae":
             return VAE(self.latent_dim, train=train, name="latent")
         if self.latent_mod == "ae":
@@ -150,9 +152,9 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
         "none": 0,
     }[model.enc_mod]
     latent = {"gmvae": d * model.num_clusters + (d + model.num_clusters) * 512 + 1024 * z + 2 * model.num_clusters * z}
-    latent |= {"vae": 2 * d * z, "ae": d * z, "none": 0}
+    latent |= {"gmvae_paper": 2 * d * z + z * model.num_clusters, "vae": 2 * d * z, "ae": d * z, "none": 0}
     if embed:  # the mean alone: no variances, no clusters' densities
-        latent |= {"gmvae": latent["gmvae"] - 512 * z - 2 * model.num_clusters * z, "vae": d * z}
+        latent |= {"gmvae": latent["gmvae"] - 512 * z - 2 * model.num_clusters * z, "gmvae_paper": d * z, "vae": d * z}
     per_cell = g * d + d * d + model.enc_layers * block + latent[model.latent_mod]
     per_row = (model.dec_layers - 1) * model.dec_hid**2 + model.dec_hid * (
         z - model.dec_hid if model.dec_layers > 1 else 0

@@ -33,7 +33,7 @@ def loss(
         value, weight = cross_entropy(outputs.logits, inputs, label)
         total = 0.0  # a head trains without the latent's loss
     elif objective == "mse":
-        value, weight = masked_squared_error(decode(outputs.logits)[0], inputs)
+        value, weight, extra = masked_squared_error(decode(outputs.logits)[0], inputs)
     elif objective == "recon":
         value, weight = reconstruction(decode(outputs.logits)[0], inputs)
     else:
@@ -52,9 +52,10 @@ def gene_logits(head: dict[str, Array]) -> Array:
 
 def decode(head: dict[str, Array]) -> tuple[Array, Array | None]:
     """Return the decoder's (mean, inverse dispersion of each gene or None). [B, R, V], [V]"""
+    logits = gene_logits(head)
     if "log_theta" in head:
-        return likelihood.nb_parameters(gene_logits(head), head["log_theta"])
-    return jax.nn.relu(gene_logits(head)), None
+        return likelihood.nb_parameters(logits, head["log_theta"])
+    return logits if "linear" in head else jax.nn.relu(logits), None
 
 
 def predict(outputs: Outputs, inputs: dict[str, Any]) -> Array:
@@ -83,7 +84,7 @@ def impute(
     seen = prepare(batch, constants, key, step=0, train=False, **{**inputs, "covariates": False})  # a study of its own
     mean, _ = decode(model.apply(variables, seen, train=False, rngs={"latent": key}).logits)
     if loss.get("objective") == "mse":
-        return jnp.expm1(mean)
+        return jnp.expm1(jnp.maximum(mean, 0))
     measured = seen["measured"][:, None]
     visible = jnp.where(measured & ~hidden, mean, 0).sum(-1)
     whole = jnp.where(measured, mean, 0).sum(-1)
@@ -128,11 +129,16 @@ def negative_binomial(head: dict[str, Array], inputs: dict[str, Any], masked: bo
     return total, weight, {name: (part, weight) for name, part in zip(scored, parts, strict=True)}
 
 
-def masked_squared_error(mean: Array, inputs: dict[str, Any]) -> tuple[Array, Array]:
-    """Return the paper's loss: squared error of log1p counts, summed over masked measured entries, and their number."""
+def masked_squared_error(mean: Array, inputs: dict[str, Any]) -> tuple[Array, Array, dict]:
+    """Return (squared error of log1p counts over the masked measured entries, number of scored cells, metrics).
+
+    The paper's Eq. 9 sums over a cell's entries, as the latent's divergence sums over its dimensions: the two weigh
+    against each other as in a likelihood. "mse_entry" is the mean over entries.
+    """
     truth = jnp.log1p(_dense_counts(inputs, mean.shape))
     scored = _scored(inputs)
-    return jnp.where(scored, (mean - truth) ** 2, 0).sum(), scored.sum()
+    total = jnp.where(scored, (mean - truth) ** 2, 0).sum()
+    return total, inputs["weights"].sum(), {"mse_entry": (total, scored.sum())}
 
 
 def reconstruction(mean: Array, inputs: dict[str, Any]) -> tuple[Array, Array]:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from scfm_jax.models.cellplm.encoder import KINDS
-from scfm_jax.models.cellplm.latent import LATENTS
 from scfm_jax.models.cellplm.network import Model
 from scfm_jax.saving.published import files, stacks, torch_state
 from scfm_jax.saving.published.torch_state import Entry, Path, linear, norm
@@ -59,7 +58,13 @@ def shapes(model: Model) -> dict[str, Any]:
 
 
 def entries(model: Model) -> Iterator[Entry]:
-    """Yield where every published name goes in the variables of `model` with its layers unrolled."""
+    """Yield where every published name goes in the variables of `model` with its layers unrolled.
+
+    ValueError where the model has a part that only the paper has.
+    """
+    for name, printed in {"latent_mod": "gmvae_paper", "dec_mod": "ff"}.items():
+        if getattr(model, name) == printed:
+            raise ValueError(f"{name}={printed!r}: as the paper prints it; no released weights have this layout")
     yield "embedder.feat_enc.emb", (("params", "genes"),), False
     yield from linear("embedder.extra_linear.0", "embed_linear")
     yield from _norm("embedder.extra_linear.3", "embed_norm", model.norm)
@@ -179,7 +184,7 @@ OBJECTIVES = {"nb": "nb", "recon": "recon", "imputation": "imputation", "denoisi
 FIXED = {"dsbn": False, "dar": False, "ecs": False, "cat_pe": False, "mask_type": "input"}
 CHOICES = {
     "enc_mod": KINDS,
-    "latent_mod": LATENTS,
+    "latent_mod": ("gmvae", "vae", "ae", "none"),
     "dec_mod": ("nbmlp", "mlp"),
     "norm": ("groupnorm", "layernorm"),
     "head_type": (None, "annotation", "embedder"),

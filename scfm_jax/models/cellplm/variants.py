@@ -6,7 +6,7 @@ The paper gives sizes (5, 10, 40 million) but no widths; those of `paper_*` are 
 from typing import Any
 
 TINY = dict(enc_hid=64, enc_layers=2, enc_head=4, latent_dim=32, num_clusters=8, dec_hid=64, dropout=0.1)
-PAPER = dict(enc_mod="performer", pe="sin", latent_mod="gmvae", dec_mod="mlp", enc_layers=4, enc_head=8)
+PAPER = dict(enc_mod="performer", pe="sin", latent_mod="gmvae_paper", dec_mod="ff", enc_layers=4, enc_head=8)
 PAPER_LOSS = {"objective": "mse"}
 PUBLISHED = dict(
     enc_mod="flowformer", enc_hid=1024, enc_layers=4, enc_head=8, latent_dim=512, dec_hid=1024, dec_layers=2,

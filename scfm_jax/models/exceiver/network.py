@@ -38,6 +38,7 @@ TUNING = {
     "visible": {"mask_rate": 0.0, "n_mask": 0},
 }
 ZEROS = ("exclude", "additive_one")
+SCALES = ("before_norm", "after_norm")
 
 
 class Model(nn.Module):
@@ -50,6 +51,8 @@ class Model(nn.Module):
     `positive_head`: the last weight of the gene head starts above 0, as its targets are. Both layers of the released
     head are one number wide, and where that draw is negative (a seed in two) the one hidden unit is soon where GELU
     has no gradient: the output is a constant for thousands of updates.
+    `value_scale`: where a gene's vector is multiplied by its value. "before_norm", as released: the norm that follows
+    divides by the value again, and all that the latents see of it is its sign. "after_norm": the value stays.
     `prefix`: learned keys and values of each of the latents' layers, see `layers.prefix`.
     Intermediates: encoder_latent, output of every layer [L, N, Q, D], decoder_out. `attention` gives maps.
     """
@@ -68,6 +71,7 @@ class Model(nn.Module):
     class_token_in_encoder: bool = False
     same_start: bool = True
     positive_head: bool = False
+    value_scale: str = "before_norm"
     chunk: int = 0
     in_order: bool = False
     dtype: str = "float32"
@@ -148,7 +152,8 @@ class Model(nn.Module):
     def keys(self, rows: Array, ids: Array, x: Array) -> tuple[Array, Array]:
         """Return keys and values of tokens [N, P] with their values. [N, H, K, P] each"""
         rows = rows[ids]  # one gather, hence one scatter backwards
-        scaled = (x * jax.lax.rsqrt(x**2 * rows[..., -1] + 1e-5))[..., None] * rows[..., :-1]
+        square = x**2 if self.value_scale == "before_norm" else 1.0
+        scaled = (x * jax.lax.rsqrt(square * rows[..., -1] + 1e-5))[..., None] * rows[..., :-1]
         return tuple(columns(part, HEADS) for part in jnp.split(scaled, 2, -1))
 
     def background(self, inputs: dict[str, Any], rows: Array) -> Background | None:
@@ -218,7 +223,9 @@ class Model(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError for unknown options."""
-        check_choices(self, {"zero_mask": ZEROS, "mask_token": ("learned", "zero")})
+        check_choices(self, {"zero_mask": ZEROS, "mask_token": ("learned", "zero"), "value_scale": SCALES})
+        if self.in_order and self.value_scale != "before_norm":
+            raise ValueError(f"in_order with value_scale={self.value_scale!r}: the original's sums are of before_norm")
 
 
 class Head(nn.Module):

@@ -145,7 +145,7 @@ class Model(nn.Module):
         x = x.reshape(-1, x.shape[-1])
         x = jnp.pad(x, ((0, 0), (0, 1))) if self.pad_token else x  # [M, N]
         real = jnp.broadcast_to(inputs["cell_mask"].reshape(-1, 1), x.shape)
-        e = (self.values(x) + vectors).astype(self.dtype)
+        e = self.values(x) + vectors
         top = min(self.top_seq_len, self.positions)
         order, inverse = split(x, top, inputs.get("top"))
         e = permute(e, order, inverse)
@@ -155,7 +155,7 @@ class Model(nn.Module):
         self.sow("intermediates", "left_encodings", low)
         merged = permute(jnp.concatenate([high, low], 1), inverse, order)
         if self.readd or self.context == "top":
-            merged = merged + vectors.astype(self.dtype)
+            merged = merged + vectors
         self.sow("intermediates", "merged_encodings", merged)
         full, some = self.decoder(merged, real, self.rows(inputs), train=train)
         self.sow("intermediates", "decoder_out", full)

@@ -10,11 +10,23 @@ from scfm_jax.models.sclong.inputs import MASK, prepare, to_counts
 from scfm_jax.models.sclong.network import Model
 from scfm_jax.types import Array, Batch, Outputs
 
+AVERAGES = ("genes", "cells")
 
-def loss(outputs: Outputs, inputs: dict[str, Any]) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """Return (mean squared error over all scored genes of the batch, metrics as (weighted sum, weight))."""
-    error = (outputs.logits["scored"] - inputs["targets"]) ** 2 * inputs["weights"]
-    total, number = error.sum(), inputs["weights"].sum()
+
+def loss(
+    outputs: Outputs, inputs: dict[str, Any], *, average: str = "genes"
+) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+    """Return (mean squared error, metrics as (weighted sum, weight)).
+
+    `average`: over the scored "genes" of the whole batch, as released, so that a cell weighs as much as it expresses;
+    or within each cell and then over the "cells" (the paper's Eq. 2).
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"average {average!r}: there are {', '.join(AVERAGES)}")
+    weights = inputs["weights"]
+    if average == "cells":
+        weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1)
+    total, number = (weights * (outputs.logits["scored"] - inputs["targets"]) ** 2).sum(), weights.sum()
     return total / jnp.maximum(number, 1), {"loss": (total, number)}
 
 

@@ -94,7 +94,7 @@ class Layer(nn.Module):
 
 
 class Performer(nn.Module):
-    """`depth` layers; `scan` compiles one for all (parameters stacked), `remat` recomputes them backwards.
+    """`depth` layers that add up in float32; `scan` compiles one for all (parameters stacked), `remat` recomputes them.
 
     `apart`: the last layer is no part of the scan, and where `rows` are asked for it computes those alone.
     `layer`: keywords of `Layer`. `redraw`: forwards that are counted before the features are drawn anew; 0 for never.
@@ -113,6 +113,7 @@ class Performer(nn.Module):
     ) -> tuple[Array, Array | None]:  # [B, T, D], [B, T], [B, R] -> [B, T, D], [B, R, D]
         """Return (all tokens, those of `rows`); of the two XLA drops what is not used."""
         projections = self.features(train)
+        x = x.astype(jnp.float32)  # in bfloat16 a sum of many layers would lose what the last ones add
         layer = Layer
         if self.remat:
             policy = REMAT["full" if self.remat is True else self.remat]

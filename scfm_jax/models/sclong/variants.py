@@ -12,6 +12,7 @@ VARIANTS = {
     "paper": {
         "model": dict(head="gene", gene_table=False, readd=False, expression_norm=False, pad_token=False),
         "inputs": {"replace_rate": 1.0},
+        "loss": {"average": "cells"},
     },
     "published": {"model": {}},
 }  # fmt: skip
