@@ -4,6 +4,7 @@ A command lists its flags in `OPTIONS = cli.options(...)` and ends in `cli.run(m
 Importing a command therefore defines no flags: several can be imported together, and their flags read from OPTIONS.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -141,14 +142,15 @@ def run(
             if len(argv) > 1 and not positional:
                 raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value (see --helpshort)")
             return main(argv)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             if os.environ.get("SCFM_TRACEBACK"):
                 raise
+            if isinstance(error, RecursionError):
+                return fail(ValueError("a file or an expression that was given is nested too deeply to be read"))
             return fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(130)  # an interpreter that takes its arrays from a program still running crashes
+            end(130)  # an interpreter that takes its arrays from a program still running crashes
 
     def parse(argv: list[str]) -> list[str]:
         before = argv[: argv.index("--")] if "--" in argv else argv
@@ -183,6 +185,14 @@ def fail(error: BaseException) -> int:
         text = " ".join(str(arg) for arg in getattr(error.args[0], "args", error.args))
     print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return 2
+
+
+def end(status: int) -> None:
+    """End the process now, with all that was printed, and without what Python does at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ from data_pipeline.store.study import Settings
 from experiments import train
 from experiments.pages import output
 from scfm_jax import api
+from scfm_jax.saving import sealed
 from scfm_jax.tasks.cells import annotation_baselines, cell_type
 from scfm_jax.tasks.cells.embedding import UNLABELLED
 
@@ -69,7 +70,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
     plan_file = out / "plan.json"
     if plan_file.exists():
-        if (old := json.loads(plan_file.read_text())) != described:
+        if (old := output.read(plan_file)) != described:
             differ = ", ".join(key for key in described if old.get(key) != described[key])
             raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
         return open_classes(out)
@@ -99,7 +100,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     classes = open_classes(out)
     if unknown := sorted(set(test.obs[LABEL]) - set(classes)):
         raise ValueError(f"types to annotate that no labelled cell has: {', '.join(unknown)}; name them with --names")
-    output.write_file(plan_file, json.dumps(described, indent=1) + "\n")
+    output.write_file(plan_file, described)
     return classes
 
 
@@ -142,8 +143,8 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     Method "twin" is "frozen" on random weights.
     """
     key = f"{pathlib.Path(source).name}_{method}_{seed}"
-    if (done := out / f"cells/{key}.json").exists():
-        return json.loads(done.read_text())
+    if done := finished(out, key):
+        return done
     began = time.process_time()
     config = finetune_cell_type.get_config("frozen" if method == "twin" else method)
     config.init_from = source
@@ -163,8 +164,8 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
 def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Sequence[str]) -> dict[str, Any]:
     """Annotate the test cells by a baseline, and return and write the scores."""
     key = f"{name.replace(' ', '_')}_{seed}"
-    if (done := out / f"cells/{key}.json").exists():
-        return json.loads(done.read_text())
+    if done := finished(out, key):
+        return done
     began = time.process_time()
     files = sorted((out / "data").glob("train_*.h5ad"))
     *labelled, new = (matrix(path, open_store(out / "data/store").genes) for path in [*files, out / "data/test.h5ad"])
@@ -173,6 +174,16 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
     probabilities = annotation_baselines.BASELINES[name](sparse.vstack(labelled).tocsr(), y, new, len(classes), seed)
     row = {"model": name, "run": "", "method": "", "seed": seed, "cpu_s": time.process_time() - began}
     return write(out, key, row, probabilities, classes)
+
+
+def finished(out: pathlib.Path, key: str) -> dict[str, Any] | None:
+    """Return the scores of a cell whose scores and probabilities are there and whole, None where it is to be made."""
+    scores = output.finished(out / f"cells/{key}.json")
+    try:
+        return scores if scores and sealed.read_arrays(out / f"cells/{key}.npz") else None
+    except (sealed.Damaged, FileNotFoundError) as damage:
+        output.warn(f"{damage}: it is made again")
+        return None
 
 
 def matrix(path: pathlib.Path, genes: Sequence[str]) -> sparse.csr_matrix:
@@ -193,7 +204,7 @@ def write(
     file = io.BytesIO()
     np.savez(file, shares=shares.astype(np.float32), classes=np.asarray(classes))
     output.write_file(folder / f"{key}.npz", file.getvalue())
-    output.write_file(folder / f"{key}.json", json.dumps(row, indent=1) + "\n")  # last: it says that both are there
+    output.write_file(folder / f"{key}.json", row)  # last: it says that both are there
     return row
 
 

@@ -112,6 +112,8 @@ class Suite:
         Failed cells are tried again.
         """
         kept, counts = results.closed(self.folder)[0], collections.Counter()
+        for problem in results.problems(self.folder):
+            self.say(f"warning: {problem}")
         self.describe()
         for i, cell in enumerate(pace.counted(self.plan, "filled", self.say)):
             if i and cell.study is not self.plan[i - 1].study and counts.total() > counts["kept"]:

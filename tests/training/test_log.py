@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scfm_jax.saving import sealed
 from scfm_jax.training import hardware, pace, progress
 from scfm_jax.training.log import Clock, Log
 from tests.harness import tiny
@@ -17,7 +18,7 @@ def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
     log = Log(tmp_path, 0, 0, 10, tensorboard=False)
     log.write(1, {"loss": 0.1, "nb": float("nan")}, {"cells/s": 5.0})
     log.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1, "nb": null}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1, "nb": null, "crc": "60281ebc"}\n'
     timing = json.loads((tmp_path / "timing.jsonl").read_text())
     assert timing["cells/s"] == 5.0 and timing["step"] == 1
 
@@ -43,7 +44,8 @@ def test_a_line_says_what_one_watches_and_the_files_have_the_rest(tmp_path, caps
         "step 100/100  loss 0.1  val loss 2  12,346 cells/s",
     ]
     first = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
-    assert first == '{"step": 10, "loss": 0.123456, "grad_norm": 7.0}'
+    assert first.startswith('{"step": 10, "loss": 0.123456, "grad_norm": 7.0, "crc": "')
+    assert sealed.loads(first) == ({"step": 10, "loss": 0.123456, "grad_norm": 7.0}, True)
     assert json.loads((tmp_path / "timing.jsonl").read_text().splitlines()[0])["mfu"] == 0.5
 
 
@@ -75,7 +77,7 @@ def test_progress_is_told_now_and_then_and_at_the_end():
 def test_resuming_cuts_the_log_back_to_where_it_was(tmp_path):
     log = Log(tmp_path, 0, 0, 10, tensorboard=False)
     log.write(1, {"loss": 1.0})
-    length = log.sync()
+    length, _ = log.sync()
     log.write(2, {"loss": 2.0})
     log.close()
     log = Log(tmp_path, 1, length, 10, tensorboard=False)
