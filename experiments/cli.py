@@ -7,6 +7,7 @@ Importing a command therefore defines no flags: several can be imported together
 import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import re
 import sys
@@ -134,6 +135,9 @@ def run(
     Set SCFM_TRACEBACK=1 to see the whole traceback of such an error.
     """
     table = table or {}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in a locale of ASCII "±" is no reason to end
 
     def guarded(argv: list[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
@@ -141,6 +145,7 @@ def run(
         try:
             if len(argv) > 1 and not positional:
                 raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value (see --helpshort)")
+            check_encoding(sys.argv)
             return main(argv)
         except (ValueError, OSError, RecursionError) as error:
             if os.environ.get("SCFM_TRACEBACK"):
@@ -161,6 +166,19 @@ def run(
 
     define(table)
     app.run(guarded, flags_parser=parse)
+
+
+def check_encoding(argv: Sequence[str], encoding: str | None = None) -> None:
+    """Raise ValueError for the first argument that cannot be read in the `encoding` of the locale: é where it is ASCII.
+
+    Libraries that open files take no such names.
+    """
+    for text in argv:
+        if any("\udc80" <= letter <= "\udcff" for letter in text):
+            encoding = encoding or sys.getfilesystemencoding()
+            raise ValueError(
+                f"{text}: not readable in a locale of {encoding}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8, and run it again"
+            )
 
 
 def require(*names: str) -> None:

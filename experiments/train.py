@@ -38,6 +38,11 @@ from scfm_jax.training import loop, optim, pace, signals, step, tuning
 from scfm_jax.types import TrainState
 
 FLAGS = flags.FLAGS
+LOST = (
+    "another process of this run has ended or cannot be reached; see what it said, then start all of them again with "
+    "the same command: they go on from the newest checkpoint"
+)
+"""What the processes that are left say where one is lost."""
 OPTIONS = cli.options(
     "config",
     workdir="Folder of the run: checkpoints, logs, config.",
@@ -65,20 +70,16 @@ def main(_) -> None:
 def supervise(work: Callable[[signals.StateLock], None]) -> None:
     """Run `work` as `signals.supervise` does; a disk that refuses and a lost process end this one at once, in one line.
 
-    At once, since the threads of Orbax that a full disk has stopped, and JAX's wait for its peers, would otherwise crash
+    At once, since threads of Orbax that a full disk has stopped, and JAX's wait for its peers, would otherwise crash
     the interpreter at its end, a minute later.
     """
     try:
         signals.supervise(work)
-    except OSError as error:
-        if os.environ.get("SCFM_TRACEBACK"):
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        if os.environ.get("SCFM_TRACEBACK") or (lost and jax.process_count() == 1):
             raise
-        cli.end(cli.fail(error))
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or os.environ.get("SCFM_TRACEBACK"):
-            raise
-        lost = "another process of this run has ended or cannot be reached; look at its output, then start all of them"
-        cli.end(cli.fail(OSError(f"{lost} again with the same command: they go on from the newest checkpoint ({one_line(error)})")))
+        cli.end(cli.fail(OSError(f"{LOST} ({one_line(error)})") if lost else error))
 
 
 def ending(workdir: str, step: int, seconds: float) -> str:

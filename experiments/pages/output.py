@@ -34,7 +34,9 @@ def encoded(content: Any) -> bytes:
         return content
     if isinstance(content, Mapping) and content:
         return (sealed.dumps(plain(content), indent=1) + "\n").encode()
-    return (content if isinstance(content, str) else json.dumps(plain(content), indent=1) + "\n").encode()
+    return (content if isinstance(content, str) else json.dumps(plain(content), indent=1) + "\n").encode(
+        errors="surrogateescape"  # file names as they are, in whatever locale
+    )
 
 
 def read(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> dict[str, Any]:

@@ -269,11 +269,11 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
     """Yield an Orbax checkpointer whose background threads keep their tracebacks to themselves: we report the error."""
     logger, silent = logging.getLogger("absl"), lambda record: "orbax" not in record.pathname
     logger.addFilter(silent)
-    told = sys.excepthook
-    sys.excepthook = lambda kind, error, trace: str(error) == "Event loop is closed" or told(kind, error, trace)
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda raised: str(raised.exc_value) == "Event loop is closed" or told(raised)
     try:
         yield ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        sys.excepthook = told  # after a failure its threads may go on for a while
+        sys.unraisablehook = told  # after a failure its threads go on for a while
     finally:
         logger.removeFilter(silent)
 

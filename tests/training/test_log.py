@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -138,3 +139,51 @@ def test_a_peak_is_known(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert hardware.peak_flops.__wrapped__() == 2 * 756e12
+
+
+def test_a_digit_that_changed_in_the_log_is_told_on_resuming(tmp_path, capsys):
+    log = Log(tmp_path, 0, 0, 10, tensorboard=False)
+    for step in (1, 2):
+        log.write(step, {"loss": step / 8})
+    length, digest = log.sync()
+    log.close()
+    resume = {"tensorboard": False, "digest": digest}
+    Log(tmp_path, 2, length, 10, **resume).close()
+    assert "warning" not in capsys.readouterr().err
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    Log(tmp_path, 2, length, 10, **resume).close()
+    said = capsys.readouterr().err
+    assert "is not what it was at step 2" in said and "line 2 does not match its checksum" in said
+
+
+def test_torn_lines_are_never_appended_to(tmp_path, capsys):
+    log = Log(tmp_path, 0, 0, 10, tensorboard=False)
+    log.write(1, {"loss": 1.0}, {"cells/s": 2.0})
+    length, _ = log.sync()
+    log.close()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        with open(tmp_path / name, "a") as file:
+            file.write('{"step": 2, "lo')
+    log = Log(tmp_path, 1, length + 999, 10, tensorboard=False)  # as if more had been written and lost
+    log.write(2, {"loss": 2.0}, {"cells/s": 3.0})
+    log.close()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        read = sealed.read_lines(tmp_path / name)
+        assert [row["step"] for _, row in read.rows] == [1, 2] and not read.problems
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_workdir_that_vanished_is_said(replaced, tmp_path):
+    workdir = tmp_path / "w"
+    workdir.mkdir()
+    log = Log(workdir, 0, 0, 10)
+    log.write(1, {"loss": 1.0})
+    log.check()
+    shutil.rmtree(workdir)
+    if replaced:
+        workdir.mkdir()
+        Log(workdir, 0, 0, 10).close()
+    log.write(2, {"loss": 1.0})
+    with pytest.raises(OSError, match=r"w/metrics.jsonl was removed or replaced while the run was writing to it"):
+        log.check()
