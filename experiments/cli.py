@@ -4,8 +4,10 @@ A command lists its flags in `OPTIONS = cli.options(...)` and ends in `cli.run(m
 Importing a command therefore defines no flags: several can be imported together, and their flags read from OPTIONS.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import re
 import sys
@@ -141,6 +143,9 @@ def run(
     Set SCFM_TRACEBACK=1 to see the whole traceback of such an error.
     """
     table = table or {}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in a locale of ASCII "±" is no reason to end
 
     def guarded(argv: list[str]) -> int | None:
         sys.stdout.reconfigure(line_buffering=True)  # each line is seen when it is said, in a pipe too
@@ -149,15 +154,17 @@ def run(
         try:
             if len(argv) > 1 and not positional:
                 raise ValueError(f"unexpected argument {argv[1]!r}: options are written --name=value (see --helpshort)")
+            check_encoding(sys.argv)
             return main(argv)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             if os.environ.get("SCFM_TRACEBACK"):
                 raise
+            if isinstance(error, RecursionError):
+                return fail(ValueError("a file or an expression that was given is nested too deeply to be read"))
             return fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(130)  # an interpreter that takes its arrays from a program still running crashes
+            end(130)  # an interpreter that takes its arrays from a program still running crashes
 
     def parse(argv: list[str]) -> list[str]:
         before = argv[: argv.index("--")] if "--" in argv else argv
@@ -169,6 +176,19 @@ def run(
     define(table)
     _ours.update(table)
     app.run(guarded, flags_parser=parse)
+
+
+def check_encoding(argv: Sequence[str], encoding: str | None = None) -> None:
+    """Raise ValueError for the first argument that cannot be read in the `encoding` of the locale: é where it is ASCII.
+
+    Libraries that open files take no such names.
+    """
+    for text in argv:
+        if any("\udc80" <= letter <= "\udcff" for letter in text):
+            encoding = encoding or sys.getfilesystemencoding()
+            raise ValueError(
+                f"{text}: not readable in a locale of {encoding}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8, and run it again"
+            )
 
 
 def require(*names: str) -> None:
@@ -243,6 +263,14 @@ def fail(error: BaseException) -> int:
         text = " ".join(str(arg) for arg in getattr(error.args[0], "args", error.args))
     print(f"error: {in_flags(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return 2
+
+
+def end(status: int) -> None:
+    """End the process now, with all that was printed, and without what Python does at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _parse(argv: list[str]) -> list[str]:

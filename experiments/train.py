@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports that take long
 
     signals.exit_at_once()
 
+import os
 import pathlib
 import shlex
 import time
@@ -31,10 +32,17 @@ from experiments.training import data as training_data
 from experiments.training import finetuning, key_notes, settings
 from scfm_jax import api, models, sharding
 from scfm_jax.saving import checkpoint
+from scfm_jax.saving.lock import alone
+from scfm_jax.saving.sealed import one_line
 from scfm_jax.training import loop, optim, pace, signals, step, tuning
 from scfm_jax.types import TrainState
 
 FLAGS = flags.FLAGS
+LOST = (
+    "another process of this run has ended or cannot be reached; see what it said, then start all of them again with "
+    "the same command: they go on from the newest checkpoint"
+)
+"""What the processes that are left say where one is lost."""
 OPTIONS = cli.options(
     "config",
     workdir="Folder of the run: checkpoints, logs, config.",
@@ -56,14 +64,32 @@ def main(_) -> None:
         if jax.process_index() == 0:
             print(ending(FLAGS.workdir, int(state.step), time.perf_counter() - began), flush=True)
 
-    signals.supervise(work)
+    supervise(work)
+
+
+def supervise(work: Callable[[signals.StateLock], None]) -> None:
+    """Run `work` as `signals.supervise` does; a disk that refuses and a lost process end this one at once, in one line.
+
+    At once, since threads of Orbax that a full disk has stopped, and JAX's wait for its peers, would otherwise crash
+    the interpreter at its end, a minute later.
+    """
+    try:
+        signals.supervise(work)
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        if os.environ.get("SCFM_TRACEBACK") or (lost and jax.process_count() == 1):
+            raise
+        cli.end(cli.fail(OSError(f"{LOST} ({one_line(error)})") if lost else error))
 
 
 def ending(workdir: str, step: int, seconds: float) -> str:
     """Return what to tell of a finished run: how long it took, its best step, and the command that comes next."""
     text = f"trained to step {step:,} in {pace.words(seconds)}"
-    if best := checkpoint.read_best(pathlib.Path(workdir) / "checkpoints"):
-        text += f"; best at step {best[0]:,}: {best[1]['metric']} {best[1]['value']:.4g}"
+    try:
+        if best := checkpoint.read_best(pathlib.Path(workdir) / "checkpoints"):
+            text += f"; best at step {best[0]:,}: {best[1]['metric']} {best[1]['value']:.4g}"
+    except ValueError as damage:
+        text += f"; {damage}"
     place = shlex.quote(workdir)
     return f"{text}\nnext: python -m experiments.embed --workdir={place} --input=CELLS.h5ad --output=EMBEDDED.h5ad"
 
@@ -89,30 +115,32 @@ def pretrain(
         data.complete(module, options["inputs"])
     metadata = describe(options, module, data, loaders["train"])
     model = module.Model(**metadata["config"]["model"])
-    folder = settings.prepare_workdir(workdir, metadata)
-    optimizer = by_epoch(options.get("optim", {}), loaders["train"]) | {"layers": getattr(module, "TUNING", None)}
-    if base is None:
-        objective = step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {}))
-        initial = warm_start(options["init_from"], data.genes) if options.get("init_from") else None
-    else:
-        objective = finetuning.objective(module, model, options, data.store)
-        every_cell = data.loaders(shared=False)["train"].epoch_batches
-        initial = finetuning.beginning(module, model, options, base, every_cell)
-        optimizer["frozen"] = finetuning.frozen(optimizer, options)
-    state = loop.fit(
-        objective,
-        loaders["train"],
-        data.constants,
-        metadata,
-        folder,
-        optimizer=optimizer,
-        **options["train"],
-        validation=loaders.get("val"),
-        initial=initial,
-        lock=lock,
-    )
-    if base is not None:
-        finetuning.write(folder / tuning.FILE, state, optimizer, base, options, metadata)
+    settings.check_workdir(workdir)
+    with alone(workdir, kept_after=signals.Stopped):
+        folder = settings.prepare_workdir(workdir, metadata)
+        optimizer = by_epoch(options.get("optim", {}), loaders["train"]) | {"layers": getattr(module, "TUNING", None)}
+        if base is None:
+            objective = step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {}))
+            initial = warm_start(options["init_from"], data.genes) if options.get("init_from") else None
+        else:
+            objective = finetuning.objective(module, model, options, data.store)
+            every_cell = data.loaders(shared=False)["train"].epoch_batches
+            initial = finetuning.beginning(module, model, options, base, every_cell)
+            optimizer["frozen"] = finetuning.frozen(optimizer, options)
+        state = loop.fit(
+            objective,
+            loaders["train"],
+            data.constants,
+            metadata,
+            folder,
+            optimizer=optimizer,
+            **options["train"],
+            validation=loaders.get("val"),
+            initial=initial,
+            lock=lock,
+        )
+        if base is not None:
+            finetuning.write(folder / tuning.FILE, state, optimizer, base, options, metadata)
     return state
 
 

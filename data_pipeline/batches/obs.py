@@ -18,6 +18,9 @@ from data_pipeline.files.columns import codes
 
 SCOPED = ("batch", "donor", "group")
 IMPLICIT = ("study", "group", "n_genes")
+LONGEST = 200
+"""Characters of a filter that errors repeat."""
+DEEP = "is nested too deeply; write it with fewer parentheses"
 
 
 def studies(store) -> list:
@@ -101,27 +104,38 @@ class Filter:
         self.expression = expression
         self.columns: set[str] = set()
         try:
-            self._test = self._compile(ast.parse(expression.strip(), mode="eval").body)
-        except (SyntaxError, RecursionError) as error:
+            parsed = ast.parse(expression.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # of CPython's parser
             raise self._wrong("cannot be read; an example is: tissue == 'lung' and n_genes > 500") from error
+        try:
+            self._test = self._compile(parsed)
+        except RecursionError as error:
+            raise self._wrong(DEEP) from error
 
     def __call__(self, study) -> np.ndarray:
         """Return which cells of a study the expression keeps, bool. [n]"""
-        return self._test(study)
+        try:
+            return self._test(study)
+        except RecursionError as error:
+            raise self._wrong(DEEP) from error
 
     def _wrong(self, why: str) -> ValueError:
-        return ValueError(f"filter {self.expression!r}: {why}")
+        shown = self.expression if len(self.expression) <= LONGEST else f"{self.expression[:LONGEST]}…"
+        return ValueError(f"filter {shown!r}: {why}")
 
     def _compile(self, node: ast.expr):
         """Return the function study -> bool [n] that the node means."""
+        turned = False
+        while isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            turned, node = not turned, node.operand
+        if turned:
+            test = self._compile(node)
+            return lambda study: ~test(study)
         match node:
             case ast.BoolOp(op=op, values=nodes):
                 combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
                 tests = [self._compile(n) for n in nodes]
                 return lambda study: combine.reduce([test(study) for test in tests])
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                test = self._compile(operand)
-                return lambda study: ~test(study)
             case ast.Compare(left=left, ops=ops, comparators=rights):
                 pairs = zip([left, *rights], ops, rights, strict=False)
                 tests = [self._comparison(a, type(op), b) for a, op, b in pairs]
@@ -136,10 +150,13 @@ class Filter:
             raise self._wrong(f"{ast.unparse(left)!r} is not a column")
         try:
             value = ast.literal_eval(right)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: a set of lists
             raise self._wrong(f"{ast.unparse(right)!r} is not a value; text is written in quotes") from error
         many = op in (ast.In, ast.NotIn)
-        texts = {isinstance(v, str) for v in (value if many and isinstance(value, tuple | list) else [value])}
+        values = value if many and isinstance(value, tuple | list) else [value]
+        texts = {isinstance(v, str) for v in values}
+        if any(not isinstance(v, str | bool | int | float) or (isinstance(v, int) and abs(v) >= 2**63) for v in values):
+            raise self._wrong(f"{ast.unparse(right)!r} is not a text or a number that a column can hold")
         if op not in _COMPARE or many != isinstance(value, tuple | list) or len(texts) != 1:
             raise self._wrong(f"{ast.unparse(right)!r} does not fit; `in` takes a list of texts or a list of numbers")
         name, is_text = ast.unparse(left), texts.pop()

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 
@@ -53,18 +55,64 @@ def sync_folder(path: str | os.PathLike) -> None:
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Give a temporary file beside `path` that takes its name when all went well, and is removed otherwise.
 
-    It is flushed to disk before it is renamed, and the folder after it.
+    It is flushed to disk before it is renamed, and the folder after it. What a killed process of this machine was
+    writing for `path` is removed first. OSError names `path` where the disk is full.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    remove_orphans(path)
+    temporary = path.with_name(f".{path.name}.{_owner()}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Give errors of the operating system that name no file, such as of a full disk, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _owner() -> str:
+    """Return what marks this process in the names of its temporary files."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def remove_orphans(path: pathlib.Path) -> None:
+    """Remove temporary files and folders for `path` of processes of this machine that are not alive any more."""
+    mark = re.compile(re.escape(f".{path.name}.{socket.gethostname()}.") + r"(\d+)(\..*)?")
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return
+    for match in filter(None, map(mark.fullmatch, names)):
+        if _is_alive(int(match[1])):
+            continue
+        orphan = path.with_name(match[0])
+        if orphan.is_dir():
+            shutil.rmtree(orphan, ignore_errors=True)
+        else:
+            orphan.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -74,12 +122,14 @@ def writing_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     As for `writing`. OSError where `path` is there already and not empty.
     """
     path = pathlib.Path(path).absolute()
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    remove_orphans(path)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.{_owner()}.", dir=path.parent))
     try:
-        (temporary / "all").mkdir()
-        yield temporary / "all"
-        checksums(temporary / "all")  # flushes every file
-        (temporary / "all").rename(path)
+        with naming(path):
+            (temporary / "all").mkdir()
+            yield temporary / "all"
+            checksums(temporary / "all")  # flushes every file
+            (temporary / "all").rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(path.parent)

@@ -138,7 +138,7 @@ def _text_genes(lines: list[str]) -> list[str]:
 def _json_genes(path: str | os.PathLike, text: str) -> list[str]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     value = value.get("genes", value) if isinstance(value, dict) else value
     if isinstance(value, dict) and value and all(isinstance(place, int) for place in value.values()):

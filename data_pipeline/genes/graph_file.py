@@ -127,7 +127,7 @@ def read(path: str | os.PathLike) -> GeneGraph:
     try:
         meta = json.loads(arrays.pop("meta").tobytes())
         version, checksum = (meta.pop("format"), meta["schema"]), meta.pop("crc32c")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise OSError(f"{path}: damaged gene graph: copy it again or make it anew") from None
     if version[0] != FORMAT or version[1] > SCHEMA:
         raise ValueError(f"{path}: {version[0]} of schema {version[1]}: this version reads up to {SCHEMA}")

@@ -58,10 +58,12 @@ def read(path: str | os.PathLike) -> dict:
         manifest = json.loads(data)
         sealed = manifest["crc32c"]
         intact = crc32c(data.replace(f'"crc32c": "{sealed}"'.encode(), _UNSEALED.encode(), 1)) == sealed
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise OSError(f"{path / 'manifest.json'}: {DAMAGED}; restore it from a copy or ingest again")
+    if lacking := [key for key in ("format", "schema", "vocabulary", "plan", "studies") if key not in manifest]:
+        raise ValueError(f"{path / 'manifest.json'}: no entry {lacking[0]!r}; another program wrote it, ingest again")
     if manifest["format"] != FORMAT or manifest["schema"] > SCHEMA:
         raise ValueError(f"{path}: schema {manifest['schema']}; this version reads up to {SCHEMA}, update scfm_jax")
     return manifest

@@ -10,7 +10,6 @@ OUT/cells/<row>_<seed>.*  its scores (.json) and probabilities (.npz); a result 
 
 import io
 import itertools
-import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from experiments import train
 from experiments.analyses.annotation_cells import LABEL, Plan, open_classes, prepare, read, tables_of
 from experiments.pages import output
 from scfm_jax import api
-from scfm_jax.saving import checkpoint
+from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.tasks.cells import annotation_baselines, cell_type
 
 __all__ = ["LABEL", "METHODS", "Plan", "baseline", "open_classes", "prepare", "read", "tune"]
@@ -44,7 +43,7 @@ def name_of(out: pathlib.Path, source: str) -> str:
     Raises ValueError where the run at this place has other weights than when OUT has used it.
     """
     file, place = out / "names.json", pathlib.Path(source).resolve()
-    names = json.loads(file.read_text()) if file.exists() else {}
+    names = output.read(file) if file.exists() else {}
     weights = _stamp(place)
     for name, run in names.items():
         if run["path"] == str(place):
@@ -74,8 +73,8 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     """
     name = name_of(out, source)
     key = f"{name}_{method}_{seed}"
-    if (done := out / f"cells/{key}.json").exists():
-        return json.loads(done.read_text())
+    if done := finished(out, key):
+        return done
     began = time.process_time()
     config = finetune_cell_type.get_config("frozen" if method == "twin" else method)
     config.init_from = source
@@ -96,8 +95,8 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
 def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Sequence[str]) -> dict[str, Any]:
     """Annotate the test cells by a baseline, and return and write the scores."""
     key = f"{name.replace(' ', '_')}_{seed}"
-    if (done := out / f"cells/{key}.json").exists():
-        return json.loads(done.read_text())
+    if done := finished(out, key):
+        return done
     began = time.process_time()
     genes = open_store(out / "data/store").genes
     table = vocab.read_table(tables_of(plan)) if tables_of(plan) else None
@@ -106,6 +105,16 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
     probabilities = annotation_baselines.BASELINES[name](labelled, y, new, len(classes), seed)
     row = {"model": name, "run": "", "method": "", "seed": seed, "cpu_s": time.process_time() - began}
     return write(out, key, row, probabilities, classes)
+
+
+def finished(out: pathlib.Path, key: str) -> dict[str, Any] | None:
+    """Return the scores of a cell whose scores and probabilities are there and whole, None where it is to be made."""
+    scores = output.finished(out / f"cells/{key}.json")
+    try:
+        return scores if scores and sealed.read_arrays(out / f"cells/{key}.npz") else None
+    except (sealed.Damaged, FileNotFoundError) as damage:
+        output.warn(f"{damage}: it is made again")
+        return None
 
 
 def matrix(path: pathlib.Path, genes: Sequence[str], table: vocab.GeneTable | None = None) -> sparse.csr_matrix:
@@ -126,7 +135,7 @@ def write(
     file = io.BytesIO()
     np.savez(file, shares=shares.astype(np.float32), classes=np.asarray(classes))
     output.write_file(folder / f"{key}.npz", file.getvalue())
-    output.write_file(folder / f"{key}.json", json.dumps(row, indent=1) + "\n")  # last: it says that both are there
+    output.write_file(folder / f"{key}.json", row)  # last: it says that both are there
     return row
 
 

@@ -70,9 +70,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
     plan_file = out / "plan.json"
     if plan_file.exists():
-        if (
-            old := {"reading": {}, "test_layer": None, "test_raw": None} | json.loads(plan_file.read_text())
-        ) != described:
+        if (old := {"reading": {}, "test_layer": None, "test_raw": None} | output.read(plan_file)) != described:
             differ = ", ".join(key for key in described if old.get(key) != described[key])
             raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
         return open_classes(out)
@@ -108,7 +106,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     failed = ingest(file_sources(files, []), data / "store", workers=0, say=say, settings=Settings(), tables=tables)
     if failed:
         raise ValueError("; ".join(failed.values()))
-    output.write_file(plan_file, json.dumps(described, indent=1) + "\n")
+    output.write_file(plan_file, described)
     return open_classes(out)
 
 

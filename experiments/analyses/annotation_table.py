@@ -1,6 +1,5 @@
 """The table of `experiments.annotate` and its confusion matrices, from the results that are finished so far."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 
 from experiments.analyses import annotation
 from experiments.pages import figures, output
+from scfm_jax.saving import sealed
 from scfm_jax.tasks.cells import cell_type
 from scfm_jax.tasks.cells.annotation_baselines import BASELINES
 
@@ -19,7 +19,7 @@ SAYS = "annotated as, all seeds together"
 def write(out: pathlib.Path) -> str:
     """Write annotation.json, .csv and .md and the pictures of all rows to OUT; return the table."""
     rows, truth = finished(out), annotation.truth_of(out)
-    content = {"plan": json.loads((out / "plan.json").read_text()), "cells": len(truth), "rows": rows}
+    content = {"plan": output.read(out / "plan.json"), "cells": len(truth), "rows": rows}
     text = table(rows, len(truth))
     files = {
         "annotation.json": content,
@@ -36,7 +36,8 @@ def write(out: pathlib.Path) -> str:
 
 def finished(out: pathlib.Path) -> list[dict[str, Any]]:
     """Return the rows of the finished cells, models first, baselines last, each with the name of its files."""
-    rows = [json.loads(path.read_text()) | {"key": path.stem} for path in sorted((out / "cells").glob("*.json"))]
+    files = sorted((out / "cells").glob("*.json"))
+    rows = [row | {"key": path.stem} for path in files if (row := output.finished(path))]
     methods = (*annotation.METHODS, "")
     place = {name: i for i, name in enumerate(BASELINES)}
     return sorted(
@@ -78,7 +79,7 @@ def pooled(out: pathlib.Path, group: Sequence[Mapping[str, Any]], truth: Sequenc
     """Return the confusion matrix of all seeds together, and the types."""
     total = 0
     for row in group:
-        with np.load(out / f"cells/{row['key']}.npz") as saved:
-            classes = [str(name) for name in saved["classes"]]
-            total = total + cell_type.confusion(truth, saved["shares"], classes)
+        saved = sealed.read_arrays(out / f"cells/{row['key']}.npz")
+        classes = [str(name) for name in saved["classes"]]
+        total = total + cell_type.confusion(truth, saved["shares"], classes)
     return total, classes

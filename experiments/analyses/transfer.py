@@ -1,6 +1,5 @@
 """Train a model on a new study from its weights and from random ones, and draw both by epoch: runs, table, picture."""
 
-import json
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from experiments.training import finetuning, settings
 from scfm_jax import sharding
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
+from scfm_jax.saving import sealed
 from scfm_jax.tasks.cells import transfer as task
 from scfm_jax.training import loop, pace
 from scfm_jax.types import TrainState
@@ -127,7 +127,7 @@ def _curve(
         if start == "pretrained":
             state = finetuning.begin_with(run.variables, run.source, say=lambda _: None)(state)
         validate = loop.validator(objective, prepared["validation"], sharding.make_mesh())
-        output.write_file(before, json.dumps(validate(state)) + "\n")
+        output.write_file(before, validate(state))
         return state
 
     steps = epochs * every
@@ -136,8 +136,11 @@ def _curve(
         log_every=every, eval_every=every, checkpoint_every=steps, keep=1, tensorboard=False,
         validation=prepared["validation"], initial=begin,
     )  # fmt: skip
-    rows = [{"start": start, "seed": seed, "epoch": 0, **json.loads(before.read_text())}]
-    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+    rows = [{"start": start, "seed": seed, "epoch": 0, **output.read(before)}]
+    lines = sealed.read_lines(folder / "metrics.jsonl")
+    for problem in lines.problems:
+        output.warn(f"{folder}: {problem}")
+    for _, line in lines.rows:
         values = {name.removeprefix("val/"): value for name, value in line.items() if name.startswith("val/")}
         if values:
             rows.append({"start": start, "seed": seed, "epoch": line["step"] // every, **values})

@@ -1,6 +1,5 @@
 """The training curves of a run as HTML: the loss first, then what can be compared, the rest folded."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.pages import document, figures
+from scfm_jax.saving import sealed
 
 PANELS = {
     "Loss": ("loss", "val/loss"),
@@ -44,8 +44,7 @@ def drawn(workdir: pathlib.Path, titles: Sequence[str] = (), of: str = "") -> st
     """
     series: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name in ("metrics.jsonl", "timing.jsonl"):
-        lines = (workdir / name).read_text().splitlines() if (workdir / name).exists() else []
-        frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        frame = pd.DataFrame([row for _, row in sealed.read_lines(workdir / name).rows])
         for column in frame.columns.difference(["step"], sort=False):
             measured = frame[["step", column]].dropna().drop_duplicates("step", keep="last").sort_values("step")
             series[column] = measured["step"].to_numpy(), measured[column].to_numpy(float)

@@ -1,14 +1,20 @@
-"""What commands leave behind: files and folders of tables, JSON and pictures, whole or not at all."""
+"""What commands leave behind: files and folders of tables, JSON and pictures, whole or not at all.
+
+JSON objects carry their checksum (`scfm_jax.saving.sealed`); `read` and `finished` read what is reported from.
+"""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.files import whole
 from experiments.pages import names
+from scfm_jax.saving import sealed
 
 
 def write(folder: str | os.PathLike, files: Mapping[str, Any]) -> None:
@@ -24,10 +30,41 @@ def write_file(path: str | os.PathLike, content: Any) -> None:
 
 
 def encoded(content: Any) -> bytes:
-    """Return bytes as they are, text as UTF-8, and anything else as JSON."""
+    """Return bytes as they are, text as UTF-8, and anything else as JSON, an object with its checksum."""
     if isinstance(content, bytes):
         return content
-    return (content if isinstance(content, str) else json.dumps(plain(content), indent=1) + "\n").encode()
+    if isinstance(content, Mapping) and content:
+        return (sealed.dumps(plain(content), indent=1) + "\n").encode()
+    return (content if isinstance(content, str) else json.dumps(plain(content), indent=1) + "\n").encode(
+        errors="surrogateescape"  # file names as they are, in whatever locale
+    )
+
+
+def read(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Return a JSON object that was written here; `say` (stderr) is told where an old one has no checksum.
+
+    ValueError names the file where it is damaged, FileNotFoundError where it is not there.
+    """
+    content, has_checksum = sealed.read(path)
+    if not has_checksum:
+        (say or warn)(f"{path} {sealed.UNSEALED}")
+    return content
+
+
+def finished(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> dict[str, Any] | None:
+    """Return what a file of finished work holds; None where it is not there, or damaged and so to be made again."""
+    if not pathlib.Path(path).is_file():
+        return None
+    try:
+        return read(path, say)
+    except sealed.Damaged as damage:
+        (say or warn)(f"{damage}: it is made again")
+        return None
+
+
+def warn(text: str) -> None:
+    """Tell the user of something that is not as it should be."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ The page is a single file: pictures are inside, nothing is loaded from anywhere.
 embedding yet, no scores) is listed on the page with the command that makes it.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -18,7 +19,8 @@ import pandas as pd
 from experiments.analyses import embedding as embedding_analysis
 from experiments.pages import comparisons, curves, document, figures, names, output
 from experiments.pages.document import Html, Section
-from scfm_jax.saving import checkpoint
+from scfm_jax.saving import checkpoint, sealed
+from scfm_jax.saving.secret import masked
 from scfm_jax.tasks.cells.embedding import METRICS, unlabelled
 from scfm_jax.training import pace
 
@@ -75,18 +77,20 @@ def write(
         "curves": lambda: curves.drawn(workdir),
     }
     shown, drawn = (parts[name]() for name in pace.counted(parts, "drew part", say))
+    missing += problems(workdir, meta)
     if not drawn:
         missing.append("no metrics: the run has not logged a step yet")
+    facts, beside = _facts(workdir, meta, missing), compared(workdir, missing, scores, shown)
     sections = [
         Section("Scores", _scores(scores) if scores else ""),
-        Section("Embedding", compared(workdir, scores, shown) + shown.maps),
+        Section("Embedding", beside + shown.maps),
         Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
         Section("Genes", _genes(meta, shown.provenance)),
         Section("Not here", document.listed(missing)),
         Section("Where it comes from", _provenance(meta, shown.provenance)),
     ]
     title = f"{meta.get('model', 'run')} · {workdir.resolve().name}"
-    return document.write(workdir / "report.html", title, _facts(workdir, meta), sections)
+    return document.write(workdir / "report.html", title, facts, sections)
 
 
 def _meta(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any]:
@@ -95,11 +99,22 @@ def _meta(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any]:
         return checkpoint.read_meta(workdir / "checkpoints")
     except (FileNotFoundError, ValueError) as error:
         missing.append(f"no checkpoint: {error}")
-    config = workdir / "config.json"
-    return {"config": json.loads(config.read_text())} if config.exists() else {}
+    config = _read(workdir / "config.json", missing)
+    return {"config": config} if config else {}
 
 
-def _facts(workdir: pathlib.Path, meta: Mapping[str, Any]) -> dict[str, str]:
+def _read(path: pathlib.Path, missing: list[str]) -> dict[str, Any] | None:
+    """Return what a JSON file holds, None where there is none or it is damaged, which is said in `missing`."""
+    if not path.exists():
+        return None
+    try:
+        return output.read(path, missing.append)
+    except ValueError as damage:
+        missing.append(f"{damage}; the command that wrote it makes it again")
+        return None
+
+
+def _facts(workdir: pathlib.Path, meta: Mapping[str, Any], missing: list[str]) -> dict[str, str]:
     """Return the few numbers at the top of the page."""
     facts = {"steps": f"{meta['step']:,}"} if "step" in meta else {}
     if meta.get("genes"):
@@ -109,18 +124,20 @@ def _facts(workdir: pathlib.Path, meta: Mapping[str, Any]) -> dict[str, str]:
         facts["training cells"] = f"{train['cells']:,}"
     if studies := meta.get("classes", {}).get("study"):
         facts["studies"] = f"{len(studies):,}"
-    if best := checkpoint.read_best(workdir / "checkpoints"):
-        facts[f"best {best[1]['metric']}"] = f"{best[1]['value']:.4g}"
+    try:
+        if best := checkpoint.read_best(workdir / "checkpoints"):
+            facts[f"best {best[1]['metric']}"] = f"{best[1]['value']:.4g}"
+    except ValueError as damage:
+        missing.append(str(damage))
     return facts
 
 
 def _read_scores(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any] | None:
     """Return the scores of a workdir, None where it has none."""
     path = workdir / "scores.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
-    return None
+    if not path.exists():
+        missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
+    return _read(path, missing)
 
 
 def _scores(scores: dict[str, Any]) -> str:
@@ -151,19 +168,24 @@ def _scores(scores: dict[str, Any]) -> str:
     return f"<div class='plots'>{picture}</div>{table}{document.note(note)}"
 
 
-def compared(workdir: pathlib.Path, scores: dict[str, Any] | None = None, shown: Embedding | None = None) -> str:
+def compared(
+    workdir: pathlib.Path, missing: list[str], scores: dict[str, Any] | None = None, shown: Embedding | None = None
+) -> str:
     """Return the embedding beside PCA and the random twin as HTML, and leave the picture as beside.png.
 
-    "" where `experiments.evaluate` has not compared them yet.
+    "" where `experiments.evaluate` has not compared them yet, or what it left is damaged, which is said in `missing`.
 
     Args:
       scores: of the workdir, read if left out. shown: an embedding whose map need not be computed again.
     """
-    scores = scores or _read_scores(workdir, [])
+    scores = scores or _read(workdir / "scores.json", [])
     if not (workdir / embedding_analysis.BESIDE).exists() or not scores:
         return ""
-    with np.load(workdir / embedding_analysis.BESIDE) as file:
-        arrays = dict(file)
+    try:
+        arrays = sealed.read_arrays(workdir / embedding_analysis.BESIDE)
+    except sealed.Damaged as damage:
+        missing.append(f"{damage}; experiments.evaluate makes it again")
+        return ""
     means, labels = embedding_analysis.summary(scores), pd.Series(arrays.pop("label")).replace("", None)
     rows = np.arange(len(labels))
     if len(rows) > MOST_CELLS // 4:
@@ -258,6 +280,20 @@ def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[
     return read[0], np.asarray(read[1]), {name: _plain(name, value) for name, value in read[2].items()}
 
 
+def problems(workdir: pathlib.Path, meta: Mapping[str, Any] | None = None) -> list[str]:
+    """Return what is wrong with the logs of a run, in words: lines passed over, lines that a checkpoint remembers."""
+    lines = [
+        problem for name in ("metrics.jsonl", "timing.jsonl") for problem in sealed.read_lines(workdir / name).problems
+    ]
+    progress = (meta or {}).get("progress", {})
+    if progress.get("digest"):
+        path = workdir / "metrics.jsonl"
+        start = path.read_bytes()[: progress["length"]] if path.is_file() else b""
+        if hashlib.sha256(start).hexdigest() != progress["digest"]:
+            lines.append(f"metrics.jsonl is not what it was when the checkpoint of step {meta['step']} was saved")
+    return lines
+
+
 def _genes(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """Return how the genes of the training store and of the embedded file met the genes of the model."""
     reports = [("training store", meta.get("mapping"))]
@@ -286,7 +322,7 @@ def _provenance(meta: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     body = document.table("Provenance", (), rows, css="facts") if rows else ""
     for title, key in (("Config", "config"), ("Split of the cells", "split"), ("Position of the data", "loader")):
         if meta.get(key):
-            content = json.dumps(meta[key], indent=2, ensure_ascii=False)
+            content = json.dumps(masked(meta[key]), indent=2, ensure_ascii=False)
             body += document.folded(title, f"<pre>{document.text(content)}</pre>")
     return body
 
@@ -301,6 +337,6 @@ def _plain(name: str, value: Any) -> Any:
     if name in STRUCTURED and isinstance(value, str):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # a stranger's file: it is shown as text
             return value
     return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,6 +1,8 @@
 """Was a study in the pretraining of a run? By name, by the file's checksum, and cell by cell.
 
-The store that a run was trained on is where its config says. Each cell has a fingerprint: the sum over its genes of
+The store that a run was trained on is where its config says, and the same if it has the checksum that the checkpoint
+remembers; from a store that was removed or changed since nothing follows: unknown is not no. Where a run began with
+the weights of another, that one's studies count too. Each cell has a fingerprint: the sum over its genes of
 count times a random number of the gene, modulo 2^64. Cells with the same counts of the genes that store and study share
 have the same fingerprint, whatever the study is called and however its cells were chosen.
 """
@@ -16,30 +18,72 @@ from data_pipeline.genes import vocab
 from data_pipeline.store import manifest
 from data_pipeline.store.store import Store, open_store
 from experiments.suite.entrants import Entrant, Study
+from scfm_jax.saving import checkpoint, weights
 
 LEAST = 0.01
 """Share of a study's cells found in the store from which on it counts as seen."""
 FEWEST = 20
 """Expressed genes that a cell must have to be told from others: shallow cells can be alike by chance."""
+DEEPEST = 16
+"""Runs that are followed back, each of which began with the weights of the one before."""
 
 
-def flags(entrant: Entrant, studies: list[Study]) -> dict[str, dict[str, Any]]:
-    """Return {study: {"seen": True, False or None (not known), "why": in words}}."""
-    path = entrant.run.meta.get("config", {}).get("data", {}).get("store")
-    names = set(entrant.run.classes.get("study", ()))
-    store = None
-    if path and (pathlib.Path(path) / "manifest.json").is_file():
+Flag = dict[str, Any]
+"""{"seen": True, False or None (not known), "why": in words}"""
+ORDER = (True, None, False)
+"""Of several answers the first of these counts."""
+
+
+def flags(entrant: Entrant, studies: list[Study]) -> dict[str, Flag]:
+    """Return the flag of each study by its name."""
+    answers: dict[str, list[Flag]] = {study.name: [] for study in studies}
+    for meta in ancestors(entrant.run.meta):
+        names = set(meta.get("classes", {}).get("study", ()))
+        store, problem = _store_of(meta)
+        for study in studies:
+            answers[study.name].append(_flag(study, names, store, problem))
+    return {name: min(of, key=lambda flag: ORDER.index(flag["seen"])) for name, of in answers.items()}
+
+
+def ancestors(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the metadata of a run and of those whose weights it began with; {} of one that cannot be read any more."""
+    line, began = [meta], meta.get("config", {}).get("init_from")
+    while began and len(line) < DEEPEST:
+        try:
+            line.append(_saved(pathlib.Path(began)))
+        except (OSError, ValueError):
+            return [*line, {}]
+        began = line[-1].get("config", {}).get("init_from")
+    return line
+
+
+def _saved(path: pathlib.Path) -> dict[str, Any]:
+    """Return the metadata of a workdir, a folder of checkpoints, or a file of weights."""
+    if path.is_file():
+        meta = weights.read(path)[1]
+        return meta.get("run", meta)
+    return checkpoint.read_meta(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+
+
+def _store_of(meta: dict[str, Any]) -> tuple[Store | None, str]:
+    """Return the store that a run was trained on, None with the reason where it is not there as it was."""
+    path = meta.get("config", {}).get("data", {}).get("store")
+    if not path:
+        return None, "what the run was trained on is not known"
+    try:
         store = open_store(path)
-    return {study.name: _flag(study, names, store) for study in studies}
+    except (OSError, ValueError):
+        return None, "the store that it was trained on is not there any more"
+    if meta.get("store", store.manifest["crc32c"]) != store.manifest["crc32c"]:
+        return None, "the store that it was trained on has changed since, or is another one"
+    return store, ""
 
 
-def _flag(study: Study, names: set[str], store: Store | None) -> dict[str, Any]:
+def _flag(study: Study, names: set[str], store: Store | None, problem: str) -> Flag:
     if study.name in names or (store and study.name in store.studies):
         return {"seen": True, "why": "a study of this name was in pretraining"}
     if store is None:
-        if not names:
-            return {"seen": None, "why": "what the run was trained on is not known"}
-        return {"seen": False, "why": "no study of this name was in pretraining; its cells cannot be compared"}
+        return {"seen": None, "why": f"{problem}; its cells cannot be compared"}
     checksum = whole.checksum(study.path) if study.path.is_file() else None
     for record in manifest.records(store.manifest):
         if checksum and record.get("source", {}).get("crc32c") == checksum:

@@ -115,6 +115,8 @@ class Suite:
         Failed cells are tried again.
         """
         kept, counts = results.closed(self.folder)[0], collections.Counter()
+        for problem in results.problems(self.folder):
+            self.say(f"warning: {problem}")
         self.describe()
         for study, entrant in itertools.product(self.studies, self.entrants):
             self.say(f"{entrant.name}, {study.name}: {entrant.mapping(study).report}")

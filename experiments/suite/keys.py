@@ -56,7 +56,7 @@ def source(name: str) -> str | None:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # its parent is a module, not a package: a function's name
         return None
-    return pathlib.Path(spec.origin).read_text() if spec and spec.origin else None
+    return pathlib.Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else None
 
 
 def code(modules: Iterable[str], read: Source = source) -> str:

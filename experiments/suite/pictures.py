@@ -1,5 +1,6 @@
 """What a suite's report draws of labelled cells: the embedding of each run and PCA-50, and who is taken for whom."""
 
+import contextlib
 import pathlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from data_pipeline.files import whole
 from experiments.suite import embeddings, keys, tasks
 from experiments.suite.entrants import Entrant, Study
+from scfm_jax.saving import sealed
 from scfm_jax.tasks.cells import embedding
 
 
@@ -35,8 +37,8 @@ def write(
     key = keys.of({**content, "code": keys.code(modules, source)})
     path = folder / f"{entrant.name if entrant else 'PCA-50'}@{study.name}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["key"]) == key:
+        with contextlib.suppress(sealed.Damaged):  # then it is made again
+            if str(sealed.read_arrays(path).get("key")) == key:
                 return
     labels = embeddings.labels(study, seed, cells)
     batches = study.batches[study.draw(seed, cells)] if study.batches is not None else np.full(len(labels), "")

@@ -4,7 +4,6 @@ It is made of what `experiments.suite` leaves in its folder and, for training cu
 runs came from, where they are still there. The leaderboard and the pictures show the first two metrics of a task.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -20,6 +19,7 @@ from experiments.pages.document import Html, Section
 from experiments.suite import results, sources, standing
 from experiments.suite import table as suite_table
 from experiments.suite.standing import place_name, words_of
+from scfm_jax.saving import sealed
 from scfm_jax.tasks.cells import embedding
 from scfm_jax.training import pace
 
@@ -42,7 +42,7 @@ def write(folder: str | os.PathLike, say: Callable[[str], None] = lambda text: N
     folder = pathlib.Path(folder)
     if not (folder / "suite.json").is_file():
         raise FileNotFoundError(f"--suite={folder}: no suite.json there; give the --output of evaluate --suite")
-    content = json.loads((folder / "suite.json").read_text())
+    content = results.description(folder)
     metrics, cells = results.read(folder)
     table = suite_table.build(metrics, cells, content)
     table.loc[table["seeds"] < comparisons.SEEDS, "half"] = math.nan
@@ -50,7 +50,12 @@ def write(folder: str | os.PathLike, say: Callable[[str], None] = lambda text: N
     asked = [metric in content["metrics"][task] for task, metric in zip(table["task"], table["metric"], strict=True)]
     done, absent = table[np.array(asked, bool)], table[table["metric"] == ""]
     values = metrics.groupby([*standing.PLACE, "metric", "method"])["value"].agg(list).to_dict() if len(metrics) else {}
-    maps, matrices = pictures(folder / "pictures", content, say)
+    damaged = results.problems(folder)
+    if without := len(content["keys"]) - len(cells):
+        damaged.append(f"{without} of {len(content['keys'])} cells of the table are not filled; the command fills them")
+    maps, matrices = pictures(folder / "pictures", content, damaged, say)
+    for run in content["runs"]:
+        damaged += [f"{run['name']}: {problem}" for problem in page.problems(pathlib.Path(run["workdir"]))]
     tasks = [
         Section(words_of(task).capitalize(), of_task(done[done["task"] == task], values, content, task))
         for task in pace.counted(content["metrics"], "drew task", say)
@@ -64,6 +69,7 @@ def write(folder: str | os.PathLike, say: Callable[[str], None] = lambda text: N
         Section("Training", sources.training(content)),
         Section("Cost", sources.cost(content, cells)),
         Section("Not in the tables", left_out(absent, content)),
+        Section("Damaged or missing", document.listed(damaged)),
         Section("Where it comes from", sources.provenance(content, folder)),
     ]
     facts = {"runs": len(content["runs"]), "studies": len(content["datasets"]), "tasks": done["task"].nunique()}
@@ -96,7 +102,7 @@ def leaderboard(done: pd.DataFrame, absent: pd.DataFrame, content: Content) -> s
         f"Mean ± half the 95 % interval over seeds, from {comparisons.SEEDS} seeds on; the star marks the best mean of "
         f"models and baselines{', = those that share it' * tied}. Under a number: the same network with random "
         "weights. ↑ higher is better, ↓ lower is better, – does not apply. "
-        "“Seen”: cells of that study were in the run's pretraining."
+        "“Seen”: cells of that study were in the run's pretraining, as far as that can be told."
     )
     table = document.table("Leading metrics", ("Metric", *columns, "best baseline"), rows, css="numbers")
     return document.note(note) + table if rows else ""
@@ -109,7 +115,8 @@ def _variants(ours: pd.DataFrame, run: Mapping[str, Any]) -> list[str]:
 
 def _cell(row: Any, mark: Callable[[float], str], below: str) -> Html:
     """Return the cell of one number."""
-    seen = "<small>seen in pretraining</small>" if row.contaminated == "yes" else ""
+    words = {"yes": "seen in pretraining", "unknown": "seen in pretraining: unknown"}.get(row.contaminated, "")
+    seen = f"<small>{words}</small>" if words else ""
     return Html(f"<td{mark(row.mean)}>{_number(row)}<small>{document.clipped(below, 60)}</small>{seen}</td>")
 
 
@@ -159,15 +166,22 @@ def _all_metrics(part: pd.DataFrame, about: Mapping[str, Any], name: str) -> str
     return document.table(f"{name}: all metrics", head, rows, css="numbers")
 
 
-def pictures(folder: pathlib.Path, content: Content, say: Callable[[str], None] = lambda text: None) -> tuple[str, str]:
-    """Return the maps of cells by type and batch, and the confusion matrices, of every run side by side."""
+def pictures(
+    folder: pathlib.Path, content: Content, damaged: list[str], say: Callable[[str], None] = lambda text: None
+) -> tuple[str, str]:
+    """Return the maps of cells by type and batch, and the confusion matrices, of every run side by side.
+
+    A picture that cannot be read is left out, and said in `damaged`.
+    """
     maps, matrices = [], []
     for study in content["datasets"]:
         saved = {}
         for name in [*(run["name"] for run in content["runs"]), "PCA-50"]:
             if (path := folder / f"{name}@{study['name']}.npz").is_file():
-                with np.load(path, allow_pickle=False) as arrays:
-                    saved[name] = dict(arrays)
+                try:
+                    saved[name] = sealed.read_arrays(path)
+                except sealed.Damaged as damage:
+                    damaged.append(f"{damage}; the command that filled the suite makes it again")
         drawing = pace.counted(saved, f"mapped {names.short(study['name'], 40)} by run", say)
         places = {name: figures.umap(saved[name]["embedding"]) for name in drawing}
         for key in ("label", "batch"):

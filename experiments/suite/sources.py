@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments.pages import curves, document
 from experiments.suite import table
+from scfm_jax.saving import sealed
 
 PANELS = ("Loss", "Cells per second")
 CODE = {"commit": "commit", "scfm_jax": "code_version", "jax": "jax", "date": "date"}
@@ -27,8 +28,8 @@ def cost(content: Mapping[str, Any], cells: pd.DataFrame) -> str:
     """Return what each run takes: parameters, speed, memory."""
     rows = []
     for run in content["runs"]:
-        path = pathlib.Path(run["workdir"]) / "timing.jsonl"
-        timing = pd.read_json(path, lines=True) if path.is_file() and path.stat().st_size else pd.DataFrame()
+        lines = sealed.read_lines(pathlib.Path(run["workdir"]) / "timing.jsonl")
+        timing = pd.DataFrame([row for _, row in lines.rows])
         speed = timing["cells/s"].median() if "cells/s" in timing else None
         memory = timing["memory_gb"].max() if "memory_gb" in timing else None
         spent = cells.loc[cells["run"] == run["name"], "cpu_seconds"].sum() if len(cells) else None

@@ -3,7 +3,6 @@
 Contamination stands in every row of a run; what failed or does not apply has rows of its own, with the reason.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.pages import output
+from experiments.suite import results
 from scfm_jax.tasks.imputation import imputation
 
 COLUMNS = (
@@ -23,7 +23,7 @@ WORDS = {True: "yes", False: "no", None: "unknown"}
 
 def write(folder: pathlib.Path, metrics: pd.DataFrame, cells: pd.DataFrame) -> None:
     """Write table.csv and table.md of what `results.read` returns."""
-    content = json.loads((folder / "suite.json").read_text())
+    content = results.description(folder)
     table = build(metrics, cells, content)
     output.write_file(folder / "table.csv", table.to_csv(index=False))
     output.write_file(folder / "table.md", markdown(table, content))

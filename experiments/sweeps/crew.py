@@ -1,11 +1,11 @@
 """Run the points of a sweep in child processes: a few at a time, each point under a lock.
 
 A point's folder holds point.json (what it is, the cpu and wall seconds it took so far, why it failed), train.log,
-evaluate.log, run/ and, once it is finished, result.json. All are written in one go.
+evaluate.log, run/ and, once it is finished, result.json. All are written in one go. A result that is damaged is as one
+that is not there: the point is scored again.
 """
 
 import fcntl
-import json
 import os
 import pathlib
 import signal
@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipeline.files import whole
+from experiments.pages import output
 from experiments.sweeps import plan as sweep_plan
 from experiments.sweeps.plan import Plan, Point
 from scfm_jax.training import pace, signals
@@ -40,7 +40,7 @@ class Job:
         except BlockingIOError:
             self.close()
             raise
-        self.notes = read_json(self.folder / "point.json") or {}
+        self.notes = output.finished(self.folder / "point.json") or {}
         self.notes |= {"label": point.label, "axis": point.axis, "set": dict(point.changes), "seed": point.seed}
         self.notes |= {"settings": {**point.settings, "store": version}}
         self.notes.pop("failed", None)
@@ -51,7 +51,7 @@ class Job:
 
     def start(self, stage: str) -> None:
         """Start the command of a stage; its output is added to <stage>.log."""
-        write_json(self.folder / "point.json", self.notes)
+        output.write_file(self.folder / "point.json", self.notes)
         self.stage, self.began = stage, time.monotonic()
         environment = {"JAX_COMPILATION_CACHE_DIR": str(self.cache.resolve()), **os.environ}
         with open(self.folder / f"{stage}.log", "ab") as log:
@@ -86,18 +86,20 @@ class Job:
     def note(self, **more: Any) -> None:
         """Add to the notes of the point on disk."""
         self.notes |= more
-        write_json(self.folder / "point.json", self.notes)
+        output.write_file(self.folder / "point.json", self.notes)
 
     def finish(self) -> None:
         """Put the scores of the evaluation into result.json; ValueError where it has none of the model."""
         path = self.folder / "run" / self.plan.result
-        scores = read_json(path)
-        if scores is None:
+        if not path.exists():
             raise ValueError(f"the evaluation wrote no {path.name}")
+        scores = output.read(path)
+        if "rows" not in scores:
+            raise ValueError(f"{path}: no entry 'rows'")
         means = mean_scores(scores["rows"], self.plan.metrics)
         if self.plan.method not in means:
             raise ValueError(f"{path.name} has no row of {self.plan.method}; there are {', '.join(means) or 'none'}")
-        write_json(self.folder / "result.json", {**self.notes, "scores": means})
+        output.write_file(self.folder / "result.json", {**self.notes, "scores": means})
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -190,12 +192,14 @@ class Crew:
 
 def result(plan: Plan, workdir: pathlib.Path, point: Point) -> dict[str, Any] | None:
     """Return the result of a finished point; None where there is none, or it lacks a metric that is asked for now."""
-    content = read_json(workdir / point.name / "result.json")
-    return content if content and set(plan.metrics) <= content["scores"].get(plan.method, {}).keys() else None
+    content = output.finished(workdir / point.name / "result.json")
+    if not content or "scores" not in content or "seconds" not in content:
+        return None
+    return content if set(plan.metrics) <= content["scores"].get(plan.method, {}).keys() else None
 
 
 def _line(job: Job) -> str:
-    scores = read_json(job.folder / "result.json")["scores"][job.plan.method]
+    scores = output.read(job.folder / "result.json")["scores"][job.plan.method]
     cpu = sum(stage["cpu"] for stage in job.times.values())
     return ", ".join(f"{name} {scores[name]:.3f}" for name in job.plan.metrics) + f" ({cpu:.0f} cpu s)"
 
@@ -219,8 +223,8 @@ def last_words(text: str) -> str:
 
 def check_same(workdir: pathlib.Path, point: Point, version: str) -> None:
     """Raise ValueError where the folder of a point holds something of other settings than this call's."""
-    notes = read_json(workdir / point.name / "point.json")
-    if notes is None:
+    notes = output.finished(workdir / point.name / "point.json")
+    if notes is None or "settings" not in notes:
         return
     old, new = _flat(notes["settings"]), _flat({**point.settings, "store": version})
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -236,13 +240,3 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return {"config.train.steps": 100, "evaluate.bag": "50", "store": checksum}."""
     flat = {f"{part}.{key}": v for part in ("config", "evaluate") for key, v in settings.get(part, {}).items()}
     return flat | {"store": settings.get("store")}
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """Return what a JSON file holds, None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file in one go."""
-    whole.write_file(path, (json.dumps(value, indent=1) + "\n").encode())

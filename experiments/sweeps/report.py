@@ -7,7 +7,6 @@ scores beside the model (a random twin, baselines) is shown below, as it was met
 import csv
 import dataclasses
 import io
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -121,8 +120,7 @@ def unfinished(plan: Plan, workdir: pathlib.Path) -> str:
     lines = []
     for point in plan.points:
         if not result(plan, workdir, point):
-            notes = workdir / point.name / "point.json"
-            reason = json.loads(notes.read_text()).get("failed") if notes.exists() else None
+            reason = (output.finished(workdir / point.name / "point.json") or {}).get("failed")
             lines.append(f"- no result: {point.name}" + (f": {reason}" if reason else ""))
     return "\n" + "\n".join(lines) + "\n" if lines else ""
 

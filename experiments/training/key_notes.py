@@ -9,6 +9,7 @@ from typing import Any
 from data_pipeline.batches import loader
 from experiments.training import data, settings
 from scfm_jax import models, sharding, tasks
+from scfm_jax.saving.secret import masked
 from scfm_jax.training import loop, optim, tuning
 
 WIDTH = 48
@@ -42,7 +43,7 @@ def text(config: Mapping[str, Any], source: str) -> str:
     """
     notes = of(config)
     lines = [f"--config={shlex.quote(source)}"]
-    for key, value in settings.flatten(config).items():
+    for key, value in settings.flatten(masked(config)).items():
         line = f"--config.{key}" + ("" if value is None else f"={_quoted(value)}")
         note = "; ".join(filter(None, ("not set" if value is None else "", notes.get(key, ""))))
         lines.append(f"{line:{WIDTH}}  # {note}" if note else line)

@@ -38,17 +38,19 @@ def load(path: str | os.PathLike, which: int | str | None = None, base: str | os
     it began with is loaded, too. What fine-tuning added to a model is merged into its weights.
 
     Args:
-      which: a step, or "best"; by default the newest valid one. Where there is a moving average of the weights, that is
-        what is loaded.
+      which: a step, or "best"; by default the newest valid one. Another step is never taken for it. Where there is a
+        moving average of the weights, that is what is loaded.
       base: the run that a fine-tuned one began with, if it is elsewhere now.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: what there is is damaged, or of a model that this version does not know.
+      ValueError: what there is is damaged, or of a model that this version does not know; the run was not validated, so
+        there is no best step.
     """
     path = pathlib.Path(path)
     if path.is_file():
         tree, meta = weights_file.read(path)
+        _check_step(which, meta.get("step", meta.get("run", {}).get("step")), f"{path}: a file of weights")
         if meta.get("format") == tuning.FORMAT:
             return _tuned(path, tree, meta, base)
         variables = dict(tree["variables"])
@@ -56,10 +58,15 @@ def load(path: str | os.PathLike, which: int | str | None = None, base: str | os
         return build(meta, variables, tree.get("constants", {}), f"{path.name}, step {meta.get('step')}")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if (folder / "meta.json").is_file() and folder.name.isdecimal():
+        _check_step(which, int(folder.name), f"{path}: one checkpoint")
         folder, which = folder.parent, int(folder.name)
-    if which == "best":
+    if which == "best" and checkpoint.steps(folder):
         best = checkpoint.read_best(folder)
-        which = best and best[0]
+        if best is None:
+            raise ValueError(f"{folder}: this run was not validated, so no step is the best; choose a step, or none")
+        which = best[0]
+    elif which == "best":
+        which = None
     entries = ("params", "ema", "buffers", "constants")
     restored = checkpoint.restore(folder, step=which, only=entries)
     if restored is None:
@@ -72,6 +79,12 @@ def load(path: str | os.PathLike, which: int | str | None = None, base: str | os
     variables = {"params": state.get("ema") or state["params"], **state.get("buffers", {})}
     meta = restored.meta | {"step": restored.step}
     return build(meta, variables, state.get("constants", {}), f"{folder}, step {restored.step}")
+
+
+def _check_step(which: int | str | None, step: int | None, what: str) -> None:
+    """Raise ValueError where another step is asked for than the one there is."""
+    if which is not None and str(which) != str(step):
+        raise ValueError(f"{what}, of step {step}; which={which} (--step) cannot be had of it, leave it out")
 
 
 def from_published(
@@ -139,7 +152,14 @@ def _check_reading(path: str, made: Mapping[str, Any], weighted: bool) -> None:
 
 
 def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, Any], source: str) -> Run:
-    """Build the network that the metadata describe; sizes that the data decide are the lengths of their lists."""
+    """Build the network that the metadata describe; sizes that the data decide are the lengths of their lists.
+
+    ValueError where the metadata lack what every run has.
+    """
+    if lacking := [key for key in ("model", "config", "genes") if key not in meta] or [
+        f"config.{key}" for key in ("model",) if key not in meta["config"]
+    ]:
+        raise ValueError(f"{source}: its metadata have no entry {lacking[0]!r}; it was not saved by a training run")
     module = models.get(meta["model"])
     lists = {"genes": meta["genes"], **meta.get("classes", {})}
     sizes = {field: len(lists.get(name, ())) for field, name in module.SIZES.items()}
@@ -152,6 +172,8 @@ def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, 
 
 def _tuned(path: pathlib.Path, tree: dict[str, Any], content: dict[str, Any], base: str | os.PathLike | None) -> Run:
     """Return the run whose trained part a file of `tuning.save` holds."""
+    if lacking := [key for key in ("base", "run") if key not in content]:
+        raise ValueError(f"{path}: its metadata have no entry {lacking[0]!r}; it was not saved by fine-tuning")
     whole = load(base or content["base"]["path"])
     params = tuning.complete(path, content, tree["params"], whole.variables["params"])
     meta = content["run"]

@@ -5,10 +5,11 @@
                                     "leaves": {name: {"shape", "dtype", "checksum"}}, "files": {path: sha256}}}
 
 A step is written as `<step>.partial` and renamed when everything is on disk, so a killed save leaves nothing that looks
-like a checkpoint. Orbax 0.12 restores wrong numbers without an error for most single flipped bits of its data files;
-here the files are checked before it reads them and every leaf after (`checksums.py`), and a damaged step is passed
-over, by name, for the newest valid one. The sums of leaves do not depend on the mesh, so a checkpoint moves between any
-numbers of devices and processes.
+like a checkpoint. Where that step is there already, it is `<step>.stale` for the moment between two renames; it counts
+as the step while there is no other, and the next save puts it back. Orbax 0.12 restores wrong numbers without an error
+for most single flipped bits of its data files; here the files are checked before it reads them and every leaf after
+(`checksums.py`), and a damaged step is passed over, by name, for the newest valid one. The sums of leaves do not depend
+on the mesh, so a checkpoint moves between any numbers of devices and processes.
 
 Multi-process: all processes call `save` and `restore` with the same arguments; process 0 writes the JSON and renames.
 """
@@ -20,20 +21,24 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from scfm_jax.saving.checksums import Damaged, changed_files, digests, one_line, seal, unseal
+from scfm_jax.saving.checksums import changed_files, digests
 from scfm_jax.saving.leaves import difference, flatten, nest, table_of
+from scfm_jax.saving.sealed import Damaged, one_line, seal, sync, unseal
+from scfm_jax.saving.together import agree, on_first
 
 PathLike = str | os.PathLike
 Tree = Any
-_LEFTOVER = re.compile(r"\d+\.(partial|stale)")
+_LEFTOVER = re.compile(r"\d+\.(partial|stale|pruned)")
+_STEP = re.compile(r"(\d+)(\.stale)?")
+_ENTRIES = ("step", "meta", "best", "leaves", "files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +72,15 @@ def save(
     leaves = flatten(state)
     stored = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses arrays of size 0
     content = {"step": int(step), "leaves": table_of(leaves), "meta": dict(meta), "best": best and dict(best)}
-    _on_first(lambda: _prepare(directory), f"checkpoint of step {step} in {directory}")
+    on_first(lambda: _prepare(directory), f"checkpoint of step {step} in {directory}")
     error = None
     try:
         with _orbax() as orbax:
             orbax.save(partial / "state", args=ocp.args.PyTreeSave(nest(stored)), force=True)
     except Exception as e:  # Orbax and TensorStore raise many types for a full disk
         error = e
-    _on_first(lambda: _commit(partial, final, content, error), f"checkpoint of step {step} in {directory}")
-    _on_first(lambda: _prune(directory, step, keep), f"removing old checkpoints in {directory}")
+    on_first(lambda: _commit(partial, final, content, error), f"checkpoint of step {step} in {directory}")
+    on_first(lambda: _prune(directory, step, keep), f"removing old checkpoints in {directory}")
 
 
 def restore(
@@ -99,13 +104,15 @@ def restore(
     skipped = []
     for candidate in reversed(saved) if step is None else [step]:
         try:
-            content = _read_content(directory / str(candidate))
-            state = _read_state(directory / str(candidate) / "state", content, like, only)
+            content = _read_content(_place(directory, candidate))
+            state = _read_state(_place(directory, candidate) / "state", content, like, only)
         except Damaged as damage:
             skipped.append(f"step {candidate}: {damage}")
+        except (KeyError, TypeError, AttributeError) as error:  # it carries the right checksum, so nobody damaged it
+            skipped.append(f"step {candidate}: meta.json is not of our making: {one_line(error)}")
         else:
             return Restored(state, content["meta"], content["step"], skipped)
-    if not any((directory / str(s) / "meta.json").exists() for s in saved) and step is None:
+    if not any((_place(directory, s) / "meta.json").exists() for s in saved) and step is None:
         return None
     raise ValueError(
         f"{directory}: no valid checkpoint ({'; '.join(skipped)}); restore another step or delete them to start again"
@@ -127,7 +134,15 @@ def steps(directory: PathLike) -> list[int]:
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+    names = [(_STEP.fullmatch(path.name), path) for path in directory.iterdir() if path.is_dir()]
+    return sorted({int(name[1]) for name, path in names if name and (not name[2] or (path / "meta.json").exists())})
+
+
+def _place(directory: pathlib.Path, step: int) -> pathlib.Path:
+    """Return the folder of a step: what a killed save had put aside, where there is no other."""
+    folder = directory / str(step)
+    aside = folder.with_name(f"{step}.stale")
+    return aside if aside.is_dir() and not folder.is_dir() else folder
 
 
 def read_meta(directory: PathLike, step: int | None = None) -> dict[str, Any]:
@@ -135,7 +150,7 @@ def read_meta(directory: PathLike, step: int | None = None) -> dict[str, Any]:
     directory = pathlib.Path(directory)
     for candidate in reversed(steps(directory)) if step is None else [step]:
         try:
-            return _read_content(directory / str(candidate))["meta"]
+            return _read_content(_place(directory, candidate))["meta"]
         except Damaged as damage:
             if step is not None:
                 raise Damaged(f"checkpoint step {step} of {directory}: {damage}") from None
@@ -143,21 +158,47 @@ def read_meta(directory: PathLike, step: int | None = None) -> dict[str, Any]:
 
 
 def read_best(directory: PathLike) -> tuple[int, dict[str, Any]] | None:
-    """Return the best step so far and the record it was saved with, or None."""
-    directory = pathlib.Path(directory)
+    """Return the best step so far and the record it was saved with, None where no step was saved as the best.
+
+    Damaged where that cannot be told: the step that was the best, or may have been, is damaged or missing.
+    """
+    directory, damaged = pathlib.Path(directory), []
     for step in reversed(steps(directory)):
         try:
-            record = _read_content(directory / str(step))["best"]
-        except Damaged:
+            content = _read_content(_place(directory, step))
+        except Damaged as damage:
+            damaged.append(f"step {step}: {damage}")
             continue
-        if record:
-            return step, record
+        best = content["meta"].get("progress", {}).get("best_step")
+        if damaged and (content["best"] or best is not None):
+            advice = f"the best of the others is step {step if content['best'] else best}"
+            raise Damaged(f"{directory}: which step is the best is not known ({'; '.join(damaged)}); {advice}")
+        if content["best"]:
+            return step, content["best"]
+        if best is not None and best not in steps(directory):
+            raise Damaged(
+                f"{directory}: the best step, {best}, is not there any more; choose one of {steps(directory)}"
+            )
+    if damaged:
+        raise Damaged(f"{directory}: which step is the best is not known ({'; '.join(damaged)})")
     return None
+
+
+def drop_after(directory: PathLike, step: int) -> None:
+    """Remove the steps after `step`, on process 0 while the others wait."""
+    directory = pathlib.Path(directory).absolute()
+
+    def work() -> None:
+        _prepare(directory)
+        for late in (late for late in steps(directory) if late > step):
+            _remove(directory, late)
+
+    on_first(work, f"removing the checkpoints after step {step} in {directory}")
 
 
 def _read_content(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return unseal((path / "meta.json").read_bytes())
+        return unseal((path / "meta.json").read_bytes(), _ENTRIES)
     except FileNotFoundError:
         raise Damaged("meta.json is missing, it is not a whole checkpoint") from None
     except Damaged as damage:
@@ -170,7 +211,7 @@ def _read_state(path: pathlib.Path, content: dict, like: Tree | None, only: Coll
     wanted = dict.fromkeys(table) if like is None else flatten(like)
     if like is not None:
         _check_same_model(path.parent, table, wanted)
-    if damage := _agree(changed_files(path, content["files"]) if jax.process_index() == 0 else ""):
+    if damage := agree(changed_files(path, content["files"]) if jax.process_index() == 0 else ""):
         raise Damaged(damage)
     items, args, leaves = {}, {}, {}
     for name, row in table.items():
@@ -194,7 +235,7 @@ def _read_state(path: pathlib.Path, content: dict, like: Tree | None, only: Coll
         damage = difference(leaves, table)
     except Exception as error:  # Orbax and TensorStore raise many types for damaged files
         damage = f"Orbax cannot read the arrays: {one_line(error)}"
-    if damage := _agree(damage):
+    if damage := agree(damage):
         raise Damaged(damage)
     leaves = {name: leaves[name] for name in wanted}
     return nest(leaves) if like is None else jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
@@ -228,17 +269,24 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
     """Yield an Orbax checkpointer whose background threads keep their tracebacks to themselves: we report the error."""
     logger, silent = logging.getLogger("absl"), lambda record: "orbax" not in record.pathname
     logger.addFilter(silent)
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda raised: str(raised.exc_value) == "Event loop is closed" or told(raised)
     try:
         yield ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        sys.unraisablehook = told  # after a failure its threads go on for a while
     finally:
         logger.removeFilter(silent)
 
 
 def _prepare(directory: pathlib.Path) -> None:
-    """Make the folder and remove what killed saves left in it."""
+    """Make the folder, put a step back that a killed save had put aside, and remove what else killed saves left."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
-        if _LEFTOVER.fullmatch(path.name):
+        if not _LEFTOVER.fullmatch(path.name):
+            continue
+        if path.suffix == ".stale" and not path.with_suffix("").exists() and (path / "meta.json").exists():
+            path.rename(path.with_suffix(""))
+        else:
             shutil.rmtree(path)
 
 
@@ -251,11 +299,11 @@ def _commit(partial: pathlib.Path, final: pathlib.Path, content: dict, error: Ex
         (partial / "meta.json").write_text(seal(content | {"files": digests(partial / "state")}))
         for root, _, files in os.walk(partial):
             for name in [*files, "."]:
-                _sync(pathlib.Path(root, name))
+                sync(pathlib.Path(root, name))
         if final.exists():
             final.rename(final.with_name(f"{final.name}.stale"))
         partial.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -263,37 +311,16 @@ def _commit(partial: pathlib.Path, final: pathlib.Path, content: dict, error: Ex
 
 
 def _prune(directory: pathlib.Path, step: int, keep: int) -> None:
-    """Remove the steps before `step` that are neither among the newest `keep` nor the best; a rename comes first."""
-    best = read_best(directory)
+    """Remove the steps before `step` that are neither among the newest `keep` nor the best."""
+    best = None
+    with contextlib.suppress(Damaged):
+        best = read_best(directory)
     past = [s for s in steps(directory) if s <= step]
     for old in past[: -max(keep, 1)]:
         if best is None or old != best[0]:
-            shutil.rmtree((directory / str(old)).rename(directory / f"{old}.stale"))
+            _remove(directory, old)
 
 
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _on_first(work: Callable[[], None], what: str) -> None:
-    """Run `work` on process 0 while the others wait; OSError on every process if it fails there."""
-    error = None
-    if jax.process_index() == 0:
-        try:
-            work()
-        except OSError as e:
-            error = e
-    if _agree("failed" if error else ""):
-        raise OSError(f"{what}: {one_line(error) if error else 'process 0 could not write'}") from error
-
-
-def _agree(problem: str) -> str:
-    """Return this process's problem, or that another one has one; "" if no process has."""
-    if jax.process_count() == 1:
-        return problem
-    anywhere = multihost_utils.process_allgather(np.array(bool(problem))).any()
-    return problem or ("damaged on another process" if anywhere else "")
+def _remove(directory: pathlib.Path, step: int) -> None:
+    """Remove a step; a rename comes first, so that no half of it is taken for a checkpoint."""
+    shutil.rmtree((directory / str(step)).rename(directory / f"{step}.pruned"))

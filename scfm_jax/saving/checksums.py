@@ -1,4 +1,4 @@
-"""Checksums that tell whether arrays, files and metadata are still what was written.
+"""Checksums that tell whether arrays and files are still what was written.
 
 The checksum of an array is the sum modulo 2^64 of splitmix64(position << 32 | word) over its 32-bit words (16- and
 8-bit types: one word per element), `position` being the word's place in the whole array. splitmix64's finaliser is a
@@ -11,7 +11,6 @@ Source of the mixer: Steele, Lea and Flood, "Fast splittable pseudorandom number
 
 import concurrent.futures
 import hashlib
-import json
 import math
 import os
 import pathlib
@@ -22,11 +21,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from scfm_jax.saving.sealed import Damaged, one_line
+
+__all__ = ["Damaged", "changed_files", "checksums", "digests"]
+
 _BLOCK = 1 << 15  # words mixed at a time: stays in the cache
-
-
-class Damaged(ValueError):
-    """What is on disk is not what was written."""
 
 
 def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
@@ -60,30 +59,6 @@ def changed_files(path: pathlib.Path, saved: Mapping[str, str]) -> str:
     wrong = [(f, "changed on disk" if f in current else "missing") for f in saved if current.get(f) != saved[f]]
     more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
     return f"{path.name}/{wrong[0][0]} is {wrong[0][1]}{more}" if wrong else ""
-
-
-def seal(content: Mapping) -> str:
-    """Return `content` as JSON text that carries its own sha256."""
-    body = json.dumps(content, sort_keys=True)
-    return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}", "content": {body}}}'
-
-
-def unseal(text: str | bytes) -> dict[str, Any]:
-    """Return the content of a sealed text; Damaged if a character of it changed."""
-    text = text if isinstance(text, str) else text.decode(errors="replace")
-    try:
-        content = json.loads(text)["content"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"is not readable: {one_line(error)}") from None
-    if seal(content) != text:
-        raise Damaged("does not match its checksum")
-    return content
-
-
-def one_line(error: BaseException) -> str:
-    """Return the text of an error on one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _local_sum(leaf: Any) -> np.uint64:

@@ -9,8 +9,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from scfm_jax.saving.checksums import Damaged, one_line, seal, unseal
 from scfm_jax.saving.leaves import difference, flatten, nest, table_of
+from scfm_jax.saving.sealed import Damaged, one_line, seal, sync, unseal
 
 
 def export(path: str | os.PathLike, variables: Any, meta: Mapping) -> None:
@@ -25,9 +25,9 @@ def export(path: str | os.PathLike, variables: Any, meta: Mapping) -> None:
         mode = partial.stat().st_mode  # as the umask has it; safetensors lets nobody else read its files
         save_file({n: np.array(a, order="C") for n, a in leaves.items()}, partial, {"scfm_jax": seal(content)})
         partial.chmod(mode)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"{path}: the weights could not be written: {one_line(error)}") from error
@@ -43,9 +43,9 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
             leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if sealed is None:
             raise Damaged("it was not written by scfm_jax (published weights are read by api.from_published)")
-        content = unseal(sealed)
+        content = unseal(sealed, ("leaves", "meta"))
         if damage := difference(leaves, content["leaves"]):
             raise Damaged(damage)
-    except (Damaged, SafetensorError, UnicodeDecodeError, TypeError) as error:
+    except (Damaged, SafetensorError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{path}: not a whole weights file: {one_line(error)}") from error
     return nest(leaves), content["meta"]

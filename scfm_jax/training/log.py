@@ -2,24 +2,28 @@
 
 On stderr a line says step, loss, validation loss, cells/s and the time that is left; all else is in the files.
 metrics.jsonl holds what (config, seed, step) determine and nothing else, so two runs of one config are equal byte by
-byte; timing.jsonl holds speeds and memory; tensorboard/ has both, written without TensorFlow.
+byte; timing.jsonl holds speeds and memory; tensorboard/ has both, written without TensorFlow. Each line carries its own
+checksum (`saving.sealed`), and a checkpoint that of all of metrics.jsonl so far.
 """
 
 import contextlib
-import json
+import hashlib
 import math
 import os
 import pathlib
+import socket
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+from scfm_jax.saving import sealed
+from scfm_jax.saving.secret import masked
 from scfm_jax.training import pace
 
 Values = Mapping[str, float | None]
@@ -34,6 +38,7 @@ class Log:
         it was written by steps that are about to be done again.
       total: steps of the whole run, for the bar.
       wandb: name of a Weights & Biases project, None for none; it is told the "config" of `metadata`.
+      digest: of metrics.jsonl at that step, "" where that is not known; a difference is told.
     """
 
     def __init__(
@@ -45,18 +50,15 @@ class Log:
         tensorboard: bool = True,
         wandb: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        digest: str = "",
     ):
         workdir = pathlib.Path(workdir)
-        self._metrics = open(workdir / "metrics.jsonl", "ab")  # noqa: SIM115
-        if self._metrics.tell() < length:
-            print(f"warning: {self._metrics.name} is shorter than at step {start}: lines are missing", file=sys.stderr)
-        else:
-            self._metrics.truncate(length)
-        self._timing = open(workdir / "timing.jsonl", "ab")  # noqa: SIM115
-        self._board = EventFileWriter(str(workdir / "tensorboard")) if tensorboard else None
+        self._metrics, self._sum = _open_metrics(workdir / "metrics.jsonl", start, length, digest)
+        self._timing = sealed.open_lines(workdir / "timing.jsonl")
+        self._board = _Board(workdir / "tensorboard") if tensorboard else None
         if self._board and start:  # TensorBoard forgets the steps that are about to be done again
             status = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._board.add_event(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=status))
+            self._board.add(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=status))
         self._wandb = _wandb_run(wandb, workdir, metadata or {}) if wandb else None
         self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
         self._total = total
@@ -73,26 +75,31 @@ class Log:
         """Write one line of values, and one of timings where there are any; NaN and infinity become null."""
         values = {name: _finite(value) for name, value in values.items()}
         timing = {name: _finite(value) for name, value in (timing or {}).items()}
-        self._metrics.write(f"{json.dumps({'step': step, **values})}\n".encode())
+        self._sum.update(_append(self._metrics, {"step": step, **values}))
         if timing:
-            line = json.dumps({"step": step, "time": round(time.time(), 3), **timing})
-            self._timing.write(f"{line}\n".encode())
-        self._metrics.flush()
-        self._timing.flush()
+            _append(self._timing, {"step": step, "time": round(time.time(), 3), **timing})
         logged = {name: value for name, value in {**values, **timing}.items() if value is not None}
         if self._board:
-            self._board.add_event(_event(step, logged))
+            self._board.add(_event(step, logged))
         if self._wandb:
             self._wandb.log(logged, step=step)
         self.say(self.line(step, {**values, **timing}))
 
-    def sync(self) -> int:
-        """Bring everything to disk and return the length of metrics.jsonl in bytes."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
-        if self._board:
-            self._board.flush()
-        return self._metrics.tell()
+    def check(self) -> None:
+        """Raise OSError where the files are not those of the workdir any more: somebody removed or replaced it."""
+        for file in (self._metrics, self._timing):
+            try:
+                same = os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                same = False
+            if not same:
+                raise FileNotFoundError(f"{file.name} was removed or replaced while the run was writing to it")
+
+    def sync(self) -> tuple[int, str]:
+        """Bring everything to disk and return the length of metrics.jsonl in bytes, and its digest."""
+        for file in (self._metrics, self._timing):
+            os.fsync(file.fileno())
+        return self._metrics.tell(), self._sum.hexdigest()
 
     def close(self) -> None:
         """Finish all files."""
@@ -174,6 +181,63 @@ class Clock:
         self._cells = self._tokens = self._flops = 0.0
 
 
+class _Board:
+    """A file of events for TensorBoard, written at once: its own writer has a thread, which a full disk kills."""
+
+    def __init__(self, folder: pathlib.Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = open(folder / name, "ab")  # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        self.add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, event: event_pb2.Event) -> None:
+        """Write an event; OSError names the file."""
+        with _naming(self._file):
+            self._records.write(event.SerializeToString())
+            self._records.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+def _open_metrics(path: pathlib.Path, start: int, length: int, digest: str) -> tuple[BinaryIO, Any]:
+    """Return metrics.jsonl, cut back to a length, open to append to, and the running sha256 of what is in it.
+
+    Says on stderr where it is not what it was at that step.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    if size > length:
+        os.truncate(path, length)
+    file = sealed.open_lines(path)
+    total = hashlib.sha256(path.read_bytes())
+    if size < length:
+        print(f"warning: {path} is shorter than at step {start}: lines are missing", file=sys.stderr)
+    elif digest and total.hexdigest() != digest:
+        which = "; ".join(sealed.read_lines(path).problems) or "lines were exchanged"
+        print(f"warning: {path} is not what it was at step {start}: {which}", file=sys.stderr)
+    return file, total
+
+
+def _append(file: BinaryIO, row: Mapping[str, Any]) -> bytes:
+    """Write a line with its checksum and return it; OSError names the file."""
+    line = f"{sealed.dumps(row)}\n".encode()
+    with _naming(file):
+        file.write(line)
+        file.flush()
+    return line
+
+
+@contextlib.contextmanager
+def _naming(file: BinaryIO) -> Iterator[None]:
+    """Give errors of the operating system the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from error
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -195,4 +259,4 @@ def _wandb_run(project: str, workdir: pathlib.Path, metadata: Mapping[str, Any])
     except ImportError:
         raise ValueError(f"train.wandb={project!r}: wandb is not installed (pip install 'scfm_jax[wandb]')") from None
     id = f"{workdir.name}-{zlib.crc32(bytes(workdir.absolute())):08x}"  # the same when the run goes on
-    return wandb.init(project=project, dir=workdir, id=id, resume="allow", config=metadata.get("config"))
+    return wandb.init(project=project, dir=workdir, id=id, resume="allow", config=masked(metadata.get("config")))

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scfm_jax import sharding
 from scfm_jax.saving import checkpoint
-from scfm_jax.training import hardware, optim, pace, signals
+from scfm_jax.saving.lock import alone
+from scfm_jax.training import divergence, hardware, optim, pace, signals
 from scfm_jax.training.log import Log
 from scfm_jax.training.progress import Program, Progress, Trainer, add, means
 from scfm_jax.training.step import Objective, eval_step, init_state, train_step
@@ -63,6 +64,7 @@ def fit(
     monitor: str = "loss",
     patience: int = 0,
     max_skipped: int = 10,
+    rewind: int = 0,
     tensorboard: bool = True,
     wandb: str | None = None,
     validation: Loader | None = None,
@@ -84,13 +86,17 @@ def fit(
       monitor: the validation metric of which the smallest value is best; "-name" for the largest.
       patience: stop after this many validations without a new best, 0 for never.
       max_skipped: give up after this many updates in a row that were not finite.
+      rewind: a saved step to go back to, once, where a run has diverged, 0 for none. What is after it is removed, and
+        the optimiser's settings may differ from there on.
       wandb: name of a Weights & Biases project.
       validation: the cells to validate on.
       initial: changes the first state of a new run (other weights to start from).
       lock: of the state, which is saved when a signal arrives, see `signals.supervise`.
 
     Raises:
-      ValueError: sizes that do not fit the devices, a checkpoint of another model, a loss that stays not finite.
+      ValueError: sizes that do not fit the devices, a checkpoint of another model, a loss that stays not finite,
+        another training in `workdir`.
+      OSError: the disk refuses, or `workdir` was removed.
     """
     lock = lock or signals.StateLock()
     lock.shared = jax.process_count() > 1
@@ -99,13 +105,15 @@ def fit(
     devices, folder = sharding.make_mesh(**mesh), pathlib.Path(workdir) / "checkpoints"
     build = functools.partial(optim.build, steps=steps, **optimizer)
     hardware.peak_flops()  # measures a CPU, so not during a step
-    with jax.set_mesh(devices):
+    with alone(workdir, kept_after=signals.Stopped), jax.set_mesh(devices):
         begin = functools.partial(init_state, objective, build, seed)
         layout = functools.partial(sharding.state_shardings, mesh=devices, **shard)
-        state, progress = _begin(begin, loader, constants, folder, layout, initial)
+        back = rewind if _rewinds(folder, rewind, metadata) else None
+        state, progress = _begin(begin, loader, constants, folder, layout, initial, back)
         log = None
         if jax.process_index() == 0:
-            log = Log(workdir, progress.step, progress.length, steps, tensorboard, wandb, metadata)
+            place = progress.step, progress.length, steps
+            log = Log(workdir, *place, tensorboard, wandb, metadata, progress.digest)
             log.say(_opening(metadata, state, progress.step, steps, workdir))
         saving = {"folder": folder, "metadata": metadata, "keep": keep}
         trainer = Trainer(state, progress, log, log_every=log_every, max_skipped=max_skipped, **saving)
@@ -158,12 +166,18 @@ def _begin(
     folder: pathlib.Path,
     layout: Callable[[TrainState], Any],
     initial: Callable[[TrainState], TrainState] | None,
+    back: int | None,
 ) -> tuple[TrainState, Progress]:
-    """Return state and progress of the newest valid checkpoint, or those of step 0 where there is none."""
+    """Return state and progress of the newest valid checkpoint, or those of step 0 where there is none.
+
+    `back` is a step to go back to instead; the checkpoints after it are removed.
+    """
     example = jax.tree.map(np.zeros_like, _to_batch(loader.batch(0)))
     shapes = jax.eval_shape(begin, example, constants)
     shardings = layout(shapes)
-    restored = checkpoint.restore(folder, sharding.abstract(shapes, shardings))
+    restored = checkpoint.restore(folder, sharding.abstract(shapes, shardings), step=back)
+    if back is not None:
+        checkpoint.drop_after(folder, back)
     if restored is None:
         state = jax.jit(begin, out_shardings=shardings)(example, constants)
         return initial(state) if initial else state, Progress()
@@ -172,6 +186,12 @@ def _begin(
             print(f"warning: damaged checkpoint passed over: {skipped}", file=sys.stderr)
         print(f"going on from step {restored.step}", file=sys.stderr, flush=True)
     return restored.state, Progress(**restored.meta["progress"])
+
+
+def _rewinds(folder: pathlib.Path, rewind: int, metadata: Mapping[str, Any]) -> bool:
+    """Return whether the run goes back to a step rather than on from its newest checkpoint, see `divergence`."""
+    saved = checkpoint.read_meta(folder) if rewind and checkpoint.steps(folder) else {}
+    return divergence.rewinds(rewind, saved, metadata)
 
 
 def _due(step: int, every: int) -> bool:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 
 from scfm_jax.saving import checkpoint
-from scfm_jax.training import hardware
+from scfm_jax.saving.together import on_first
+from scfm_jax.training import divergence, hardware
 from scfm_jax.training.log import Clock, Log
 from scfm_jax.training.step import Metrics
 from scfm_jax.types import Batch, TrainState
@@ -39,9 +40,10 @@ class Progress:
       loader: position in the data after them, as the loader states it.
       window: sums of metrics since the last line of the log.
       evaluated: step of the last validation. best: best value so far of what is monitored. stale: validations since
-        then.
+        then. best_step: of that value.
       skipped: updates in a row that were skipped because they were not finite.
-      length: of metrics.jsonl, in bytes.
+      length: of metrics.jsonl, in bytes. digest: its sha256.
+      norm: of the parameters when they were saved. first_norm: of the run's first parameters.
     """
 
     step: int = 0
@@ -52,6 +54,10 @@ class Progress:
     stale: int = 0
     skipped: int = 0
     length: int = 0
+    best_step: int | None = None
+    digest: str = ""
+    norm: float | None = None
+    first_norm: float | None = None
 
 
 class Trainer:
@@ -80,6 +86,8 @@ class Trainer:
         self._log_every, self._max_skipped = log_every, max_skipped
         self._newest: tuple[int, Metrics, float] | None = None
         self._saved = progress.step if progress.step else None
+        if progress.first_norm is None:
+            progress.first_norm = divergence.norm(state.params)
 
     def advance(self, program: Program, batch: Batch, position: Any) -> None:
         """Dispatch one step, then read the metrics of the one before; `position` is the loader's after `batch`."""
@@ -110,15 +118,20 @@ class Trainer:
         progress.stale = 0 if better else progress.stale + 1
         if not better:
             return None
-        progress.best = value
+        progress.best, progress.best_step = value, progress.step
         return {"metric": f"val/{name}", "value": value}
 
     def save(self, best: Mapping[str, Any] | None = None) -> str:
-        """Save a checkpoint, unless this step has one already and is not a new `best`; return what to tell the user."""
+        """Save a checkpoint, unless this step has one already and is not a new `best`; return what to tell the user.
+
+        OSError in every process where the workdir is not there any more.
+        """
         self.catch_up()
         progress = self.progress
         if progress.step != self._saved or best:
-            progress.length = self._log.sync() if self._log else 0
+            on_first(self._log.check if self._log else lambda: None, f"step {progress.step} is not saved")
+            progress.length, progress.digest = self._log.sync() if self._log else (0, "")
+            progress.norm = divergence.norm(self.state.params)
             meta = {**self._metadata, "step": progress.step, "loader": progress.loader}
             meta["progress"] = dataclasses.asdict(progress)
             checkpoint.save(self._folder, progress.step, self.state, meta, keep=self._keep, best=best)
@@ -142,7 +155,7 @@ class Trainer:
         if progress.skipped >= self._max_skipped:
             raise ValueError(
                 f"step {step}: loss or gradient was not finite {progress.skipped} times in a row (those updates were "
-                "skipped); the checkpoints are intact: lower optim.learning_rate or set optim.clip_norm"
+                f"skipped); {divergence.way_out(self._folder)}"
             )
 
     def _write(self, step: int, values: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:

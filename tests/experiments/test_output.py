@@ -47,7 +47,7 @@ def test_a_cell_of_the_annotation_table_has_its_probabilities_before_its_scores(
     assert [path.name for path in (tmp_path / "cells").iterdir()] == ["row_0.npz"]
     monkeypatch.setattr(output, "write_file", real)
     row = annotation.write(tmp_path, "row_0", {"seed": 0}, shares, classes)
-    assert json.loads((tmp_path / "cells/row_0.json").read_text()) == row
+    assert output.read(tmp_path / "cells/row_0.json") == row
     with np.load(tmp_path / "cells/row_0.npz") as saved:
         assert saved["shares"].dtype == np.float32 and saved["classes"].tolist() == classes
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["row_0.json", "row_0.npz"]
@@ -66,3 +66,27 @@ def test_markers_leave_a_whole_folder_or_none(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         markers.write(found, tmp_path / "none")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_carries_its_checksum_and_what_is_damaged_is_made_again_or_named(tmp_path, capsys):
+    path, content = tmp_path / "scores.json", {"rows": [{"accuracy": 0.25}]}
+    output.write_file(path, content)
+    assert output.read(path) == output.finished(path) == content and not capsys.readouterr().err
+    path.write_text(path.read_text().replace("0.25", "0.95"))
+    assert output.finished(path) is None and "scores.json does not match its checksum" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"scores.json does not match its checksum"):
+        output.read(path)
+    path.write_text("")
+    assert output.finished(path) is None and "is empty: it is made again" in capsys.readouterr().err
+    path.write_text(json.dumps(content))
+    assert output.read(path) == content and "has no checksum" in capsys.readouterr().err
+
+
+def test_a_cell_of_the_annotation_table_that_is_damaged_is_made_again(tmp_path, capsys):
+    (tmp_path / "cells").mkdir()
+    output.write_file(tmp_path / "cells/a.json", {"accuracy": 1.0})
+    np.savez(tmp_path / "cells/a.npz", shares=np.ones(3))
+    assert annotation.finished(tmp_path, "a") == {"accuracy": 1.0}
+    data = (tmp_path / "cells/a.npz").read_bytes()
+    (tmp_path / "cells/a.npz").write_bytes(data[:40])
+    assert annotation.finished(tmp_path, "a") is None and "a.npz is torn or damaged" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from data_pipeline.store import manifest
 from experiments.analyses import embedding
 from experiments.suite import contamination, entrants, fill, results, tasks
 from experiments.suite import counts as suite_counts
@@ -244,6 +246,24 @@ def test_a_study_in_pretraining_is_found_by_name_by_file_and_by_its_cells(ground
     assert "name" in flags["one"]["why"] and "0.0% of its cells" in flags["two"]["why"]
     unknown = contamination.flags(suites.entrant("cellplm", "first"), studies[:1])["renamed"]
     assert unknown["seen"] is None
+    trained = suites.entrant("cellplm", "first", classes={"study": ["one"]}, store=f"{tmp_path}/store")
+    trained.run.meta["store"] = manifest.read(tmp_path / "store")["crc32c"]
+    seen = [True, True, True, False]
+    assert [flag["seen"] for flag in contamination.flags(trained, studies).values()] == seen
+    later = suites.entrant("cellplm", "later", init_from=None)
+    trained.run.export(tmp_path / "first.safetensors")
+    later.run.meta["config"]["init_from"] = str(tmp_path / "first.safetensors")
+    assert contamination.flags(later, studies)["part"]["seen"] is True, "what it began with has seen it"
+    later.run.meta["config"]["init_from"] = str(tmp_path / "removed")
+    assert contamination.flags(later, studies)["two"]["seen"] is None
+    trained.run.meta["store"] = "00000000"
+    flags = contamination.flags(trained, studies)
+    assert [flag["seen"] for flag in flags.values()] == [None, None, True, None]
+    assert "has changed since, or is another one" in flags["two"]["why"]
+    shutil.rmtree(tmp_path / "store")
+    flags = contamination.flags(trained, studies)
+    assert [flag["seen"] for flag in flags.values()] == [None, None, True, None]
+    assert "not there any more" in flags["two"]["why"]
 
 
 # -------------------------------------------------------------------------------------------------------------- command

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from experiments.pages import figures
 from experiments.suite import report as suite_report
-from experiments.suite import tasks
+from experiments.suite import results, tasks
 from tests.experiments.test_report import Page
 from tests.harness import browser, commands
 
@@ -122,6 +123,60 @@ def test_text_of_others_is_text_and_pictures_are_inside(report):
     assert all(reference.startswith(("data:image/", "#")) for reference in read.references)
     assert len(read.images) == 1 + 2 + 2 * 3 + 3 + 2 and all(len(image["alt"]) > 30 for image in read.images)
     assert read.tags.count("caption") == read.tags.count("table") >= 7
+
+
+def test_a_changed_digit_and_a_torn_picture_are_named_on_the_page_and_in_no_number(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "umap", lambda embedding, seed=0: embedding[:, :2])
+    shutil.copytree(folder, tmp_path / "s")
+    parts = [json.loads(text) for text in (folder / "results.jsonl").read_text().splitlines()]
+    (tmp_path / "s/results.jsonl").unlink()
+    keys = list(dict.fromkeys(line["key"] for line in parts))
+    for key in keys:
+        results.append(tmp_path / "s", [line for line in parts if line["key"] == key])
+    assert not results.problems(tmp_path / "s")
+    raw = suite_report.write(tmp_path / "s").read_text()
+    assert "0.810" in raw and "does not match" not in raw
+    text = (tmp_path / "s/results.jsonl").read_text()
+    line = next(x for x in text.splitlines() if '"value": 0.81,' in x)
+    (tmp_path / "s/results.jsonl").write_text(text.replace(line, line.replace("0.81", "0.18")))
+    (tmp_path / "s/pictures/first@blood.npz").write_bytes(b"torn")
+    assert len(results.problems(tmp_path / "s")) == 2
+    said = " ".join(" ".join(Page(suite_report.write(tmp_path / "s").read_text()).text).split())
+    assert "does not match its checksum: passed over" in said and "first@blood.npz is torn or damaged" in said
+    assert f"1 of {len(keys)} cells of the table are not filled" in said
+    assert "metrics.jsonl has no checksum" in said
+
+
+def test_a_cell_with_a_damaged_line_is_not_there_and_comes_again(tmp_path):
+    names = {"key": "k", "run": "", "model": "", "task": "t", "dataset": "d", "seed": 0}
+    rows = [{**names, "method": "m", "kind": "baseline", "case": "", "metric": m, "value": 0.25} for m in ("a", "b")]
+    lines = [*rows, {**names, "status": "done", "reason": ""}]
+    results.append(tmp_path, lines)
+    assert len(results.closed(tmp_path)[1]["k"]) == 2
+    path = tmp_path / "results.jsonl"
+    whole = path.read_text()
+    for number in range(3):
+        text = whole.splitlines(keepends=True)
+        text[number] = text[number].replace("0.25", "0.75").replace('"done"', '"gone"')
+        for torn in ("".join(text), "".join(text[:number] + text[number + 1 :])):
+            path.write_text(torn)
+            cells, metrics = results.closed(tmp_path)
+            assert not cells and not metrics and (results.problems(tmp_path) or number == 2)
+            results.append(tmp_path, lines)
+            assert [line["value"] for line in results.closed(tmp_path)[1]["k"]] == [0.25, 0.25]
+    path.write_text(whole[:-20])
+    results.append(tmp_path, lines)
+    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:2]) + whole, "a torn line is cut first"
+
+
+def test_a_damaged_description_of_a_suite_is_one_line(folder, tmp_path):
+    (tmp_path / "suite.json").write_text((folder / "suite.json").read_text()[:-9])
+    with pytest.raises(ValueError, match=r"suite.json is torn or damaged; the command that filled the suite") as error:
+        suite_report.write(tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "suite.json").write_text('{"suite": "x"}')
+    with pytest.raises(ValueError, match="no entry 'options'"):
+        suite_report.write(tmp_path)
 
 
 def test_suite_that_has_only_begun_has_a_report(folder, tmp_path):

@@ -200,6 +200,37 @@ def test_a_result_without_a_metric_that_is_new_is_scored_again_and_not_trained(p
     assert (tmp_path / "started").read_text() == "0"
 
 
+@pytest.mark.parametrize("text", ["", "{", None])
+def test_a_damaged_result_is_named_and_made_again_without_training(text, plain, tmp_path, capsys):
+    plan = make_plan(tmp_path, ["pass"])
+    crew_of(plan, tmp_path)
+    path = tmp_path / "p0" / "result.json"
+    path.write_text(path.read_text().replace("0.5", "0.9") if text is None else text)
+    assert sweep_crew.result(plan, tmp_path, plan.points[0]) is None
+    assert "p0/result.json" in capsys.readouterr().err
+    assert not sweep_crew.Crew(plan, tmp_path, "crc", 1).run(plan.points)
+    assert sweep_crew.result(plan, tmp_path, plan.points[0])["scores"]["ours"] == {"accuracy": 0.5}
+    assert (tmp_path / "started").read_text() == "0", "it is scored again, not trained again"
+
+
+def test_a_damaged_point_stops_neither_sweep_nor_table(plain, tmp_path, capsys):
+    plan = make_plan(tmp_path, ["pass"])
+    crew_of(plan, tmp_path)
+    (tmp_path / "p0" / "point.json").write_text("")
+    sweep_crew.check_same(tmp_path, plan.points[0], "crc")
+    (tmp_path / "p0" / "result.json").unlink()
+    assert "no result: p0" in report.unfinished(plan, tmp_path)
+    assert "point.json is empty" in capsys.readouterr().err
+    assert not crew_of(plan, tmp_path)[0].failed
+
+
+def test_an_evaluation_whose_scores_are_damaged_is_a_failure(plain, tmp_path):
+    plan = make_plan(tmp_path, ["pass"])
+    torn = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{')"
+    plan.points[0].evaluate[1] = torn
+    assert "scores.json is torn or damaged" in crew_of(plan, tmp_path)[0].failed["p0"]
+
+
 def test_an_evaluation_without_rows_of_the_model_is_a_failure(plain, tmp_path):
     plan = make_plan(tmp_path, ["pass"])
     other = Plan(plan.question, plan.metrics, plan.result, "theirs", None, plan.points)

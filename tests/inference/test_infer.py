@@ -19,7 +19,7 @@ from scipy import sparse
 
 from scfm_jax import api, models
 from scfm_jax.inference import bags
-from scfm_jax.saving import checkpoint
+from scfm_jax.saving import checkpoint, weights
 from scfm_jax.saving.published import torch_state
 from scfm_jax.tasks.cells import embedding as task
 from scfm_jax.types import Outputs
@@ -172,6 +172,36 @@ def test_saved_weights_embed_the_same(run, adata, tmp_path):
     checkpoint.save(tmp_path / "w" / "checkpoints", 4, state | {"ema": average}, run.meta, best={"value": 1})
     assert np.abs(api.load(tmp_path / "w").embed(adata, **QUIET) - embedding).max() > 1e-3
     assert "step 4" in api.load(tmp_path / "w", "best").source and "step 3" in api.load(tmp_path / "w", 3).source
+
+
+def test_the_best_step_is_never_another_one(run, tmp_path):
+    state = {"params": run.variables["params"], "buffers": {}, "constants": {}}
+    checkpoint.save(tmp_path / "checkpoints", 3, state, run.meta)
+    with pytest.raises(ValueError, match="this run was not validated"):
+        api.load(tmp_path, "best")
+    with pytest.raises(FileNotFoundError, match="no checkpoint there"):
+        api.load(tmp_path / "nowhere", "best")
+    checkpoint.save(tmp_path / "checkpoints", 4, state, run.meta, best={"metric": "val/loss", "value": 1})
+    checkpoint.save(tmp_path / "checkpoints", 5, state, run.meta)
+    meta = tmp_path / "checkpoints/4/meta.json"
+    meta.write_text(meta.read_text().replace("val/loss", "val/lass"))
+    with pytest.raises(ValueError, match=r"step 4: meta.json does not match its checksum"):
+        api.load(tmp_path, "best")
+    assert "step 5" in api.load(tmp_path).source
+    run.export(tmp_path / "weights.safetensors")
+    for path in (tmp_path / "weights.safetensors", tmp_path / "checkpoints/5"):
+        with pytest.raises(ValueError, match="which=best"):
+            api.load(path, "best")
+    assert "step 5" in api.load(tmp_path / "checkpoints/5", 5).source
+
+
+@pytest.mark.parametrize("lacking", ["model", "config", "genes"])
+def test_weights_whose_metadata_lack_an_entry_are_one_line(lacking, run, tmp_path):
+    meta = {key: value for key, value in run.meta.items() if key != lacking}
+    weights.export(tmp_path / "w.safetensors", {"variables": run.variables, "constants": {}}, meta)
+    with pytest.raises(ValueError, match=f"w.safetensors.*no entry '{lacking}'") as error:
+        api.load(tmp_path / "w.safetensors")
+    assert "\n" not in str(error.value)
 
 
 @needs_shared

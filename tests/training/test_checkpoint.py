@@ -318,3 +318,72 @@ def test_two_processes_save_one_checkpoint(tmp_path):
     assert [p.communicate(timeout=120)[0].split()[-1] for p in both] == ["fine", "fine"]
     one = checkpoint.restore(tmp_path)
     assert (one.state["x"] == np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)).all()
+
+
+# ------------------------------------------------------------------------------------------------ saved again, and best
+
+
+def test_a_kill_between_the_two_renames_of_a_step_saved_again_loses_nothing(tmp_path, monkeypatch):
+    old, new, rename = make_state(0), make_state(1), pathlib.Path.rename
+
+    def killed(path, target):
+        if path.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    checkpoint.save(tmp_path, 5, old, META)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pathlib.Path, "rename", killed)
+        checkpoint.save(tmp_path, 5, new, META)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5.partial", "5.stale"]
+    restored = checkpoint.restore(tmp_path, like=old)
+    assert restored.step == 5 and same(restored.state, old) and checkpoint.read_meta(tmp_path) == META
+    checkpoint.save(tmp_path, 6, new, META)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5", "6"]
+    assert same(checkpoint.restore(tmp_path, like=old, step=5).state, old)
+
+
+def test_a_kill_while_an_old_step_is_removed_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, make_state(), META, keep=1 + (step == 1))
+    checkpoint.save(tmp_path, 3, make_state(), META, keep=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+        checkpoint._prune(tmp_path, 3, 1)
+    assert checkpoint.steps(tmp_path) == [3]
+    checkpoint.save(tmp_path, 4, make_state(), META)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+
+
+def damage_meta(path: pathlib.Path) -> None:
+    """Change one digit of the metadata of a step."""
+    text = (path / "meta.json").read_text()
+    (path / "meta.json").write_text(text.replace("0.25", "0.35") if "0.25" in text else text.replace("1", "2", 1))
+
+
+@pytest.mark.parametrize("damaged", [2, 4])
+def test_the_best_step_is_the_best_or_an_error_that_names_the_damaged_one(damaged, tmp_path):
+    progress = {2: {"best_step": 2}, 4: {"best_step": 2}}
+    for step, best in ((2, {"metric": "val/loss", "value": 0.25}), (4, None)):
+        checkpoint.save(tmp_path, step, make_state(), {"progress": progress[step]}, best=best)
+    assert checkpoint.read_best(tmp_path)[0] == 2
+    damage_meta(tmp_path / str(damaged))
+    with pytest.raises(ValueError, match=f"best is not known .step {damaged}: meta.json does not match") as error:
+        checkpoint.read_best(tmp_path)
+    assert "\n" not in str(error.value)
+    shutil.rmtree(tmp_path / str(damaged))
+    if damaged == 2:
+        with pytest.raises(ValueError, match="the best step, 2, is not there any more"):
+            checkpoint.read_best(tmp_path)
+    else:
+        assert checkpoint.read_best(tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("missing", ["leaves", "files", "meta", "best", "step"])
+def test_metadata_that_lack_an_entry_are_one_line(missing, tmp_path):
+    checkpoint.save(tmp_path, 1, make_state(), META)
+    content = json.loads((tmp_path / "1/meta.json").read_text())["content"]
+    (tmp_path / "1/meta.json").write_text(checkpoint.seal({k: v for k, v in content.items() if k != missing}))
+    with pytest.raises(ValueError, match=f"no entry '{missing}'") as error:
+        checkpoint.restore(tmp_path)
+    assert "\n" not in str(error.value)

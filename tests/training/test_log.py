@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scfm_jax.saving import sealed
 from scfm_jax.training import hardware, pace, progress
 from scfm_jax.training.log import Clock, Log
 from tests.harness import tiny
@@ -17,7 +19,7 @@ def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
     log = Log(tmp_path, 0, 0, 10, tensorboard=False)
     log.write(1, {"loss": 0.1, "nb": float("nan")}, {"cells/s": 5.0})
     log.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1, "nb": null}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1, "nb": null, "crc": "60281ebc"}\n'
     timing = json.loads((tmp_path / "timing.jsonl").read_text())
     assert timing["cells/s"] == 5.0 and timing["step"] == 1
 
@@ -43,7 +45,8 @@ def test_a_line_says_what_one_watches_and_the_files_have_the_rest(tmp_path, caps
         "step 100/100  loss 0.1  val loss 2  12,346 cells/s",
     ]
     first = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
-    assert first == '{"step": 10, "loss": 0.123456, "grad_norm": 7.0}'
+    assert first.startswith('{"step": 10, "loss": 0.123456, "grad_norm": 7.0, "crc": "')
+    assert sealed.loads(first) == ({"step": 10, "loss": 0.123456, "grad_norm": 7.0}, True)
     assert json.loads((tmp_path / "timing.jsonl").read_text().splitlines()[0])["mfu"] == 0.5
 
 
@@ -75,7 +78,7 @@ def test_progress_is_told_now_and_then_and_at_the_end():
 def test_resuming_cuts_the_log_back_to_where_it_was(tmp_path):
     log = Log(tmp_path, 0, 0, 10, tensorboard=False)
     log.write(1, {"loss": 1.0})
-    length = log.sync()
+    length, _ = log.sync()
     log.write(2, {"loss": 2.0})
     log.close()
     log = Log(tmp_path, 1, length, 10, tensorboard=False)
@@ -182,3 +185,51 @@ def test_progress_that_an_error_left_is_forgotten():
         "scored 2 of 3, ETA 6 s",
         "scored 3 of 3 in 18 s",
     ]
+
+
+def test_a_digit_that_changed_in_the_log_is_told_on_resuming(tmp_path, capsys):
+    log = Log(tmp_path, 0, 0, 10, tensorboard=False)
+    for step in (1, 2):
+        log.write(step, {"loss": step / 8})
+    length, digest = log.sync()
+    log.close()
+    resume = {"tensorboard": False, "digest": digest}
+    Log(tmp_path, 2, length, 10, **resume).close()
+    assert "warning" not in capsys.readouterr().err
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    Log(tmp_path, 2, length, 10, **resume).close()
+    said = capsys.readouterr().err
+    assert "is not what it was at step 2" in said and "line 2 does not match its checksum" in said
+
+
+def test_torn_lines_are_never_appended_to(tmp_path, capsys):
+    log = Log(tmp_path, 0, 0, 10, tensorboard=False)
+    log.write(1, {"loss": 1.0}, {"cells/s": 2.0})
+    length, _ = log.sync()
+    log.close()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        with open(tmp_path / name, "a") as file:
+            file.write('{"step": 2, "lo')
+    log = Log(tmp_path, 1, length + 999, 10, tensorboard=False)  # as if more had been written and lost
+    log.write(2, {"loss": 2.0}, {"cells/s": 3.0})
+    log.close()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        read = sealed.read_lines(tmp_path / name)
+        assert [row["step"] for _, row in read.rows] == [1, 2] and not read.problems
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_workdir_that_vanished_is_said(replaced, tmp_path):
+    workdir = tmp_path / "w"
+    workdir.mkdir()
+    log = Log(workdir, 0, 0, 10)
+    log.write(1, {"loss": 1.0})
+    log.check()
+    shutil.rmtree(workdir)
+    if replaced:
+        workdir.mkdir()
+        Log(workdir, 0, 0, 10).close()
+    log.write(2, {"loss": 1.0})
+    with pytest.raises(OSError, match=r"w/metrics.jsonl was removed or replaced while the run was writing to it"):
+        log.check()

@@ -1,13 +1,12 @@
 """Two real processes on one machine, joined by jax.distributed: they train, save and stop as one."""
 
-import json
 import signal
 import socket
 
 import numpy as np
 import pytest
 
-from scfm_jax.saving import checkpoint
+from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.training import signals
 from tests.harness import tiny
 
@@ -42,7 +41,8 @@ def test_two_processes_train_and_save_what_one_does(two, tmp_path):
     for name in one:
         np.testing.assert_allclose(both[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
     for mine, theirs in zip(*((w / "metrics.jsonl").read_text().splitlines() for w in (two, tmp_path)), strict=True):
-        mine, theirs = json.loads(mine), json.loads(theirs)
+        (mine, sealed_mine), (theirs, sealed_theirs) = sealed.loads(mine), sealed.loads(theirs)
+        assert sealed_mine and sealed_theirs
         assert mine.keys() == theirs.keys()
         np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-5, atol=1e-6)
 

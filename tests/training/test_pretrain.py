@@ -15,7 +15,7 @@ from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.store import open_store
 from experiments import train
-from experiments.training import data, settings
+from experiments.training import data, key_notes, settings
 from scfm_jax import models
 from scfm_jax.saving import checkpoint
 from scfm_jax.training import signals
@@ -137,6 +137,44 @@ def test_a_run_of_another_config_is_not_resumed(tmp_path):
         settings.prepare_workdir(tmp_path, longer | {"store": "other"})
     with pytest.raises(NotADirectoryError, match="it is a file"):
         settings.prepare_workdir(tmp_path / "config.json", longer)
+
+
+def test_a_store_that_grew_is_said_before_the_sizes_that_grew_with_it(tmp_path):
+    old = {"config": {"model": {"n_batches": 2}, "train": {}}, "store": "crc"}
+    checkpoint.save(tmp_path / "checkpoints", 1, {"x": np.zeros(1)}, old)
+    grown = {"config": {"model": {"n_batches": 3}, "train": {}}, "store": "new"}
+    with pytest.raises(ValueError, match="the store has changed since") as error:
+        settings.prepare_workdir(tmp_path, grown)
+    assert "n_batches" not in str(error.value)
+
+
+def test_another_rate_is_taken_where_the_run_goes_back_and_nowhere_else(tmp_path):
+    def metadata(rate, rewind=0, width=8):
+        train = {"steps": 9, "rewind": rewind}
+        return {"config": {"model": {"w": width}, "optim": {"learning_rate": rate}, "train": train}, "store": "crc"}
+
+    checkpoint.save(tmp_path / "checkpoints", 4, {"x": np.zeros(1)}, metadata(1e-3))
+    with pytest.raises(ValueError, match=r"optim.learning_rate is 0.001 there and 0.0001 here"):
+        settings.prepare_workdir(tmp_path, metadata(1e-4))
+    settings.prepare_workdir(tmp_path, metadata(1e-4, rewind=4))
+    with pytest.raises(ValueError, match=r"model.w is 8 there and 9 here"):
+        settings.prepare_workdir(tmp_path, metadata(1e-4, rewind=4, width=9))
+    checkpoint.save(tmp_path / "checkpoints", 6, {"x": np.zeros(1)}, metadata(1e-4, rewind=4))
+    settings.prepare_workdir(tmp_path, metadata(1e-4))
+
+
+def test_secrets_are_in_no_saved_or_printed_config(tmp_path):
+    def metadata(token):
+        return {"config": {"model": {"api_token": token, "width": 3}, "data": {"store": "s3://me:pw@h/s"}}, "store": ""}
+
+    settings.prepare_workdir(tmp_path, metadata("hf_secret"))
+    text = (tmp_path / "config.json").read_text()
+    assert "hf_secret" not in text and "me:pw" not in text and '"width": 3' in text
+    checkpoint.save(tmp_path / "checkpoints", 1, {"x": np.zeros(1)}, metadata("hf_secret"))
+    with pytest.raises(ValueError, match=r"model.api_token is") as error:
+        settings.prepare_workdir(tmp_path, metadata("hf_other"))
+    assert "hf_" not in str(error.value)
+    assert "hf_secret" not in key_notes.text(metadata("hf_secret")["config"], "x")
 
 
 def test_weights_of_another_run_are_a_start(tmp_path, capsys):

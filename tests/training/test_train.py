@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from configs import pretrain_sct
 from scfm_jax.saving import checkpoint
-from scfm_jax.training import optim, step
+from scfm_jax.training import divergence, optim, step
 from scfm_jax.types import Batch
 from tests.harness import tiny
 
@@ -224,6 +225,56 @@ def test_a_run_survives_bad_batches_and_gives_up_after_many(tmp_path):
         tiny.fit(tmp_path / "b", steps=20, bad=range(4, 20), max_skipped=3, checkpoint_every=2)
     assert "\n" not in str(error.value)
     assert checkpoint.latest_valid(tmp_path / "b/checkpoints") == 6
+
+
+def test_a_run_that_diverged_says_which_step_is_good_and_goes_on_from_there(tmp_path, capsys):
+    options = {"log_every": 1, "checkpoint_every": 2, "keep": 9, "eval_every": 0}
+    tiny.fit(tmp_path, steps=4, **options)
+    huge = {"learning_rate": 1e12, "schedule": "constant", "name": "sgd", "clip_norm": 0.0}
+    with pytest.raises(ValueError, match="in a row") as error:
+        tiny.fit(tmp_path / "sgd", steps=99, max_skipped=3, optimizer=huge, **options)
+    assert "intact" not in str(error.value) and "no checkpoint is from before" in str(error.value)
+    folder = tmp_path / "checkpoints"
+    restored = checkpoint.restore(folder)
+    grown = jax.tree.map(lambda x: x * np.float32(1e20) if x.dtype == np.float32 else x, restored.state["params"])
+    progress = restored.meta["progress"] | {"norm": divergence.norm(grown)}
+    assert progress["norm"] > 1e19 and 0 < progress["first_norm"] < 100
+    checkpoint.save(folder, 6, restored.state, restored.meta | {"step": 6, "progress": progress}, keep=9)
+    said = divergence.way_out(folder)
+    assert "the weights of step 4 are of ordinary size" in said and "step 6: " in said
+    assert "--config.train.rewind=4 --config.optim.learning_rate=" in said
+    tiny.fit(tmp_path, steps=8, rewind=4, optimizer={"learning_rate": 1e-4}, **options)
+    assert checkpoint.steps(folder) == [2, 4, 6, 8] and "going on from step 4" in capsys.readouterr().err
+    assert checkpoint.read_meta(folder, 6)["progress"]["norm"] < 100
+    assert [line["step"] for line in lines(tmp_path)] == [*range(1, 9)]
+
+
+def test_a_run_goes_back_once_for_each_step_and_optimiser():
+    def meta(rewind, rate):
+        return {"config": {"train": {"rewind": rewind}, "optim": {"learning_rate": rate, "betas": (0.9, 0.99)}}}
+
+    assert not divergence.rewinds(0, meta(0, 1e-3), meta(0, 1e-4))
+    assert divergence.rewinds(4, meta(0, 1e-3), meta(4, 1e-4)), "asked for the first time"
+    assert not divergence.rewinds(4, meta(4, 1e-4), meta(4, 1e-4)), "the same command resumes"
+    assert divergence.rewinds(4, meta(4, 1e-4), meta(4, 1e-5)), "with a still lower rate"
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_a_workdir_removed_during_the_run_ends_it(tensorboard, tmp_path):
+    workdir, calls = tmp_path / "w", []
+
+    def remove(batch, constants):
+        calls.append(1)
+        if len(calls) == 2:  # the second shape of batch is compiled
+            shutil.rmtree(workdir)
+        return flops(batch, constants)
+
+    task, flops = tiny.objective(), tiny.objective().flops
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "objective", lambda dropout: task._replace(flops=remove))
+        with pytest.raises(OSError, match=r"step 6 is not saved: .*metrics.jsonl was removed"):
+            tiny.fit(workdir, steps=6, log_every=1, tensorboard=tensorboard)
+    assert not (workdir / "checkpoints").exists()
 
 
 def test_the_flat_keys_of_the_optimiser_are_the_fields_of_its_sections():

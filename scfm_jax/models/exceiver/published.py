@@ -163,7 +163,7 @@ def load(
         print(f"warning: {path}: {UNKNOWN_ORDER}", file=sys.stderr)
         return settings, variables, [f"{UNKNOWN}:{i}" for i in range(n_genes)]
     try:
-        names = [line.strip() for line in pathlib.Path(genes).read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in pathlib.Path(genes).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise ValueError(f"{genes}: not a text file; give the genes in their order, one a line") from None
     if len(names) != n_genes or len(set(names)) != n_genes:

@@ -179,7 +179,7 @@ def load(path: str | pathlib.Path, config_path: str | pathlib.Path) -> tuple[dic
             f'{config_path}: should be {{"genes": FILE, "graph": FILE}}, the authors\' gene list and graph'
         )
     folder = pathlib.Path(config_path).parent
-    genes = [line.strip() for line in (folder / described.pop("genes")).read_text().split()]
+    genes = [line.strip() for line in (folder / described.pop("genes")).read_text(encoding="utf-8").split()]
     genes = [name for name in genes if name != "PAD"]
     data = {"graph": str(folder / described.pop("graph"))}
     settings = config(described)

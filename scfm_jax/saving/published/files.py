@@ -14,8 +14,8 @@ UNKNOWN = "unknown"
 def json_object(path: str | pathlib.Path) -> dict[str, Any]:
     """Return the object in a JSON file; ValueError or OSError says in one line that it is none."""
     try:
-        content = json.loads(pathlib.Path(path).read_text())
-    except ValueError as error:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: should hold one JSON object")
