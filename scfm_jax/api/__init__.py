@@ -84,7 +84,7 @@ def load(path: str | os.PathLike, which: int | str | None = None, base: str | os
 def _check_step(which: int | str | None, step: int | None, what: str) -> None:
     """Raise ValueError where another step is asked for than the one there is."""
     if which is not None and str(which) != str(step):
-        raise ValueError(f"{what}, of step {step}; which={which} (--step) cannot be had of it, leave it out")
+        raise ValueError(f"{what}, of step {step}: step={which} cannot be had of it, leave the step out")
 
 
 def from_published(
@@ -146,8 +146,8 @@ def _check_reading(path: str, made: Mapping[str, Any], weighted: bool) -> None:
     """Raise ValueError where a graph has no edge of a gene to itself, and nobody would add it."""
     if weighted and made.get("self_edge") is False:
         raise ValueError(
-            f"{path}: a graph without edges of a gene to itself (--reading=paper) under graph_weighted=True, which "
-            "adds none: take it with graph_weighted=False, or make one with experiments.go_graph --reading=code"
+            f"{path}: a graph without edges of a gene to itself (the paper's reading) under graph_weighted=True, which "
+            "adds none: take it with graph_weighted=False, or make one by experiments.go_graph in the code's reading"
         )
 
 

@@ -43,7 +43,7 @@ def alone(workdir: str | os.PathLike, kept_after: type[BaseException] | tuple = 
     os.makedirs(folder, exist_ok=True)
     busy = _take(folder, str(workdir)) if jax.process_index() == 0 else ""
     if busy := agree(busy, "another training is in it"):
-        raise ValueError(f"--workdir={workdir}: {busy}; wait for it or stop it, or give another --workdir")
+        raise ValueError(f"workdir={workdir}: {busy}; wait for it or stop it, or give another workdir")
     kept = False
     try:
         yield

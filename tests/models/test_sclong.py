@@ -555,7 +555,7 @@ def test_a_graph_that_nobody_would_give_its_edges_to_itself_is_refused(tmp_path)
     edges = np.array([0, 1]), np.array([1, 2]), np.array([1.0, 1.0])
     made = graph_file.GeneGraph.of(["A", "B", "C"], *edges, kind="GO graph", options={"self_edge": False})
     graph_file.write(tmp_path / "paper.npz", made)
-    with pytest.raises(ValueError, match=r"--reading=paper.*graph_weighted=False"):
+    with pytest.raises(ValueError, match=r"paper's reading.*graph_weighted=False"):
         api.gene_constants({"graph": tmp_path / "paper.npz"}, ["A", "B", "C"])
     plain = api.gene_constants({"graph": tmp_path / "paper.npz", "graph_weighted": False}, ["A", "B", "C"])
     assert plain["graph_weight"].shape == (2 + 4,)
