@@ -13,6 +13,7 @@ REQUIRES = [
     "pandas>=2.2",
     "anndata>=0.12,<0.15",  # 0.14 writes text with missing values in a way of its own
     "zarr>=3.0",
+    "numcodecs>=0.16.6,!=0.17.0",  # the others unpickle what a file asks them to; such files are refused here too
     "tensorstore>=0.1.70",
     "ml-collections>=1.0",
     "absl-py>=2.1",

@@ -23,6 +23,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
+    "layer raw round",
     store=(str, None, "loader, lengths: the store to read."),
     input=(list, [], "loader: files with raw counts, made into a store for the occasion."),
     copies=(int, 4, "loader: how often each cell of --input is put into its study.", 1),
@@ -55,8 +56,10 @@ def _loader() -> list[dict]:
 
     if bool(FLAGS.store) == bool(FLAGS.input):
         raise ValueError("bench loader: give either --store=DIR or --input=a.h5ad,b.h5ad")
+    cli.check_paths("input")
+    place = {name: FLAGS[name].value for name in ("layer", "raw", "round")}
     with tempfile.TemporaryDirectory() as scratch:
-        path = FLAGS.store or loader.make_store(pathlib.Path(scratch) / "store", FLAGS.input, FLAGS.copies)
+        path = FLAGS.store or loader.make_store(pathlib.Path(scratch) / "store", FLAGS.input, FLAGS.copies, **place)
         return loader.rows(open_store(path), FLAGS.seconds)
 
 

@@ -200,10 +200,13 @@ def _sparse(block: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
 
 def _canonical(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
     rows = sparse.csr_matrix((data, _inside(indices, shape[1]), indptr), shape=shape)
-    rows.sort_indices()
-    if rows.data.dtype.kind in "bui" and not rows.has_canonical_format:  # small integers would run over
-        rows.data = rows.data.astype(np.int64)
-    rows.sum_duplicates()
+    if rows.has_canonical_format or rows.data.dtype.kind not in "bui":
+        rows.sum_duplicates()
+    else:  # sums of small integers would run over
+        dtype, rows.data = rows.data.dtype, rows.data.astype(np.int64)
+        rows.sum_duplicates()
+        if not rows.nnz or rows.data.max() <= (1 if dtype.kind == "b" else np.iinfo(dtype).max):
+            rows.data = rows.data.astype(dtype)
     rows.eliminate_zeros()
     return rows
 

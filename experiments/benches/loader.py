@@ -16,6 +16,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -59,11 +60,14 @@ def rows(store, seconds: float) -> list[dict]:
     return figures
 
 
-def make_store(path: pathlib.Path, files: list[str], copies: int) -> pathlib.Path:
-    """Write a store of the union of the files' genes, one study a file, each cell `copies` times; return its path."""
+def make_store(path: pathlib.Path, files: list[str], copies: int, **place: Any) -> pathlib.Path:
+    """Write a store of the union of the files' genes, one study a file, each cell `copies` times; return its path.
+
+    `place` are options of `read_counts`.
+    """
     studies = {}
     for file in files:
-        with read_counts(file) as counts:
+        with read_counts(file, **place) as counts:
             one = ad.AnnData(counts.rows(0, counts.n_cells), counts.obs, counts.var)
         studies[pathlib.Path(file).stem] = ad.concat([one] * copies, index_unique="-") if copies > 1 else one
     genes = sorted(set().union(*(study.var_names for study in studies.values())))

@@ -19,7 +19,7 @@ from tests.harness.commands import run
 FILES = {"input", "train", "test", "data", "reference"}
 NO_COUNTS = {
     "report": "its --input is a file with an embedding, of which no counts are read",
-    "bench": "its --data is a store",
+    "bench": "it maps no genes, so that it takes layer, raw and round alone",
 }
 COMMANDS = sorted(door.commands())
 
@@ -36,6 +36,16 @@ def test_every_command_that_reads_files_of_counts_takes_the_group(command):
     assert not reads or "cli.reading()" in code or command == "ingest"
     for name in {"layer", "raw", "round", *(["gene_table"] * reads)} & set(options(command)):
         assert options(command)[name] == cli.SHARED[name], "one help and one default for all"
+
+
+def test_the_benchmark_of_the_loader_reads_by_flags_too(files, tmp_path):
+    assert {"layer", "raw", "round"} <= set(options("bench")) and "gene_table" not in options("bench")
+    from data_pipeline.store.store import open_store
+    from experiments.benches import loader
+
+    store = open_store(loader.make_store(tmp_path / "s", files[:1], 1, layer="near", round=True))
+    want = anndata.read_h5ad(files[0]).layers["counts"]
+    assert int(store.study("0").read(0, 60).result()[1].sum()) == int(want.sum())
 
 
 def test_the_commands_that_read_files_are_those_that_are_known():
