@@ -281,4 +281,4 @@ def picture(found: Mapping[str, Any]) -> bytes | None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("edges within the cluster (+ 0.5)")
     panels[0].legend(frameon=False, fontsize=9)
-    return figures.save(figure, "png")
+    return figures.encoded(figure, "png")

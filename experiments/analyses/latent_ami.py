@@ -98,4 +98,4 @@ def picture(found: dict[str, Any]) -> bytes:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(spaces), frameon=False, fontsize=9)
-    return figures.save(figure, "png")
+    return figures.encoded(figure, "png")

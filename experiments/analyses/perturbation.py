@@ -280,4 +280,4 @@ def picture(found: Mapping[str, Any]) -> bytes:
     handles, labels = panels[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
-    return figures.save(figure, "png")
+    return figures.encoded(figure, "png")

@@ -193,7 +193,7 @@ def picture(found: Mapping[str, Any]) -> bytes:
         axes.grid(color=figures.FAINT, lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    return figures.save(figure, "png")
+    return figures.encoded(figure, "png")
 
 
 def comma_separated(found: Mapping[str, Any]) -> str:

@@ -118,7 +118,7 @@ def grid(rows: Sequence[str], columns: Sequence[str], states: np.ndarray, texts:
     for name, colour in zip(STATES, STATE_COLOURS, strict=True):
         axes.plot([], [], "s", color=colour, ms=9, label=name)
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8.5)
-    return figures.save(figure, "svg")
+    return figures.encoded(figure, "svg")
 
 
 def _saved(figure: Figure, axes) -> bytes:
@@ -127,4 +127,4 @@ def _saved(figure: Figure, axes) -> bytes:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", left=False)
-    return figures.save(figure, "svg")
+    return figures.encoded(figure, "svg")

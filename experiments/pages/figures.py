@@ -70,7 +70,7 @@ def curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "") 
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=9)
-    return save(figure, "svg")
+    return encoded(figure, "svg")
 
 
 def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[Entry]]:
@@ -91,7 +91,7 @@ def cells(xy: np.ndarray, values: pd.Series, title: str) -> tuple[bytes, list[En
     axes.set_xlabel("UMAP 1", loc="left", color="#5b6675")
     axes.set_ylabel("UMAP 2", loc="bottom", color="#5b6675")
     axes.spines[:].set_visible(False)
-    return save(figure, "png"), legend
+    return encoded(figure, "png"), legend
 
 
 def beside(maps: Mapping[str, tuple[np.ndarray, str]], values: pd.Series) -> tuple[bytes, list[Entry]]:
@@ -110,7 +110,7 @@ def beside(maps: Mapping[str, tuple[np.ndarray, str]], values: pd.Series) -> tup
         axes.set_yticks([])
         axes.set_xlabel(names.label(words, 60), fontsize=10)
         axes.spines[:].set_color(FAINT)
-    return save(figure, "png"), legend
+    return encoded(figure, "png"), legend
 
 
 def confusion(counts: np.ndarray, types: Sequence[str], said: str, title: str = "") -> bytes:
@@ -139,7 +139,7 @@ def confusion(counts: np.ndarray, types: Sequence[str], said: str, title: str = 
     axes.set_title(names.label(title, 60), fontsize=11)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return save(figure, "png")
+    return encoded(figure, "png")
 
 
 def umap(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -198,7 +198,7 @@ def _name(axes, xy: np.ndarray, text: pd.Series, shown: Sequence) -> None:
                 break
 
 
-def save(figure: Figure, kind: str, **options: Any) -> bytes:
+def encoded(figure: Figure, kind: str, **options: Any) -> bytes:
     """Return a picture as "svg" or "png", the same bytes every time; `options` of `Figure.savefig`."""
     file = io.BytesIO()
     metadata: dict[str, None] = {"Date": None} if kind == "svg" else {"Software": None}

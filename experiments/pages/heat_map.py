@@ -51,7 +51,7 @@ def draw(
         label.set(fontsize=8.5, color=MARKER if is_marker else INK, weight="bold" if is_marker else "normal")
     axes.tick_params(length=0, pad=2)
     grid.figure.suptitle(f"{shown.label(title, 160)}\n● bold: known marker", x=0.5, y=1.04, fontsize=12, color=INK)
-    picture = figures.save(grid.figure, "png", bbox_inches="tight")
+    picture = figures.encoded(grid.figure, "png", bbox_inches="tight")
     matplotlib.pyplot.close(grid.figure)
     return picture
 

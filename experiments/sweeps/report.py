@@ -180,7 +180,7 @@ def plot(plan: Plan, rows: Sequence[Row], kind: str = "svg") -> bytes:
     handles, labels = panels[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
-    return figures.save(figure, kind)
+    return figures.encoded(figure, kind)
 
 
 def _draw(axes: Any, place: int, row: Row, metric: str) -> None:

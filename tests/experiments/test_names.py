@@ -160,7 +160,7 @@ def test_one_gene_unlike_all_others_does_not_take_the_range_of_a_heat_map():
 
 def test_panels_of_perturbed_genes_have_one_range(monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, kind: drawn.append(figure))
+    monkeypatch.setattr(figures, "encoded", lambda figure, kind: drawn.append(figure))
     row = {"target": "t", "gene": "g", "direction_q": 0.5, "ceiling": 0.5, "null_directions": [0.0, 0.1]}
     rows = [row | {"method": name, "direction": at} for name, at in (("a", -0.9), ("b", 0.9))]
     perturbation.picture({"rows": rows})
