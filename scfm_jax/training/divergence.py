@@ -57,7 +57,7 @@ def way_out(folder: pathlib.Path) -> str:
             "start again in another --workdir with a lower optim.learning_rate"
         )
     step, now, first = good
-    rest = f", those of later steps are not ({sizes})" if later else ""
+    rest = f"; later steps have larger ones or were saved while updates were skipped ({sizes})" if later else ""
     return (
         f"the weights of step {step} are of ordinary size (norm {now:.3g}, at the start {first:.3g}){rest}; go on from "
         f"there with a lower rate: the same command with --config.train.rewind={step} --config.optim.learning_rate=RATE"

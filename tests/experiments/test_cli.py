@@ -281,3 +281,10 @@ def test_sweeps_are_found_by_name_too_and_a_typo_lists_them_alone(tmp_path, monk
     ) as error:
         config_file.find("sweep_sct_ablatoin", "sweep")
     assert "pretrain" not in str(error.value)
+
+
+def test_a_name_that_the_locale_cannot_read_is_one_line_with_the_way_out():
+    cli.check_encoding(["ingest", "--input=x.h5ad", "--input=é.h5ad"])
+    name = "--store=é".encode().decode("ascii", "surrogateescape")
+    with pytest.raises(ValueError, match="not readable in a locale of ascii; set PYTHONUTF8=1"):
+        cli.check_encoding(["ingest", name], "ascii")
