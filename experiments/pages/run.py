@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from data_pipeline.files import trust
 from experiments.analyses import embedding as embedding_analysis
 from experiments.pages import comparisons, curves, document, figures, names, output
 from experiments.pages.document import Html, Section
@@ -266,6 +267,7 @@ def _read_embedding(path: pathlib.Path) -> tuple[pd.DataFrame, np.ndarray, dict[
         raise FileNotFoundError(f"--input={path}: no such file; give an .h5ad written by experiments.embed")
     try:
         with h5py.File(path) as file:
+            trust.check_hdf5(path, file)
             ours = [
                 k for k in file.get("obsm", {}) if k.startswith("X_") and "embedded_with" in file.get(f"uns/{k}", {})
             ]

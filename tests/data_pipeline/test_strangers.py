@@ -20,6 +20,7 @@ from data_pipeline.files.h5ad import read_counts
 from data_pipeline.genes import vocab
 from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.store import open_store, verify
+from experiments.pages import run as page
 
 CELLS, GENES = 20, 6
 
@@ -164,6 +165,13 @@ def test_links_into_other_files_are_refused(h5ad, tmp_path):
         with h5py.File(copy, "r+") as file:
             how(file)
         refused(copy, says)
+
+
+def test_a_report_reads_no_other_file_either(h5ad, tmp_path):
+    with h5py.File(h5ad, "r+") as file:
+        file["obs/stolen"] = h5py.ExternalLink("other.h5ad", "/X/data")
+    with pytest.raises(ValueError, match="obs/stolen is a link into another file"):
+        page._read_embedding(h5ad)
 
 
 def test_links_within_a_file_are_followed_and_circles_end(h5ad):
