@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.genes.finder import AMBIGUOUS, OUTSIDE, Finder
-from data_pipeline.genes.gene_table import species
+from data_pipeline.genes.gene_table import is_id, species
 
 TURNED = 5
 """Names that differ from the vocabulary's in letter case only, from which on they tell of another species."""
@@ -45,7 +45,7 @@ def by_ids(rows: Sequence[Sequence[str]], index: np.ndarray, finder: Finder) -> 
 
     Returns what to say of it.
     """
-    species_of = [next(filter(None, map(species, row)), "") for row in rows]
+    species_of = [next((species(name) for name in row if is_id(name)), "") for row in rows]
     if not any(species_of):
         return []
     if not finder.all_species:
