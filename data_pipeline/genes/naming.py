@@ -48,8 +48,7 @@ def read(var: pd.DataFrame, where: str = "the file", numbers: bool = False) -> F
       ValueError: the index is numbers and no column has names; those that look as if they had are listed.
     """
     index, notes = _named(texts(var.index)), []
-    ids, symbols = _columns(var)
-    column_ids, column_symbols = (_values(var, column) for column in (ids, symbols))
+    ids, symbols, column_ids, column_symbols = _columns(var)
     order = [index, column_symbols] if _mostly(index, is_id) else [index, column_ids, column_symbols]
     if _mostly(index, _is_number):
         if ids is None and symbols is None and not numbers:
@@ -93,7 +92,7 @@ def numbered(names: Sequence[str]) -> dict[int, int]:
     last: dict[str, tuple[int, int]] = {}
     made: dict[int, int] = {}
     for i, name in enumerate(names):
-        match = _NUMBERED.match(name)
+        match = name[-1:].isdecimal() and _NUMBERED.match(name)
         if match and match[1] in first and first[match[1]] < i:
             place, number = last.get(match[1], (first[match[1]], 0))
             if int(match[2]) == number + 1 and place < i:
@@ -103,6 +102,8 @@ def numbered(names: Sequence[str]) -> dict[int, int]:
 
 def _named(names: list[str]) -> list[str]:
     """Return names, "" for those that say that there is none. One gene alone may be called nan: FlyBase has it."""
+    if _MISSING.isdisjoint(names) and "" not in names:
+        return names
     plain = list(names)
     for i, place in numbered(names).items():
         if names[place] in _MISSING or not names[place]:
@@ -111,19 +112,20 @@ def _named(names: list[str]) -> list[str]:
     return ["" if name in _MISSING and (name != "nan" or often[name] > 1) else name for name in plain]
 
 
-def _values(var: pd.DataFrame, column: object | None) -> list[str]:
-    return [""] * len(var) if column is None else _named(texts(var[column]))
-
-
 def _filled(*names: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Return up to three names of each gene: those that it has, each once, then ""."""
-    rows = [[*dict.fromkeys(filter(None, row)), "", "", ""][:3] for row in zip(*names, strict=True)]
-    first, second, third = zip(*rows, strict=True) if rows else ((), (), ())
-    return list(first), list(second), list(third)
+    lists = ([], [], [])
+    for row in zip(*names, strict=True):
+        for values, name in zip(lists, [*dict.fromkeys(filter(None, row)), "", "", ""], strict=False):
+            values.append(name)
+    return lists
 
 
-def _columns(var: pd.DataFrame) -> tuple[object | None, object | None]:
-    """Return the columns of Ensembl ids (other ids where there are none) and of symbols, None where there is none."""
+def _columns(var: pd.DataFrame) -> tuple[object | None, object | None, list[str], list[str]]:
+    """Return the columns of Ensembl ids (other ids where there are none) and of symbols, and what is in them.
+
+    None, and "" for every gene, where there is none.
+    """
     columns: dict[str, object] = {}
     for column in var.columns:
         name = re.sub(r"-\d+$", "", str(column).strip().lower())  # anndata: gene_ids-0, gene_ids-1
@@ -139,11 +141,11 @@ def _columns(var: pd.DataFrame) -> tuple[object | None, object | None]:
     symbols = next((c for c in left if not _mostly(values[c], is_id)), None)
     if ids is None:
         ids = next((c for c in by_id if _distinct(values[c]) and not _rows(values[c])), None)
-    return ids, symbols
+    return ids, symbols, *(_named(values[c]) if c is not None else [""] * len(var) for c in (ids, symbols))
 
 
 def _is_number(name: str) -> bool:
-    return bool(_NUMBER.fullmatch(name))
+    return name[-1:] in "0123456789." and bool(_NUMBER.fullmatch(name))
 
 
 def _mostly(values: Sequence[str], test: Callable[[str], object]) -> bool:

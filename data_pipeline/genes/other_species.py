@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.genes.finder import AMBIGUOUS, OUTSIDE, Finder
-from data_pipeline.genes.gene_table import species
+from data_pipeline.genes.gene_table import is_id, species
 
 TURNED = 5
 """Names that differ from the vocabulary's in letter case only, from which on they tell of another species."""
@@ -45,7 +45,7 @@ def by_ids(rows: Sequence[Sequence[str]], index: np.ndarray, finder: Finder) -> 
 
     Returns what to say of it.
     """
-    species_of = [next(filter(None, map(species, row)), "") for row in rows]
+    species_of = [next((species(name) for name in row if is_id(name)), "") for row in rows]
     if not any(species_of):
         return []
     if not finder.all_species:
@@ -57,9 +57,11 @@ def by_ids(rows: Sequence[Sequence[str]], index: np.ndarray, finder: Finder) -> 
         n = sum(count for name, count in others.items() if name not in ("", "human"))
         return [f"{n:,} genes have ids of {of}; the vocabulary does not tell its species: is it the same?"]
     out: Counter[str] = Counter()
-    for i, name in enumerate(species_of):
-        target = finder.species[index[i]] if index[i] >= 0 else ""
-        if name and (target != name if target else index[i] < 0 and name not in finder.all_species):
+    if {*species_of, *finder.all_species} - {""} == {"human"}:
+        return []  # as a rule, and there is no need to look at each gene
+    for i, (name, gene) in enumerate(zip(species_of, index.tolist(), strict=True)):
+        target = finder.species[gene] if gene >= 0 else ""
+        if name and (target != name if target else gene < 0 and name not in finder.all_species):
             index[i] = OUTSIDE
             out[name] += 1
     theirs = " and ".join(sorted(finder.all_species))

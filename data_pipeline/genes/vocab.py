@@ -277,5 +277,5 @@ def too_few(mapping: Mapping, least: float | None, vocab: Sequence[str], table: 
     raise ValueError(
         f"only {names_known} and {genes_covered}, one must reach {least:.0%}: the file has names like "
         f"{', '.join(report.examples['unknown'][:3])}, the vocabulary {kind} like {', '.join(vocab[:3])}; "
-        f"{way}check the species{''.join(f' ({note})' for note in report.notes)}"
+        f"{'; '.join(report.notes) or f'{way}check the species'}"
     )
