@@ -60,7 +60,8 @@ def write(
     if not workdir.is_dir():
         raise FileNotFoundError(f"--workdir={workdir}: no such folder; give the workdir of a training run")
     missing: list[str] = []
-    meta = _meta(workdir, missing)
+    doubts: list[str] = []
+    meta = _meta(workdir, missing, doubts)
     if source is None and (workdir / "embedding.h5ad").exists():
         source = workdir / "embedding.h5ad"
     if not source:
@@ -69,48 +70,49 @@ def write(
         )
     parts = {
         "maps": lambda: _embedding(pathlib.Path(source), columns) if source else ({}, ""),
-        "scores": lambda: _scores(workdir, missing),
+        "scores": lambda: _scores(workdir, missing, doubts),
         "curves": lambda: curves(workdir),
     }
     (provenance, maps), scores, drawn = (parts[name]() for name in pace.counted(parts, "drew part", say))
-    missing += problems(workdir, meta)
+    doubts += problems(workdir, meta)
     if not drawn:
         missing.append("no metrics: the run has not logged a step yet")
-    facts, beside = _facts(workdir, meta, missing), compared(workdir, missing)
+    facts, beside = _facts(workdir, meta, doubts), compared(workdir, doubts)
     sections = [
         Section("Scores", scores),
         Section("Embedding", beside + maps),
         Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
         Section("Genes", _genes(meta, provenance)),
         Section("Not here", document.listed(missing)),
+        Section("Damaged, or without a checksum", document.listed(doubts)),
         Section("Where it comes from", _provenance(meta, provenance)),
     ]
     title = f"{meta.get('model', 'run')} · {workdir.resolve().name}"
     return document.write(workdir / "report.html", title, facts, sections)
 
 
-def _meta(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any]:
+def _meta(workdir: pathlib.Path, missing: list[str], doubts: list[str]) -> dict[str, Any]:
     """Return the metadata of the newest checkpoint; the config alone before there is one."""
     try:
         return checkpoint.read_meta(workdir / "checkpoints")
     except (FileNotFoundError, ValueError) as error:
         missing.append(f"no checkpoint: {error}")
-    config = _read(workdir / "config.json", missing)
+    config = _read(workdir / "config.json", doubts)
     return {"config": config} if config else {}
 
 
-def _read(path: pathlib.Path, missing: list[str]) -> dict[str, Any] | None:
-    """Return what a JSON file holds, None where there is none or it is damaged, which is said in `missing`."""
+def _read(path: pathlib.Path, doubts: list[str]) -> dict[str, Any] | None:
+    """Return what a JSON file holds, None where there is none or it is damaged, which is said in `doubts`."""
     if not path.exists():
         return None
     try:
-        return output.read(path, missing.append)
+        return output.read(path, doubts.append)
     except ValueError as damage:
-        missing.append(f"{damage}; the command that wrote it makes it again")
+        doubts.append(f"{damage}; the command that wrote it makes it again")
         return None
 
 
-def _facts(workdir: pathlib.Path, meta: Mapping[str, Any], missing: list[str]) -> dict[str, str]:
+def _facts(workdir: pathlib.Path, meta: Mapping[str, Any], doubts: list[str]) -> dict[str, str]:
     """Return the few numbers at the top of the page."""
     facts = {"steps": f"{meta['step']:,}"} if "step" in meta else {}
     if meta.get("genes"):
@@ -124,17 +126,17 @@ def _facts(workdir: pathlib.Path, meta: Mapping[str, Any], missing: list[str]) -
         if best := checkpoint.read_best(workdir / "checkpoints"):
             facts[f"best {best[1]['metric']}"] = f"{best[1]['value']:.4g}"
     except ValueError as damage:
-        missing.append(str(damage))
+        doubts.append(str(damage))
     return facts
 
 
-def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
+def _scores(workdir: pathlib.Path, missing: list[str], doubts: list[str]) -> str:
     """Return the table of scores, the best of each metric marked."""
     path = workdir / "scores.json"
     if not path.exists():
         missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
         return ""
-    scores = _read(path, missing)
+    scores = _read(path, doubts)
     if scores is None:
         return ""
     means = embedding_analysis.summary(scores)
@@ -156,10 +158,10 @@ def _scores(workdir: pathlib.Path, missing: list[str]) -> str:
     return document.table("Scores of the embedding", ["", *means.index], rows) + document.note(note)
 
 
-def compared(workdir: pathlib.Path, missing: list[str]) -> str:
+def compared(workdir: pathlib.Path, doubts: list[str]) -> str:
     """Return the embedding beside PCA and the random twin as HTML, and leave the picture as beside.png.
 
-    "" where `experiments.evaluate` has not compared them yet, or what it left is damaged, which is said in `missing`.
+    "" where `experiments.evaluate` has not compared them yet, or what it left is damaged, which is said in `doubts`.
     """
     scores = _read(workdir / "scores.json", [])
     if not (workdir / embedding_analysis.BESIDE).exists() or scores is None:
@@ -167,7 +169,7 @@ def compared(workdir: pathlib.Path, missing: list[str]) -> str:
     try:
         arrays = sealed.read_arrays(workdir / embedding_analysis.BESIDE)
     except sealed.Damaged as damage:
-        missing.append(f"{damage}; experiments.evaluate makes it again")
+        doubts.append(f"{damage}; experiments.evaluate makes it again")
         return ""
     means, labels = embedding_analysis.summary(scores), pd.Series(arrays.pop("label")).replace("", None)
     rows = np.arange(len(labels))
