@@ -65,57 +65,59 @@ def write(
     if not workdir.is_dir():
         raise FileNotFoundError(f"--workdir={workdir}: no such folder; give the workdir of a training run")
     missing: list[str] = []
-    meta = _meta(workdir, missing)
+    doubts: list[str] = []
+    meta = _meta(workdir, missing, doubts)
     if source is None and (workdir / "embedding.h5ad").exists():
         source = workdir / "embedding.h5ad"
     if not source:
         missing.append(
             "no embedding: python -m experiments.evaluate --workdir=… --input=x.h5ad (or embed, and --input)"
         )
-    scores = _read_scores(workdir, missing)
+    scores = _read_scores(workdir, missing, doubts)
     parts = {
         "maps": lambda: _embedding(pathlib.Path(source), columns) if source else Embedding({}, "", None, None),
         "curves": lambda: curves.drawn(workdir),
     }
     shown, drawn = (parts[name]() for name in pace.counted(parts, "drew part", say))
-    missing += problems(workdir, meta)
+    doubts += problems(workdir, meta)
     if not drawn:
         missing.append("no metrics: the run has not logged a step yet")
-    facts, beside = _facts(workdir, meta, missing), compared(workdir, missing, scores, shown)
+    facts, beside = _facts(workdir, meta, doubts), compared(workdir, doubts, scores, shown)
     sections = [
         Section("Scores", _scores(scores) if scores else ""),
         Section("Embedding", beside + shown.maps),
         Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
         Section("Genes", _genes(meta, shown.provenance)),
         Section("Not here", document.listed(missing)),
+        Section("Damaged, or without a checksum", document.listed(doubts)),
         Section("Where it comes from", _provenance(meta, shown.provenance)),
     ]
     title = f"{meta.get('model', 'run')} · {workdir.resolve().name}"
     return document.write(workdir / "report.html", title, facts, sections)
 
 
-def _meta(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any]:
+def _meta(workdir: pathlib.Path, missing: list[str], doubts: list[str]) -> dict[str, Any]:
     """Return the metadata of the newest checkpoint; the config alone before there is one."""
     try:
         return checkpoint.read_meta(workdir / "checkpoints")
     except (FileNotFoundError, ValueError) as error:
         missing.append(f"no checkpoint: {error}")
-    config = _read(workdir / "config.json", missing)
+    config = _read(workdir / "config.json", doubts)
     return {"config": config} if config else {}
 
 
-def _read(path: pathlib.Path, missing: list[str]) -> dict[str, Any] | None:
-    """Return what a JSON file holds, None where there is none or it is damaged, which is said in `missing`."""
+def _read(path: pathlib.Path, doubts: list[str]) -> dict[str, Any] | None:
+    """Return what a JSON file holds, None where there is none or it is damaged, which is said in `doubts`."""
     if not path.exists():
         return None
     try:
-        return output.read(path, missing.append)
+        return output.read(path, doubts.append)
     except ValueError as damage:
-        missing.append(f"{damage}; the command that wrote it makes it again")
+        doubts.append(f"{damage}; the command that wrote it makes it again")
         return None
 
 
-def _facts(workdir: pathlib.Path, meta: Mapping[str, Any], missing: list[str]) -> dict[str, str]:
+def _facts(workdir: pathlib.Path, meta: Mapping[str, Any], doubts: list[str]) -> dict[str, str]:
     """Return the few numbers at the top of the page."""
     facts = {"steps": f"{meta['step']:,}"} if "step" in meta else {}
     if meta.get("genes"):
@@ -129,16 +131,16 @@ def _facts(workdir: pathlib.Path, meta: Mapping[str, Any], missing: list[str]) -
         if best := checkpoint.read_best(workdir / "checkpoints"):
             facts[f"best {best[1]['metric']}"] = f"{best[1]['value']:.4g}"
     except ValueError as damage:
-        missing.append(str(damage))
+        doubts.append(str(damage))
     return facts
 
 
-def _read_scores(workdir: pathlib.Path, missing: list[str]) -> dict[str, Any] | None:
+def _read_scores(workdir: pathlib.Path, missing: list[str], doubts: list[str]) -> dict[str, Any] | None:
     """Return the scores of a workdir, None where it has none."""
     path = workdir / "scores.json"
     if not path.exists():
         missing.append("no scores: python -m experiments.evaluate --workdir=… --input=x.h5ad --label=cell_type")
-    return _read(path, missing)
+    return _read(path, doubts)
 
 
 def _scores(scores: dict[str, Any]) -> str:
@@ -170,11 +172,11 @@ def _scores(scores: dict[str, Any]) -> str:
 
 
 def compared(
-    workdir: pathlib.Path, missing: list[str], scores: dict[str, Any] | None = None, shown: Embedding | None = None
+    workdir: pathlib.Path, doubts: list[str], scores: dict[str, Any] | None = None, shown: Embedding | None = None
 ) -> str:
     """Return the embedding beside PCA and the random twin as HTML, and leave the picture as beside.png.
 
-    "" where `experiments.evaluate` has not compared them yet, or what it left is damaged, which is said in `missing`.
+    "" where `experiments.evaluate` has not compared them yet, or what it left is damaged, which is said in `doubts`.
 
     Args:
       scores: of the workdir, read if left out. shown: an embedding whose map need not be computed again.
@@ -185,7 +187,7 @@ def compared(
     try:
         arrays = sealed.read_arrays(workdir / embedding_analysis.BESIDE)
     except sealed.Damaged as damage:
-        missing.append(f"{damage}; experiments.evaluate makes it again")
+        doubts.append(f"{damage}; experiments.evaluate makes it again")
         return ""
     means, labels = embedding_analysis.summary(scores), pd.Series(arrays.pop("label")).replace("", None)
     rows = np.arange(len(labels))

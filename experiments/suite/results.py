@@ -101,7 +101,7 @@ def append(folder: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     *metric_lines, closing = lines
     count = len({(line["method"], line["case"], line["metric"]) for line in metric_lines})
     text = "".join(f"{sealed.dumps(line)}\n" for line in (*metric_lines, {**closing, "rows": count}))
-    with sealed.open_lines(folder / NAME) as file:
+    with open(folder / NAME, "ab") as guard, sealed.open_lines(folder / NAME, guard) as file:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())

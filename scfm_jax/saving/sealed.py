@@ -5,7 +5,9 @@ last key, "crc", the CRC-32 of the text before it: what reads JSON reads such fi
 without that key was written by an older version or another program; it is read, and whoever reads it is told.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -119,8 +121,14 @@ def read_lines(path: str | os.PathLike) -> Lines:
     return lines
 
 
-def open_lines(path: str | os.PathLike) -> BinaryIO:
-    """Open a file of lines to append to, made where there is none; a last line that is torn is cut off first."""
+def open_lines(path: str | os.PathLike, guard: BinaryIO | None = None) -> BinaryIO:
+    """Open a file of lines to append to, made where there is none; a last line that is torn is cut off first.
+
+    Where other processes append to it too, each holds a lock meanwhile: until it closes `guard`, the same file opened.
+    """
+    if guard is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(guard, fcntl.LOCK_EX)
     file = open(path, "ab+")  # noqa: SIM115
     end = file.seek(0, os.SEEK_END)
     file.seek(0)

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from experiments.analyses import embedding
-from experiments.pages import curves, figures, run
+from experiments.pages import curves, figures, output, run
 from scfm_jax.saving import checkpoint
+from scfm_jax.training.log import Log
 from tests.harness import commands
 
 EVIL = '<script>alert("x")</script>'
@@ -109,6 +110,31 @@ def test_report_is_whole_and_self_contained(workdir):
     assert "Not here" not in text
     assert re.search(r"<td class=best>0\.820", raw) and not re.search(r"<td class=best>0\.730", raw)
     assert not list(workdir.glob("*.partial"))
+
+
+def test_what_is_damaged_is_named_and_shown_as_no_number(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "umap", lambda embedding, seed=0: embedding[:, :2])
+    text = " ".join(Page(run.write(workdir).read_text()).text)
+    assert "scores.json has no checksum" in text and "metrics.jsonl has no checksum" in text
+    log = Log(tmp_path, 0, 0, 10, tensorboard=False)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 8})
+    length, digest = log.sync()
+    log.close()
+    progress = {"length": length, "digest": digest}
+    checkpoint.save(tmp_path / "checkpoints", 3, {"x": np.ones(2)}, {"config": {}, "step": 3, "progress": progress})
+    output.write_file(tmp_path / "scores.json", SCORES)
+    text = " ".join(Page(run.write(tmp_path).read_text()).text)
+    assert "0.820" in text and "Damaged" not in text
+    for name, old, new in (("scores.json", "0.82", "0.28"), ("metrics.jsonl", '"step": 2', '"step": 9')):
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace(old, new))
+    with open(tmp_path / "timing.jsonl", "w") as file:
+        file.write('{"step": 1, "cel')
+    text = " ".join(Page(run.write(tmp_path).read_text()).text)
+    assert "0.820" not in text and "0.280" not in text and "scores.json does not match its checksum" in text
+    assert "metrics.jsonl, line 2 does not match its checksum: passed over" in text
+    assert "metrics.jsonl is not what it was when the checkpoint of step 3 was saved" in text
+    assert "timing.jsonl, line 1 is torn or damaged: passed over" in text
 
 
 def test_report_says_what_is_missing(tmp_path):
