@@ -85,10 +85,10 @@ def test_the_embedding_is_drawn_beside_pca_and_the_twin(tmp_path):
     """Three maps of the same cells under the scores they had, as one picture and as a file of its own."""
     rng = np.random.default_rng(0)
     x = {name: rng.normal(size=(58, 4)).astype(np.float32) for name in ("cellplm", "PCA-50", "random twin")}
-    assert run.compared(tmp_path) == ""
+    assert run.compared(tmp_path, []) == ""
     np.savez(tmp_path / "beside.npz", label=np.array(["B", "T"] * 29), **x)
     (tmp_path / "scores.json").write_text(json.dumps(SCORES))
-    page = Page(run.compared(tmp_path))
+    page = Page(run.compared(tmp_path, []))
     assert len(page.images) == 1
     for name, accuracy in (("cellplm", "0.82"), ("PCA-50", "0.73"), ("random twin", "0.34")):
         assert re.search(rf"{name}, [^;]*{accuracy}", page.images[0]["alt"]), page.images[0]["alt"]
