@@ -229,7 +229,7 @@ def test_attention_in_parts_is_attention(width, shared):
             return (function(queries, keys, values, bias, there) * pull).sum()
 
         pair = background and background[:2]
-        return jax.value_and_grad(value, argnums=(0, 1, 2, 3))(queries, keys, values, pair)
+        return quick(jax.value_and_grad(value, argnums=(0, 1, 2, 3)))(queries, keys, values, pair)
 
     theirs = run(dense_attention)
     for chunk in (0, 2 * 7 * 10, 2 * 3 * 10, 1):  # all at once, a cell, a padded part of its queries, one query
