@@ -207,20 +207,34 @@ TARGETS = {
 # ---------------------------------------------------------------------------------------------------------------- kills
 
 
-def killed(start: Callable[[pathlib.Path], subprocess.Popen], whole: pathlib.Path, cut: pathlib.Path, kills: int,
-           rng: random.Random) -> int:  # fmt: skip
-    """Run a command to its end in `whole`, and in `cut` with so many kills at random moments before; return these."""
-    began, dead = time.monotonic(), 0
-    assert start(whole).wait() == 0, f"the command does not end well in {whole}"
-    length = time.monotonic() - began
-    for _ in range(kills):
+def killed(
+    start: Callable[[pathlib.Path], subprocess.Popen],
+    whole: pathlib.Path,
+    cut: pathlib.Path,
+    kills: int,
+    rng: random.Random,
+) -> int:
+    """Run a command to its end in `whole`, and in `cut` with so many kills at random moments before; return these.
+
+    A moment is one after which it has begun to write. Where it was faster, it is begun anew, a few times.
+    """
+    process, began = start(whole), time.monotonic()
+    while not whole.exists() and process.poll() is None:
+        time.sleep(0.02)
+    before = time.monotonic() - began
+    assert process.wait() == 0, f"the command does not end well in {whole}"
+    length, dead = time.monotonic() - began - before, 0
+    for _ in range(4 * kills):
+        if dead == kills:
+            break
         process = start(cut)
         try:
-            process.wait(rng.uniform(0.3, 1.0) * length)
+            process.wait(0.8 * before + rng.uniform(0, length))
+            shutil.rmtree(cut, ignore_errors=True)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            dead += 1
-        process.wait()
+            process.wait()
+            dead += cut.exists()
     assert start(cut).wait() == 0, f"after {dead} kills the command does not end well in {cut}"
     return dead
 
