@@ -179,9 +179,9 @@ def _places(plan: Plan) -> list[tuple[str, str, dict[str, Any]]]:
     where = h5ad.place(plan.reading)
     places = [(path, plan.label, where) for path in plan.train]
     if plan.test:
-        layer = where.get("layer") if plan.test_layer is None else plan.test_layer or None
-        raw = where.get("raw") if plan.test_raw is None else plan.test_raw
-        places.append((plan.test, plan.test_label, where | {"layer": layer, "raw": raw}))
+        elsewhere = {"layer": plan.test_layer or None, "raw": plan.test_raw}
+        same = plan.test_layer is None and plan.test_raw is None
+        places.append((plan.test, plan.test_label, where if same else where | elsewhere))
     return places
 
 

@@ -13,6 +13,7 @@ from experiments import __main__ as door
 from experiments import cli
 from experiments.analyses import annotation, cells, floors, imputation, pretraining_floors
 from experiments.suite import entrants
+from scfm_jax.api import run as api_run
 from tests.harness import ROOT
 from tests.harness.commands import run
 
@@ -78,7 +79,7 @@ PLACES = [{"layer": "counts"}, {"raw": True}, {"layer": "near", "round": True}]
 def test_every_door_reads_the_counts_that_are_chosen(place, files, tmp_path):
     want = anndata.read_h5ad(files[0]).layers["counts"].toarray()
     genes = [f"G{i}" for i in range(15)]
-    labelled = annotation.read(files[0], "cell_type", {}, place, say=lambda _: None)
+    labelled = annotation.read(files[0], "cell_type", {}, place=place, say=lambda _: None)
     assert np.array_equal(labelled.X.toarray(), want)
     study = entrants.Study(files[0], **place)
     assert np.array_equal(study.counts.rows(0, 60).toarray(), want) and study.place == place
@@ -89,7 +90,7 @@ def test_every_door_reads_the_counts_that_are_chosen(place, files, tmp_path):
     asked = dict(parts=["denoising"], seeds=1, cells=20, say=lambda _: None)
     plain = floors.evaluate(files[0], layer="counts", **asked)
     assert floors.evaluate(files[0], **place, **asked)["rows"] == plain["rows"]
-    model = type("Run", (), {"genes": genes, "classes": {}})()
+    model = api_run.Run(None, None, {}, {}, {"model": "m", "config": {}, "genes": genes}, "w")
     read = cells.read(model, files[0], **place, say=lambda _: None)
     assert np.array_equal(read.counts.toarray(), want)
     with pytest.raises(ValueError, match="choose with layer=counts or raw=True"):
