@@ -171,11 +171,17 @@ def run(
         if any(word in HELP for word in before[1:]):
             print(help_text(sys.modules[main.__module__].__doc__, table))
             sys.exit(0)
-        return _parse(argv)
+        return _parse([at_home(word) for word in argv])
 
     define(table)
     _ours.update(table)
     app.run(guarded, flags_parser=parse)
+
+
+def at_home(word: str) -> str:
+    """Return a word of a command line with the user's folder for ~: behind --name= the shell leaves it as it is."""
+    home = os.path.expanduser("~")
+    return re.sub(r"(^--?[\w.]+=|,)~(?=/)", lambda match: match[1] + home, word) if word.startswith("-") else word
 
 
 def check_encoding(argv: Sequence[str], encoding: str | None = None) -> None:

@@ -131,6 +131,14 @@ def test_a_value_with_a_comma_stands_in_double_quotes_and_help_and_hints_say_so(
     assert "\n" not in str(error.value)
 
 
+def test_a_path_from_home_is_one_behind_an_option_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.at_home("--input=~/a.h5ad,~/b.h5ad") == "--input=/home/me/a.h5ad,/home/me/b.h5ad"
+    assert cli.at_home("--config.data.store=~/s") == "--config.data.store=/home/me/s"
+    for word in ("--names=a~/b=c", "--input=~x", "~/left alone", "--filter=a ~ b"):
+        assert cli.at_home(word) == word
+
+
 def test_lists_are_not_shared_between_commands():
     parsed().gene_table.append("x")
     assert parsed().gene_table == [] and cli.SHARED["gene_table"].default == []
