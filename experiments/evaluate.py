@@ -60,7 +60,6 @@ def run_suite() -> None:
             raise ValueError(f"--{name} is missing: a suite compares --runs on --data and writes --output")
     if alone := [name for name in ("min_mapped", "sample_key") if FLAGS[name].present]:
         raise ValueError(f"--{alone[0]}: is not for suites, which compare on the genes and cells that all runs share")
-    cli.check_paths("data", "reference", "gene_table")
     import jax
 
     from data_pipeline.files import h5ad
@@ -73,6 +72,7 @@ def run_suite() -> None:
     unknown = [task for task in FLAGS.tasks if task not in config.tasks]
     if unknown:
         raise ValueError(f"--tasks={unknown[0]}: the suite {FLAGS.suite} has {', '.join(config.order)}")
+    cli.check_paths("data", "reference", "gene_table")
     options = {"label": FLAGS.label, "batch": FLAGS.batch, "tables": FLAGS.gene_table, **h5ad.place(cli.reading())}
     studies = [suite_data.Study(path, **options) for path in FLAGS.data]
     reference = [suite_data.Study(path, **options) for path in FLAGS.reference]

@@ -12,6 +12,7 @@ import pytest
 
 from configs import finetune_cell_type, finetune_pretraining
 from data_pipeline import synthetic
+from data_pipeline.genes import vocab
 from data_pipeline.store.ingest import file_sources, ingest
 from experiments import train
 from experiments.analyses import cells as model_cells
@@ -100,18 +101,18 @@ class OfASuite:
 
     name = "s"
 
-    def slots(self, genes):
+    def onto(self, genes, second_names):
         """Return the model's place of each gene."""
-        return np.arange(V)
+        return vocab.map_genes(genes, genes)
 
     def draw(self, seed, cells):
         """Return all rows."""
         return np.arange(60)
 
-    def take(self, rows, columns, names):
+    def take(self, rows, mapping, genes):
         """Return cells under the names of the model."""
-        cells = study()[rows, columns].copy()
-        cells.var = cells.var[[]].set_axis(list(names))
+        cells = study()[rows].copy()
+        cells.var = cells.var[[]].set_axis(list(genes))
         return cells
 
 

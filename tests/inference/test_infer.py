@@ -190,7 +190,7 @@ def test_the_best_step_is_never_another_one(run, tmp_path):
     assert "step 5" in api.load(tmp_path).source
     run.export(tmp_path / "weights.safetensors")
     for path in (tmp_path / "weights.safetensors", tmp_path / "checkpoints/5"):
-        with pytest.raises(ValueError, match="which=best"):
+        with pytest.raises(ValueError, match="step=best"):
             api.load(path, "best")
     assert "step 5" in api.load(tmp_path / "checkpoints/5", 5).source
 

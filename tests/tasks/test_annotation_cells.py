@@ -1,7 +1,6 @@
 """Which cells are learned from and which are annotated: `--split` is `--test`, and what no file has is refused."""
 
 import dataclasses
-import json
 
 import anndata
 import numpy as np
@@ -12,6 +11,7 @@ import scipy.sparse as sp
 from data_pipeline.batches.loader import Loader
 from data_pipeline.store.store import open_store
 from experiments.analyses import annotation, annotation_cells, annotation_table
+from experiments.pages import output
 from experiments.training import finetuning
 from scfm_jax.saving import weights
 from scfm_jax.tasks.cells.embedding import UNLABELLED
@@ -184,9 +184,4 @@ def test_scores_of_a_run_that_was_trained_anew_are_not_taken_for_its_own(tmp_pat
     weights.export(tmp_path / "run.safetensors", {"x": np.ones(2)}, {})
     with pytest.raises(ValueError, match=r"scores of other weights of this run; choose another --output"):
         annotation.name_of(tmp_path, str(tmp_path / "run.safetensors"))
-    assert json.loads((tmp_path / "names.json").read_text()).keys() == {"run.safetensors"}
-
-
-def test_a_type_may_have_any_name_in_a_picture():
-    picture = annotation_table.picture("a $run", np.eye(2), ["$^$", r"$\frac{$"])
-    assert picture.startswith(b"\x89PNG")
+    assert output.read(tmp_path / "names.json").keys() == {"run.safetensors"}
