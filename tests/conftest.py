@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -11,6 +12,9 @@ needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the shared data f
 
 # A test compiles more than it computes: XLA is asked for little, here and in the processes that tests start.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK += " --xla_cpu_parallel_codegen_split_count=1"
+if tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10):  # later ones do not know it, and stop
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
 
