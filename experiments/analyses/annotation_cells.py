@@ -26,7 +26,7 @@ from data_pipeline.store.study import Settings
 from experiments import cli
 from experiments.pages import output
 from scfm_jax.tasks.cells.annotation_baselines import NEIGHBOURS
-from scfm_jax.tasks.cells.embedding import unlabelled
+from scfm_jax.tasks.cells.labels import unlabelled
 
 LABEL = "cell_type"
 LEFT_OUT = "-"

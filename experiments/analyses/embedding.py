@@ -17,6 +17,7 @@ from data_pipeline.files.columns import text
 from experiments.pages import output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import embedding as task
+from scfm_jax.tasks.cells.labels import measured, unlabelled
 from scfm_jax.training import pace
 
 MOST_CELLS = 20_000
@@ -69,7 +70,7 @@ def evaluate(
         if n > MOST_CELLS:
             cells = np.sort(np.random.default_rng(0).choice(n, MOST_CELLS, replace=False))
         matrix = counts.take(cells)
-    labels = np.array([None if task.unlabelled(name) else name for name in text(obs[label])[cells]], object)
+    labels = np.array([None if unlabelled(name) else name for name in text(obs[label])[cells]], object)
     counted, _ = task.countable(labels, name=f"label={label}")
     batches = _batches(obs[batch].iloc[cells], counted, batch, say) if batch in obs else None
     embedding = embed_file(run, source, workdir, say=say, **options)[cells]
@@ -104,7 +105,7 @@ def _batches(values: pd.Series, counted: np.ndarray, name: str, say: Callable[[s
     """Return the batch of each cell; None, and say why, where the column cannot be scored by. [n]"""
     names = text(values)
     try:
-        if task.measured(values):
+        if measured(values):
             raise ValueError("it holds measurements, not names of batches")
         task.countable(names[counted], name="its values")
     except ValueError as error:

@@ -18,7 +18,7 @@ from experiments.analyses import marker_table
 from experiments.pages import heat_map, output
 from scfm_jax import api
 from scfm_jax.inference.gene_representations import GeneRepresentations
-from scfm_jax.tasks.cells.embedding import unlabelled
+from scfm_jax.tasks.cells.labels import unlabelled
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import marker_genes as task
 from scfm_jax.training import pace

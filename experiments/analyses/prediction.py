@@ -12,7 +12,7 @@ from data_pipeline.files.columns import text
 from experiments.pages import output
 from scfm_jax.api import Run
 from scfm_jax.tasks.cells import label_transfer
-from scfm_jax.tasks.cells.embedding import unlabelled
+from scfm_jax.tasks.cells.labels import unlabelled
 
 
 def by_head(run: Run, source: Any, **options: Any) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -22,7 +22,8 @@ from experiments.pages import comparisons, curves, document, figures, names, out
 from experiments.pages.document import Html, Section
 from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.saving.secret import masked
-from scfm_jax.tasks.cells.embedding import METRICS, unlabelled
+from scfm_jax.tasks.cells.embedding import METRICS
+from scfm_jax.tasks.cells.labels import unlabelled
 from scfm_jax.training import pace
 
 MOST_CELLS = 20_000

@@ -19,7 +19,7 @@ from data_pipeline.genes import vocab
 from experiments.suite import keys
 from scfm_jax import api, models
 from scfm_jax.saving.published.files import UNKNOWN
-from scfm_jax.tasks.cells import embedding
+from scfm_jax.tasks.cells import embedding, labels
 
 BASELINE = "PCA-50"
 """The name that the pictures of the baseline have; no run is called so."""
@@ -58,7 +58,7 @@ class Study:
             return None
         column = self.counts.obs[name]
         values, codes = column.to_numpy(), embedding.encode(column)
-        return values if len(np.unique(codes[codes >= 0])) > 1 and not embedding.measured(column) else None
+        return values if len(np.unique(codes[codes >= 0])) > 1 and not labels.measured(column) else None
 
     @functools.cached_property
     def table(self) -> vocab.GeneTable | None:

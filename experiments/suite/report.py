@@ -20,7 +20,7 @@ from experiments.suite import results, sources, standing
 from experiments.suite import table as suite_table
 from experiments.suite.standing import place_name, words_of
 from scfm_jax.saving import sealed
-from scfm_jax.tasks.cells import embedding
+from scfm_jax.tasks.cells import labels
 from scfm_jax.training import pace
 
 MOST_ROWS = 50
@@ -188,7 +188,7 @@ def pictures(
             column, drawn = study.get(key) or key, []
             for name, arrays in saved.items():
                 text = arrays[key].tolist()
-                values = pd.Series([None if embedding.unlabelled(x) else x for x in text], dtype=object)
+                values = pd.Series([None if labels.unlabelled(x) else x for x in text], dtype=object)
                 if values.nunique() > 1:
                     drawn.append(page.cells_map(places[name], values, column, f"{name}, {study['name']} by {column}"))
             if drawn:

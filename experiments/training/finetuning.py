@@ -23,7 +23,7 @@ from scfm_jax import models, tasks
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
 from scfm_jax.saving.leaves import path_name
-from scfm_jax.tasks.cells.embedding import UNLABELLED
+from scfm_jax.tasks.cells.labels import UNLABELLED
 from scfm_jax.training import optim, step, tuning
 from scfm_jax.types import TrainState
 

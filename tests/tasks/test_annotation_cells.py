@@ -14,7 +14,7 @@ from experiments.analyses import annotation, annotation_cells, annotation_table
 from experiments.pages import output
 from experiments.training import finetuning
 from scfm_jax.saving import weights
-from scfm_jax.tasks.cells.embedding import UNLABELLED
+from scfm_jax.tasks.cells.labels import UNLABELLED
 from tests.harness import suites
 
 IDS = [f"ENSG{i:011d}" for i in range(suites.V)]

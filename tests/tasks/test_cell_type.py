@@ -1,5 +1,6 @@
 """Annotation of cells: the objective, with CellPLM's own head inside it, scores, baselines, and the table."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -276,7 +277,7 @@ def test_a_table_goes_on_where_it_stopped_and_another_plan_is_refused(table, fro
     assert (out / "confusion_cellplm_frozen.png").read_bytes().startswith(b"\x89PNG")
     assert len((out / "annotation.csv").read_text().splitlines()) == 5
     with pytest.raises(ValueError, match="another steps"):
-        annotation.prepare(annotation.dataclasses.replace(plan, steps=7), out)
+        annotation.prepare(dataclasses.replace(plan, steps=7), out)
 
 
 def test_held_out_donors_are_annotated_and_not_trained_on(files, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from experiments.analyses import embedding as analysis
-from scfm_jax.tasks.cells import embedding
+from scfm_jax.tasks.cells import embedding, labels
 from tests.harness import ROOT
 
 
@@ -46,10 +46,10 @@ def test_a_seed_gives_the_same_clusters_in_every_process():
 
 
 def test_every_word_that_says_nobody_knows_is_no_label():
-    words = [word for name in embedding.UNLABELLED for word in (name, name.upper(), f" {name.title()} ")]
+    words = [word for name in labels.UNLABELLED for word in (name, name.upper(), f" {name.title()} ")]
     codes = embedding.encode(["T", *words, None, float("nan"), pd.NA, pd.NaT, "B"])
     assert codes.tolist() == [1, *[-1] * (len(words) + 4), 0]
-    assert not embedding.unlabelled("other") and not embedding.unlabelled(0) and not embedding.unlabelled(False)
+    assert not labels.unlabelled("other") and not labels.unlabelled(0) and not labels.unlabelled(False)
 
 
 def test_the_label_that_cannot_be_scored_by_is_named_with_what_it_holds():

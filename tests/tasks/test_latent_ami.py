@@ -68,7 +68,7 @@ def test_command_writes_all_or_nothing(tmp_path):
         "--seeds=1",
     ]
     done = commands.run("latent_ami", *args, "--columns=nope", folder=tmp_path, timeout=600)
-    assert done.code == 2 and done.err.count("\n") == 1 and "error: columns=nope" in done.err
+    assert done.code == 2 and done.err.count("\n") == 1 and "error: --columns=nope" in done.err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
     done = commands.run("latent_ami", *args, folder=tmp_path, timeout=600)
     assert done.code == 0, done.err

@@ -43,7 +43,7 @@ def test_the_holder_may_enter_again_and_others_may_not(tmp_path):
     with alone(tmp_path), alone(f"{tmp_path}/."):
         (refused,) = in_thread(enter)
         assert isinstance(refused, ValueError) and f"process {os.getpid()} on" in str(refused)
-        assert str(tmp_path) in str(refused) and "another --workdir" in str(refused)
+        assert str(tmp_path) in str(refused) and "another workdir" in str(refused)
     assert in_thread(enter) == []
 
 

@@ -11,20 +11,16 @@ take, each for itself, the best of 0.1, 0.2, ..., 1.4 *by the labels*, as papers
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from scfm_jax.tasks.cells.labels import encode
 from scfm_jax.tasks.expression import log_normalised
 
 RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 15))
-UNLABELLED = frozenset(
-    ("", "nan", "na", "<na>", "n/a", "nat", "none", "null", "unknown", "unassigned", "unlabeled", "unlabelled")
-)
-"""Words, in lower case, that say of a cell that nobody knows its label. Every door asks this list (`unlabelled`)."""
 METRICS = {
     "accuracy": "5-NN accuracy",
     "f1": "5-NN macro-F1",
@@ -85,27 +81,6 @@ def countable(labels: Sequence, folds: int = 5, name: str = "labels") -> tuple[n
         few = f"fewer than two of them have {folds} cells or more, so there is nothing to score by"
         raise ValueError(f"{name}: {few}; there are {', '.join(largest) or 'none'}{', ...' if len(values) > 3 else ''}")
     return counted, codes[counted]
-
-
-def unlabelled(label: object) -> bool:
-    """Return whether a label says that there is none: a missing value, or a word of UNLABELLED in any case."""
-    return bool(pd.isna(label)) or str(label).strip().lower() in UNLABELLED
-
-
-def measured(values: pd.Series) -> bool:
-    """Return whether a column holds measurements, numbers with fractions, and so names no groups of cells."""
-    if not pd.api.types.is_float_dtype(values):
-        return False
-    numbers = values.dropna().to_numpy(float)
-    return bool((numbers != np.rint(numbers)).any())
-
-
-def encode(labels: Sequence) -> np.ndarray:
-    """Return labels as int codes in sorted order, -1 where there is none (see `unlabelled`). [n]"""
-    text = ["" if unlabelled(x) else str(x) for x in labels]
-    names = sorted({*text} - {""})
-    code = {name: i for i, name in enumerate(names)}
-    return np.array([code.get(x, -1) for x in text], np.int64)
 
 
 def knn_scores(x: np.ndarray, y: np.ndarray, *, seed: int = 0, folds: int = 5, k: int = 5) -> dict[str, float]:
