@@ -135,6 +135,7 @@ def test_permuting_back_and_forth_has_the_gradient_of_a_permutation():
     np.testing.assert_array_equal(back(pull)[0], performer.take(pull, inverse))
 
 
+@pytest.mark.slow
 def test_a_layer_of_a_performer_may_take_its_tokens_some_at_a_time(monkeypatch):
     rng = np.random.default_rng(0)
     x, rows = jnp.asarray(rng.normal(0, 1, (2, 23, 12)), jnp.float32), jnp.asarray([[0, 22, 7], [3, 3, 9]])

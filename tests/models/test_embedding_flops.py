@@ -43,7 +43,8 @@ TRAINED = {"frozen": ("task",), "lora": ("task", "lora")}
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [(name, method) for name in sorted(SIZES) for method in ("frozen", "full")]
+    [(name, "frozen") for name in sorted(SIZES)]
+    + [pytest.param(name, "full", marks=[pytest.mark.slow] * (name in ("sclong", "sct"))) for name in sorted(SIZES)]
     + [("scemb", "lora"), ("cellplm", "lora")],
 )
 def test_flops_of_annotation_are_those_of_its_step(name, method, monkeypatch):

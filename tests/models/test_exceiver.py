@@ -337,6 +337,7 @@ def test_latents_read_every_gene_times_its_value(options):
     same(encoded(model, variables, inputs), plain_encoder(model, variables["params"], inputs))
 
 
+@pytest.mark.slow
 def test_the_order_of_the_sums_is_all_that_in_order_changes():
     inputs = prepared(bag(), mask_rate=0.3)
     model, variables = built(inputs, zero_mask="additive_one", n_classes=3, class_token_in_encoder=True, num_layers=1)

@@ -407,6 +407,7 @@ def test_options_that_do_not_fit_are_refused():
             prepared(cells(), **options)
 
 
+@pytest.mark.slow
 def test_half_precision_trains():
     inputs = prepared(cells())
     model, variables = built(inputs, dtype="bfloat16")

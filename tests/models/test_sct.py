@@ -392,6 +392,7 @@ def value_and_grad(model: sct.Model, variables: dict, inputs: dict, **options):
     return quick(jax.value_and_grad(value))(variables)
 
 
+@pytest.mark.slow
 def test_chunks_remat_and_scan_change_nothing():
     inputs = prepared(bag(bags=2), nonzero_rate=0.5)
     model, variables = built(inputs)
@@ -484,6 +485,7 @@ def losses(dtype: str, steps: int, **options) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_stays_near_float32():
     exact, rough = losses("float32", 40), losses("bfloat16", 40)
     assert exact[-10:].mean() < 0.7 * exact[:2].mean()
