@@ -195,12 +195,12 @@ def check_chunks(array: Any, name: str) -> None:
 
 def check_table(group: Any, index: str, columns: list[str], name: str) -> None:
     """Raise ValueError where the columns of a table are not as long as its index, or the index is not stored."""
-    check_stored(group[index], f"{name}/{index}")
-    rows = group[index].shape[0]
+    rows = 0
+    for part, array in _parts(group[index]).items():
+        check_stored(array, f"{name}/{index}/{part}".rstrip("/"))
+        rows = array.shape[0] if part in ("", "codes", "values") else rows
     for column in (column for column in columns if column in group):
-        element = group[column]
-        parts = {"": element} if hasattr(element, "shape") else {part: element[part] for part in element}
-        for part, array in parts.items():
+        for part, array in _parts(group[column]).items():
             place = f"{name}/{column}/{part}".rstrip("/")
             if not getattr(array, "shape", ()):
                 continue
@@ -210,6 +210,11 @@ def check_table(group: Any, index: str, columns: list[str], name: str) -> None:
                 raise ValueError(f"damaged file: {place} has {array.shape[0]:,} entries, the table {rows:,} rows")
             else:
                 check_chunks(array, place)
+
+
+def _parts(column: Any) -> dict[str, Any]:
+    """Return the arrays of a column of a table: itself, or those of its group (text and mask, categories and codes)."""
+    return {"": column} if hasattr(column, "shape") else {part: column[part] for part in column}
 
 
 def _stored(array: Any) -> int:

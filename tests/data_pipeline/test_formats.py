@@ -150,8 +150,9 @@ def test_normalised_antibodies_do_not_make_counts_of_genes_suspect(tmp_path):
 def test_of_mudata_gene_expression_is_read(tmp_path):
     source, _ = write(tmp_path, "memory", counts_of(), NAMES, IDS)
     with h5py.File(tmp_path / "x.h5mu", "w") as file:
+        modalities = file.create_group("mod")
         for name, part in (("prot", source[:, :2].copy()), ("rna", source)):
-            anndata.io.write_elem(file, f"mod/{name}", part)
+            anndata.io.write_elem(modalities, name, part)
         for name in ("obs", "var"):
             anndata.io.write_elem(file, name, getattr(source, name))
     x, genes, notes = read(tmp_path / "x.h5mu")
