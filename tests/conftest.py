@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
+def _compilation_cache(tmp_path_factory):
     """Let JAX keep compiled programs for the session, also those of other workers and of processes that tests start."""
     import jax
 
@@ -35,7 +35,7 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten():
+def _forgotten():
     """Forget a file's programs after its tests: thousands of small ones take gigabytes."""
     yield
     if "jax" in sys.modules:

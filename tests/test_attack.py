@@ -19,5 +19,5 @@ def test_no_flip_and_no_cut_of_a_run_or_a_store_is_silent(target, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", list(attack.KILLS))
-def test_a_killed_command_ends_where_the_uninterrupted_one_does(target, tmp_path, compilation_cache):
+def test_a_killed_command_ends_where_the_uninterrupted_one_does(target, tmp_path):
     assert attack.attack(tmp_path, 0, 0, 2, [target])

@@ -659,7 +659,7 @@ def test_a_mistake_in_the_options_is_one_line_that_names_it(store, options, mess
 
 
 @pytest.mark.slow
-def test_the_bench_of_lengths_counts_the_padding_of_a_pass(store, truth, compilation_cache):
+def test_the_bench_of_lengths_counts_the_padding_of_a_pass(store, truth):
     padded, by_length = scemb.length_rows(store, seconds=0.01, batch=8, small=True)
     assert padded["padding"] == pytest.approx(1 - truth.obs["n_genes"].mean() / 2048)
     assert 0 < by_length["padding"] < padded["padding"]

@@ -79,7 +79,7 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_tasks_of_slurm_then_two_processes_by_hand_train_as_one(tmp_path, compilation_cache):
+def test_two_tasks_of_slurm_then_two_processes_by_hand_train_as_one(tmp_path):
     synthetic.make(60, 50, seed=0, depth=80.0).write_h5ad(tmp_path / "study.h5ad")
     assert not ingest(file_sources([str(tmp_path / "study.h5ad")]), tmp_path / "s", workers=0, say=lambda text: None)
     options = [CONFIG, *(f"--config.{k}={v}" for k, v in {**OPTIONS, "data.store": tmp_path / "s"}.items())]

@@ -307,7 +307,7 @@ def test_command_fills_a_table(ground, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_command_killed_outright_goes_on_to_the_same_table_byte_by_byte(ground, compilation_cache, tmp_path):
+def test_a_command_killed_outright_goes_on_to_the_same_table_byte_by_byte(ground, tmp_path):
     _, paths, runs, _ = ground
     runs[0].run.export(tmp_path / "first.safetensors")
     args = ["--suite=zero_shot:tiny", f"--runs={tmp_path}/first.safetensors", f"--data={paths[0]},{paths[1]}"]

@@ -57,7 +57,7 @@ def test_a_new_study_is_not_taken_for_the_first_of_pretraining():
 
 
 @pytest.mark.slow
-def test_fine_tuned_runs_predict_held_out_genes_better_and_the_same_every_time(compilation_cache):
+def test_fine_tuned_runs_predict_held_out_genes_better_and_the_same_every_time():
     run = suites.entrant("cellplm", "first", bag=32, batch=1)
     ask = imputer(run)
     genes = np.arange(0, suites.V, 5)

@@ -501,7 +501,7 @@ def test_dry_run_prints_the_commands_and_runs_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_from_one_command(ground, compilation_cache, tmp_path):
+def test_a_sweep_from_one_command(ground, tmp_path):
     bad = '{"axis": "norm", "label": "bad", "set": {"model.norm": "sharde"}}'
     text = FILE.format(point=bad).replace("configs/pretrain_cellplm.py:tiny", f"{SCT}:tiny").replace("(0, 1)", "(0,)")
     flags = '"command": "sweep_impute", "flags": {"cells": 60, "bag": 10}'

@@ -150,7 +150,7 @@ def numbers(found) -> np.ndarray:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(door, compilation_cache):
+def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(door):
     said, run = [], bare()
     counts = problem().counts if door in VISIBLE else study().X.toarray()
     found = numbers(DOORS[door](run, said.append))
@@ -161,7 +161,7 @@ def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(do
 
 @pytest.mark.slow  # that tuning completes constants is also kept by the door "suite: fine-tuning"
 @pytest.mark.parametrize("config", ["pretraining", "cell_type"])
-def test_fine_tuning_begins_with_the_scaler_of_its_cells_and_keeps_it(config, tmp_path, capsys, compilation_cache):
+def test_fine_tuning_begins_with_the_scaler_of_its_cells_and_keeps_it(config, tmp_path, capsys):
     study().write_h5ad(tmp_path / "cells.h5ad")
     assert not ingest(file_sources([str(tmp_path / "cells.h5ad")]), tmp_path / "store", workers=0, say=lambda _: None)
     run = dataclasses.replace(bare(), task=None)

@@ -609,7 +609,7 @@ def test_cells_split_over_two_devices_give_the_same_numbers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_and_resumed_equals_the_whole_and_embeds(tmp_path, compilation_cache):
+def test_a_run_stopped_and_resumed_equals_the_whole_and_embeds(tmp_path):
     cells = synthetic.make(60, GENES, seed=0, depth=200.0)
     cells.write_h5ad(tmp_path / "a.h5ad")
     ingest(file_sources([str(tmp_path / "a.h5ad")]), tmp_path / "store", workers=0, say=lambda text: None)

@@ -578,7 +578,7 @@ OPTIONS = {
 
 
 @pytest.mark.slow
-def test_the_command_trains_is_stopped_and_resumes(tmp_path, compilation_cache):
+def test_the_command_trains_is_stopped_and_resumes(tmp_path):
     for i in range(2):
         synthetic.make(50, 60, seed=i, depth=100.0).write_h5ad(tmp_path / f"study{i}.h5ad")
     files = [str(tmp_path / f"study{i}.h5ad") for i in range(2)]
@@ -630,7 +630,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_a_mesh_of_two_devices_agrees(compilation_cache):
+def test_a_mesh_of_two_devices_agrees():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run([sys.executable, "-c", MESH], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -72,7 +72,7 @@ def end_at(process: subprocess.Popen, step: int, number: int) -> str:
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_and_resumed_across_redraws_equals_uninterrupted(data, tmp_path, compilation_cache):
+def test_stopped_and_killed_and_resumed_across_redraws_equals_uninterrupted(data, tmp_path):
     tiny.finish(command(data, tmp_path / "whole"))
     stopped = end_at(command(data, tmp_path / "parts"), 6, signal.SIGTERM)
     assert stopped.splitlines()[-1] == signals.RESUME

@@ -56,7 +56,7 @@ def table(files, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def frozen(table, compilation_cache):
+def frozen(table):
     """The folder of a head trained on the base run as it is, and its scores."""
     plan, out, base = table
     return out / "runs/cellplm_frozen_0", annotation.tune(plan, out, str(base), "frozen", 0)
@@ -181,7 +181,7 @@ def test_a_head_sees_components_of_like_deviation_and_no_rounding_errors():
     assert not np.isnan(cell_type.whitening(np.ones((5, 4)), 2)[1]).any()
 
 
-def test_cellplms_own_recipe_runs_and_leaves_its_norm_alone(table, tmp_path, compilation_cache):
+def test_cellplms_own_recipe_runs_and_leaves_its_norm_alone(table, tmp_path):
     _, out, base = table
     config = finetune_cellplm_annotation.get_config("tiny")
     changes = {"data.store": str(out / "data/store"), "init_from": str(base), "train.steps": 3, **LITTLE}

@@ -62,7 +62,7 @@ def test_an_epoch_is_every_cell_once_in_another_order_and_resumes():
 
 
 @pytest.mark.slow
-def test_both_starts_learn_and_a_stopped_command_goes_on(tmp_path, compilation_cache):
+def test_both_starts_learn_and_a_stopped_command_goes_on(tmp_path):
     run = exceiver(seed=7)
     first = transfer_analysis.evaluate(run, study(), tmp_path, epochs=2, seeds=1, **QUIET)
     rows = {(row["start"], row["epoch"]): row for row in first["rows"]}

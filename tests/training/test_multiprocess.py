@@ -25,7 +25,7 @@ def start_two(workdir, options):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, compilation_cache):
+def two(tmp_path_factory):
     """The workdir of a run of two processes, the parameters split over them."""
     workdir = tmp_path_factory.mktemp("two")
     for process in start_two(workdir, RUN | FSDP):

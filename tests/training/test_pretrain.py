@@ -68,7 +68,7 @@ def command(store: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_equals_uninterrupted(store, tmp_path, compilation_cache):
+def test_stopped_and_resumed_equals_uninterrupted(store, tmp_path):
     tiny.finish(command(store, tmp_path / "whole"))
     process = command(store, tmp_path / "parts")
     while (line := process.stdout.readline()) and "step 3/" not in line:

@@ -42,7 +42,7 @@ def test_stopped_and_resumed_in_new_processes_equals_uninterrupted(whole, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_and_the_log_cut_back(whole, tmp_path, compilation_cache):
+def test_a_damaged_checkpoint_is_passed_over_and_the_log_cut_back(whole, tmp_path):
     tiny.finish(tiny.start(tmp_path, RUN | {"steps": 13, "keep": 3}))
     newest = tmp_path / "checkpoints/13"
     data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -55,7 +55,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_log_cut_back(whole, tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_resumed_equals_uninterrupted(whole, tmp_path, compilation_cache):
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(whole, tmp_path):
     wanted, rng, found = int(os.environ.get("SCFM_KILLS", "4")), random.Random(0), []
     options, workdir = RUN | {"checkpoint_every": 1, "slow": 0.1}, tmp_path / "0"
     while len(found) < wanted:

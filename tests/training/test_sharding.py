@@ -58,7 +58,7 @@ def on_devices(n: int, folder: pathlib.Path) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory, compilation_cache):
+def one(tmp_path_factory):
     """The losses and parameters on one device."""
     return on_devices(1, tmp_path_factory.mktemp("one"))[0]
 

@@ -25,7 +25,7 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compilation_cache):
+def whole(tmp_path_factory):
     """The workdir of the run that nobody interrupts."""
     workdir = tmp_path_factory.mktemp("whole")
     tiny.finish(tiny.start(workdir, RUN))

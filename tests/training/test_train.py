@@ -40,9 +40,6 @@ def same(a, b) -> bool:
     return jax.tree.all(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b))
 
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
-
 @pytest.fixture(scope="module")
 def plain() -> step.Objective:
     """The tiny objective without anything random."""

@@ -91,7 +91,7 @@ def outputs(run: api.Run, params) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_lora_trains_its_factors_alone_and_a_tuned_run_acts_like_any(name, store, base, tmp_path, compilation_cache):
+def test_lora_trains_its_factors_alone_and_a_tuned_run_acts_like_any(name, store, base, tmp_path):
     there = own(flatten(checkpoint.restore(base(name) / "checkpoints").state))
     leaves = tuned(store, base(name), tmp_path / "run")
     assert same(there, own(leaves)), "a frozen weight has changed"
@@ -124,7 +124,7 @@ def test_a_tuned_file_is_refused_on_another_base(store, base, tmp_path):
         api.load(tmp_path / "run" / tuning.FILE, base=tmp_path / "other.safetensors")
 
 
-def test_a_stopped_run_goes_on_bit_by_bit(store, base, tmp_path, compilation_cache):
+def test_a_stopped_run_goes_on_bit_by_bit(store, base, tmp_path):
     whole = tuned(store, base("scemb"), tmp_path / "whole", steps=4, **{"optim.schedule": "constant"})
     tuned(store, base("scemb"), tmp_path / "parts", steps=2, **{"optim.schedule": "constant"})
     parts = tuned(store, base("scemb"), tmp_path / "parts", steps=4, **{"optim.schedule": "constant"})
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(store, base, tmp_path, compilation_cac
 @pytest.mark.parametrize(
     "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("cellplm", "sct", "sclong")), "exceiver"]
 )
-def test_the_first_layers_stay_and_the_others_learn(name, store, base, tmp_path, compilation_cache):
+def test_the_first_layers_stay_and_the_others_learn(name, store, base, tmp_path):
     there = own(flatten(checkpoint.restore(base(name) / "checkpoints").state))
     leaves = own(tuned(store, base(name), tmp_path / "run", "full", **{"optim.frozen_layers": 1}))
     first = flatten(
@@ -148,7 +148,7 @@ def test_the_first_layers_stay_and_the_others_learn(name, store, base, tmp_path,
     assert sum(not np.array_equal(there[leaf], leaves[leaf]) for leaf in there) > 3
 
 
-def test_part_of_a_stack_stays_bit_by_bit_in_a_real_run(store, base, tmp_path, compilation_cache):
+def test_part_of_a_stack_stays_bit_by_bit_in_a_real_run(store, base, tmp_path):
     there = own(flatten(checkpoint.restore(base("scemb", True) / "checkpoints").state))
     leaves = own(tuned(store, base("scemb", True), tmp_path / "run", "full", **{"optim.frozen_layers": 1}))
     for leaf in (name for name in there if name.startswith("blocks/")):
@@ -157,7 +157,7 @@ def test_part_of_a_stack_stays_bit_by_bit_in_a_real_run(store, base, tmp_path, c
     assert np.array_equal(there["word"], leaves["word"]), "what comes before the first layer"
 
 
-def test_given_vectors_become_prefixes_by_maps_that_alone_learn(store, base, tmp_path, compilation_cache):
+def test_given_vectors_become_prefixes_by_maps_that_alone_learn(store, base, tmp_path):
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32))
     there = own(flatten(checkpoint.restore(base("scemb") / "checkpoints").state))
     changes = {"tune.vectors": str(tmp_path / "vectors.npy")}
