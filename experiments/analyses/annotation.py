@@ -78,8 +78,8 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     began = time.process_time()
     config = finetune_cell_type.get_config("frozen" if method == "twin" else method)
     config.init_from = source
-    names = {"min_mapped": plan.min_mapped, "gene_table": tables_of(plan)}
-    config.data.update({"store": str(out / "data/store"), **names})
+    options = {"min_mapped": plan.min_mapped, "gene_table": tables_of(plan)}
+    config.data.update({"store": str(out / "data/store"), **options})
     config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
     config.tune.start = "random" if method == "twin" else "base"
     config.train.update({"steps": plan.steps, "seed": seed, "log_every": max(1, plan.steps // 4), "eval_every": 0})
@@ -87,7 +87,7 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     train.pretrain(config, str(out / "runs" / key))
     trained = time.process_time() - began
     run = api.load(out / "runs" / key)
-    shares = pd.concat([run.annotate(path, **names, say=lambda _: None) for path in files(out, "test")])
+    shares = pd.concat([run.annotate(path, **options, say=lambda _: None) for path in files(out, "test")])
     row = {"model": run.name, "run": str(source), "name": name, "method": method, "seed": seed}
     return write(out, key, row | {"cpu_s": trained}, shares.to_numpy(), list(shares.columns))
 
@@ -99,7 +99,7 @@ def baseline(plan: Plan, out: pathlib.Path, name: str, seed: int, classes: Seque
         return done
     began = time.process_time()
     genes = open_store(out / "data/store").genes
-    table = vocab.read_table(tables_of(plan)) if tables_of(plan) else None
+    table = vocab.read_table(tables_of(plan))
     labelled, new = (sparse.vstack([matrix(path, genes, table) for path in files(out, part)], "csr") for part in PARTS)
     y = np.array([classes.index(value) for value in types_of(out, "train")])
     probabilities = annotation_baselines.BASELINES[name](labelled, y, new, len(classes), seed)
