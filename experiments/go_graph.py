@@ -20,6 +20,7 @@ import time
 from absl import flags
 
 from experiments import cli
+from scfm_jax.training import pace
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
@@ -144,7 +145,8 @@ def go(source: str):
         name: FLAGS[name].value for name in ("cut", "top", "self_edge", "weighted") if FLAGS[name].value is not None
     }
     weighted, top = options["weighted"], options["top"] or None
-    a, b, weight = go_graph.neighbours(terms.matrix, cut=options["cut"], top=top, self_edge=options["self_edge"])
+    limited = {name: options[name] for name in ("cut", "self_edge")}
+    a, b, weight = go_graph.neighbours(terms.matrix, top=top, progress=pace.progress, **limited)
     used = limits | options | {name: FLAGS[name].value for name in ("evidence", "exclude_evidence", "ancestors")}
     meta = {"kind": "GO graph", "options": used, "inputs": inputs(), "genes_with_terms": with_terms}
     return GeneGraph.of(

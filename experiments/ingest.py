@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from experiments import cli
+from scfm_jax.training import pace
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
@@ -82,7 +83,6 @@ def take(sources: list) -> dict[str, str]:
     """Ingest the sources as the flags say; return the reasons of those that failed."""
     from data_pipeline.store.ingest import ingest
     from data_pipeline.store.study import Settings
-    from scfm_jax.training import pace
 
     return ingest(
         sources,
@@ -92,7 +92,7 @@ def take(sources: list) -> dict[str, str]:
         tables=FLAGS.gene_table,
         scheduler=FLAGS.scheduler,
         workers=FLAGS.workers,
-        progress=lambda results, number: pace.counted(results, "took in study", total=number),
+        progress=pace.progress,
     )
 
 
@@ -101,7 +101,7 @@ def verify(path: str) -> int:
     from data_pipeline.store.store import open_store
     from data_pipeline.store.store import verify as damaged
 
-    wrong = damaged(path)
+    wrong = damaged(path, pace.progress)
     for line in wrong:
         print(f"damaged: {line}", file=sys.stderr)
     if not wrong:

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from data_pipeline.genes.annotations import Annotations
 from data_pipeline.genes.vocab import GeneTable, Mapping, map_genes
+from data_pipeline.progress import Progress, silent
 
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]  # source, target, weight
 
@@ -118,17 +119,21 @@ def all_pairs(matrix: sparse.csr_matrix, cut: float) -> Edges:
     return _joined(pairs)
 
 
-def neighbours(matrix: sparse.csr_matrix, *, cut: float, top: int | None, self_edge: bool) -> Edges:
+def neighbours(
+    matrix: sparse.csr_matrix, *, cut: float, top: int | None, self_edge: bool, progress: Progress = silent
+) -> Edges:
     """Return the edges of the GO graph of genes with terms `matrix` [G, T], by target, then source.
 
     Args:
       cut: keep edges of a Jaccard index above this.
       top: keep so many for each target, the first sources where indices are equal; None for all.
       self_edge: a gene is among its own sources (and counts for `top`).
+      progress: of the blocks of genes.
     """
     present = np.flatnonzero(matrix.getnnz(1))
     blocks = []
-    for block, values in jaccard_blocks(matrix[present]):  # the index is symmetric: a row may be the target
+    parts = progress(jaccard_blocks(matrix[present]), "compared block of genes", -(-len(present) // _ROWS))
+    for block, values in parts:  # the index is symmetric: a row may be the target
         if not self_edge:
             values[np.arange(len(block)), block] = 0
         least = cut

@@ -22,6 +22,7 @@ import psutil
 from data_pipeline.files import census, h5ad, whole
 from data_pipeline.files import sources as files
 from data_pipeline.genes import vocab
+from data_pipeline.progress import Progress, silent
 from data_pipeline.store import manifest as ledger
 from data_pipeline.store.store import check_name, partial
 from data_pipeline.store.study import Settings, build
@@ -96,7 +97,7 @@ def ingest(
     scheduler: str | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = print,
-    progress: Callable[[Iterator, int], Iterator] = lambda results, number: results,
+    progress: Progress = silent,
 ) -> dict[str, str]:
     """Write `sources` as studies into the store (made where there is none); return the reasons of those that failed.
 
@@ -109,8 +110,8 @@ def ingest(
       scheduler: address of a Dask cluster; None starts one on this machine.
       workers: processes on this machine, 0 for this process alone; None for what cores and memory allow. A script
         that lets processes start does its work under `if __name__ == "__main__"`.
-      say: takes each line of the report. progress: is given the results as they come, and how many there will be,
-        and yields them again.
+      say: takes each line of the report.
+      progress: of the studies and, in whatever process takes one in, of its rows; a function that can be pickled.
 
     A study that the store has already is kept; where its source or settings were others, that is a ValueError before
     anything is written. ValueError, FileNotFoundError or OSError where nothing at all can be done.
@@ -127,8 +128,8 @@ def ingest(
             failed |= _add_genes(store, manifest, pending, settings, tables)
         pending = [source for source in pending if source.name not in failed]
         _plan(store, manifest, [source.name for source in pending])
-        tasks = [(str(store), source, settings, tables) for source in pending]
-        for name, result in progress(_run(tasks, scheduler, workers), len(tasks)):
+        tasks = [(str(store), source, settings, tables, progress) for source in pending]
+        for name, result in progress(_run(tasks, scheduler, workers), "took in study", len(tasks)):
             if isinstance(result, str):
                 failed[name] = result
                 continue
@@ -202,7 +203,9 @@ def _plan(store: pathlib.Path, manifest: dict, pending: list[str]) -> None:
     ledger.write(store, manifest)
 
 
-def write_source(store: str, source: Source, settings: Settings, tables: list[str]) -> tuple[str, dict, str] | str:
+def write_source(
+    store: str, source: Source, settings: Settings, tables: list[str], progress: Progress = silent
+) -> tuple[str, dict, str] | str:
     """Write one study into the store's partial folder (the task that Dask runs).
 
     Returns (its folder, its manifest record, the gene mapping report), or the reason why it failed, in one line.
@@ -215,7 +218,7 @@ def write_source(store: str, source: Source, settings: Settings, tables: list[st
             table = gene_table(genes, tables)
             mapping = vocab.onto(counts, names, table=table, min_mapped=settings.min_mapped, whose="store")
             folder = partial(path, source.name)
-            record = build(folder, source.name, counts, mapping, names, settings)
+            record = build(folder, source.name, counts, mapping, names, settings, progress)
             record["source"] = source.identity() | {"matrix": counts.source}
     except Exception as error:
         if folder is not None:

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterator
 
 from data_pipeline.files.whole import checksum, crc32c, files, sync_folder, write_file
+from data_pipeline.progress import Progress, silent
 
 SCHEMA = 1
 FORMAT = "scfm_jax store"
@@ -196,20 +197,23 @@ def commit(path: pathlib.Path, manifest: dict, partial: pathlib.Path, record: di
 
 def damage(path: pathlib.Path, record: dict, under: str = "") -> list[str]:
     """Return what is wrong with the files of one study (those whose path starts with `under`), one line each."""
-    folder = path / "studies" / f"{record['name']}.zarr"
-    wrong = []
-    for name, expected in record["files"].items():
-        if not name.startswith(under):
-            continue
-        if not (folder / name).is_file():
-            wrong.append(f"{folder.relative_to(path) / name}: missing")
-        elif checksum(folder / name) != expected:
-            wrong.append(f"{folder.relative_to(path) / name}: {DAMAGED}")
-    return wrong
+    lines = (_file_damage(path, record, name) for name in record["files"] if name.startswith(under))
+    return [line for line in lines if line]
 
 
-def verify(path: str | os.PathLike) -> list[str]:
-    """Check every file of a store against its checksum; return a line per file that is damaged, missing or unknown."""
+def _file_damage(path: pathlib.Path, record: dict, name: str) -> str | None:
+    """Return what is wrong with a file of a study, None where it is whole."""
+    place = f"studies/{record['name']}.zarr/{name}"
+    if not (path / place).is_file():
+        return f"{place}: missing"
+    return None if checksum(path / place) == record["files"][name] else f"{place}: {DAMAGED}"
+
+
+def verify(path: str | os.PathLike, progress: Progress = silent) -> list[str]:
+    """Check every file of a store against its checksum; return a line per file that is damaged, missing or unknown.
+
+    `progress` is that of the files.
+    """
     path = pathlib.Path(os.path.expanduser(path))
     try:
         manifest = read(path)
@@ -222,7 +226,9 @@ def verify(path: str | os.PathLike) -> list[str]:
         read_genes(path, manifest)
     except OSError as error:
         wrong.append(str(error))
-    for record in manifest["studies"].values():
-        wrong += damage(path, record)
-    listed = {f"{r['name']}.zarr/{name}" for r in manifest["studies"].values() for name in r["files"]}
+    records = manifest["studies"].values()
+    names = [(record, name) for record in records for name in record["files"]]
+    for record, name in progress(names, "checked file", len(names)):
+        wrong += filter(None, [_file_damage(path, record, name)])
+    listed = {f"{record['name']}.zarr/{name}" for record, name in names}
     return wrong + [f"studies/{name}: not in the manifest" for name in files(path / "studies") if name not in listed]

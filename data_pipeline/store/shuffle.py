@@ -49,6 +49,11 @@ class Shuffle:
                 for values, dtype in zip(columns, LAYOUT, strict=True):
                     file.write(np.ascontiguousarray(values, dtype).data)
 
+    @property
+    def buckets(self) -> int:
+        """Number of buckets that have rows."""
+        return len(list(self._folder.iterdir()))
+
     def sorted(self) -> Iterator[sp.csr_matrix]:
         """Yield the rows in the order of their targets, a bucket at a time; its file is removed once it is read."""
         for path in sorted(self._folder.iterdir(), key=lambda path: int(path.name)):

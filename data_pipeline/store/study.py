@@ -11,17 +11,21 @@ import importlib.metadata
 import itertools
 import pathlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from data_pipeline.files.whole import checksums
+from data_pipeline.progress import Progress, silent
 from data_pipeline.store import arrays, filters, spatial
 from data_pipeline.store.shuffle import Shuffle
 
 NEIGHBOURS = 50
+CELLS = 4096  # read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,15 @@ class Settings:
     min_mapped: float | None = 0.5
 
 
-def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], settings: Settings) -> dict:
+def build(
+    folder: pathlib.Path,
+    name: str,
+    counts,
+    mapping,
+    genes: list[str],
+    settings: Settings,
+    progress: Progress = silent,
+) -> dict:
     """Write `counts` as an AnnData zarr group into the new `folder`, flush it to disk and return its manifest record.
 
     Args:
@@ -63,6 +75,7 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
       mapping: from the source's genes to store ids, with `index`, `apply` and `report` of `vocab.map_genes`.
       genes: the store's vocabulary.
       settings: what to keep and how to order it.
+      progress: of the blocks of rows that are read, and of those that are written.
 
     Raises ValueError where the group column is missing or no cell or no count is left.
     """
@@ -70,7 +83,8 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
     place = _places(group, len(groups), settings.seed, name)
     folder.mkdir(parents=True)
     shuffle = Shuffle(folder.with_name(f"{folder.name}.rows"), len(genes))
-    seen = _scan(counts, mapping, settings, place, shuffle, len(genes))
+    blocks = progress(counts.chunks(CELLS), f"{name}: read block", -(-counts.n_cells // CELLS))
+    seen = _scan(counts, blocks, mapping, settings, place, shuffle, len(genes))
     order, zeroed = _kept(seen, place, settings.min_gene_fraction)
     nnz = int(seen.gene_cells[~zeroed].sum())
     starts = np.searchsorted(group[order], np.arange(len(groups) + 1))
@@ -78,7 +92,8 @@ def build(folder: pathlib.Path, name: str, counts, mapping, genes: list[str], se
     starts = np.append(starts[present], len(order))
     root = zarr.open_group(folder, mode="w-", zarr_format=3)
     dtype = np.min_scalar_type(seen.largest)
-    _write_counts(root, folder, shuffle, zeroed, len(order), nnz, dtype)
+    rows = progress(shuffle.sorted(), f"{name}: wrote block", shuffle.buckets)
+    _write_counts(root, folder, rows, zeroed, len(order), nnz, dtype)
     obs, renamed = _plain(counts.obs.iloc[order])
     _write_tables(root, obs, _var(counts, mapping, genes, zeroed))
     layout = {
@@ -154,7 +169,15 @@ class _Seen:
         return {rule: number for rule, number in numbers.items() if number}
 
 
-def _scan(counts, mapping, settings: Settings, place: np.ndarray, shuffle: Shuffle, n_genes: int) -> _Seen:
+def _scan(
+    counts,
+    blocks: Iterator[tuple[int, sp.csr_matrix]],
+    mapping,
+    settings: Settings,
+    place: np.ndarray,
+    shuffle: Shuffle,
+    n_genes: int,
+) -> _Seen:
     """Send every cell that is kept to its place and count what the filters and the layout need to know."""
     mito = None
     if settings.max_mito is not None:
@@ -163,7 +186,7 @@ def _scan(counts, mapping, settings: Settings, place: np.ndarray, shuffle: Shuff
             raise ValueError("no mitochondrial gene (MT-…) to judge --max_mito by; leave it out")
     limits = {key: getattr(settings, key) for key in ("min_genes", "min_counts", "max_mito")}
     seen = _Seen(np.empty(counts.n_cells, np.int8), np.zeros(n_genes), np.zeros(n_genes, np.int64))
-    for start, rows in counts.chunks():
+    for start, rows in blocks:
         mapped = mapping.apply(rows)
         broken = filters.broken_rule(rows, mapped, mito, **limits)
         seen.broken[start : start + rows.shape[0]] = broken
@@ -193,7 +216,7 @@ def _kept(seen: _Seen, place: np.ndarray, min_gene_fraction: float | None) -> tu
 def _write_counts(
     root: zarr.Group,
     folder: pathlib.Path,
-    shuffle: Shuffle,
+    blocks: Iterator[sp.csr_matrix],
     zeroed: np.ndarray,
     n_cells: int,
     nnz: int,
@@ -205,7 +228,7 @@ def _write_counts(
     indptr, done = np.zeros(n_cells + 1, np.int64), 0
     x, size = folder / "X", (nnz,)
     with arrays.Appender(x / "indices", size, np.int32) as indices, arrays.Appender(x / "data", size, dtype) as data:
-        for rows in shuffle.sorted():
+        for rows in blocks:
             if zeroed.any():
                 rows.data[zeroed[rows.indices]] = 0
                 rows.eliminate_zeros()

@@ -336,6 +336,28 @@ def test_mistakes_are_one_line_and_leave_nothing(inputs, tmp_path, arguments, me
     assert not list(place.iterdir())
 
 
+def test_long_loops_pass_all_they_do_through_the_caller(inputs, tmp_path):
+    done = {}
+
+    def progress(items, what, total):
+        for number, item in enumerate(items, 1):
+            done[what] = f"{number} of {total}"
+            yield item
+
+    write_file(tmp_path / "large.h5ad", 9, n_cells=4100)
+    assert take([inputs[0], str(tmp_path / "large.h5ad")], tmp_path / "store", progress=progress) == {}
+    assert done == {
+        "took in study": "2 of 2",
+        "study0: read block": "1 of 1",
+        "study0: wrote block": "1 of 1",
+        "large: read block": "2 of 2",
+        "large: wrote block": "1 of 1",
+    }
+    assert verify(tmp_path / "store", progress) == []
+    number = sum(len(record["files"]) for record in ledger.read(tmp_path / "store")["studies"].values())
+    assert done["checked file"] == f"{number} of {number}"
+
+
 def test_the_command_verifies(whole, inputs, tmp_path):
     done = commands.run("ingest", f"--verify={whole}", folder=tmp_path)
     assert done.code == 0 and "whole: 4 studies" in done.out
@@ -349,6 +371,7 @@ def test_the_command_verifies(whole, inputs, tmp_path):
 
 
 @needs_shared
+@pytest.mark.slow
 def test_real_studies_come_back(tmp_path):
     files = [SHARED / "data" / name for name in ("cells/pbmc_10x_3chem.h5ad", "spatial/paired_breast_visium.h5ad")]
     assert take(list(map(str, files)), tmp_path / "store") == {}

@@ -88,6 +88,7 @@ def test_planted_markers_are_found_beyond_their_expression():
     assert np.mean([planted().var.loc[gene["gene"], "marker_of"] == 1 for gene in tops]) > 0.7
 
 
+@pytest.mark.slow
 def test_of_shuffled_markers_nothing_is_found():
     adata, ps = planted(), []
     tables = {f"type{i}": known(adata, i) for i in (1, 2)}

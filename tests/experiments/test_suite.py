@@ -67,7 +67,7 @@ def test_a_second_time_nothing_is_computed(ground, monkeypatch):
     assert before == [(folder / "out" / name).read_bytes() for name in ("results.jsonl", "table.csv")]
 
 
-@pytest.mark.parametrize("cut", [20, 0])
+@pytest.mark.parametrize("cut", [20, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_suite_goes_on_to_the_same_table(cut, ground, monkeypatch):
     folder, paths, runs, _ = ground
     compute, calls = fill.Suite.fill, []

@@ -73,6 +73,11 @@ def value_and_grad(model: exceiver.Model, variables: dict, inputs: dict, **optio
     return quick(jax.value_and_grad(value))(variables)
 
 
+def loss(model: exceiver.Model, variables: dict, inputs: dict):
+    """Return the loss of a pass in training, and what it measures."""
+    return quick(lambda v, x: exceiver.loss(model.apply(v, x, train=True), x))(variables, inputs)
+
+
 def same(ours, theirs, rtol=1e-4, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), ours, theirs)
 
@@ -525,14 +530,12 @@ def test_unknown_labels_and_padding_do_not_count():
     batch = bag()
     unknown = batch.replace(labels={"tissue": batch.labels["tissue"].at[2:].set(-1)})
     model, variables = built(prepared(batch), n_classes=3)
-    value, metrics = exceiver.loss(model.apply(variables, x := prepared(unknown), train=True), x)
-    short, fewer = exceiver.loss(
-        model.apply(variables, y := prepared(jax.tree.map(lambda x: x[:2], batch)), train=True), y
-    )
+    value, metrics = loss(model, variables, prepared(unknown))
+    short, fewer = loss(model, variables, y := prepared(jax.tree.map(lambda x: x[:2], batch)))
     same(metrics["cross_entropy"], fewer["cross_entropy"])
     assert metrics["accuracy"][1] == 2
     padded = prepared(batch.replace(cell_mask=batch.cell_mask.at[2:].set(False)))
-    assert exceiver.loss(model.apply(variables, padded, train=True), padded)[1]["mse"][1] == y["weights"].sum()
+    assert loss(model, variables, padded)[1]["mse"][1] == y["weights"].sum()
     assert float(value) != float(short)
 
 

@@ -251,6 +251,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_rows_split_over_devices_stay_split():
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     root = ROOT

@@ -462,6 +462,7 @@ def test_features_are_drawn_anew_after_so_many_forwards():
     assert not np.array_equal(drawn[2][0], drawn[2][1]), "layers have features of their own"
 
 
+@pytest.mark.slow
 def test_a_run_resumed_across_a_redraw_is_the_same_bit_by_bit(tmp_path):
     state, update = training(2)
     for i in range(6):

@@ -168,6 +168,7 @@ def test_meshes_would_differ_if_the_keys_maximum_were_that_of_a_device(results):
     assert max(difference.max() for difference in apart.values()) > 2e-4  # ten times what is let pass above
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_the_weights_of_a_layer_and_never_the_tokens_of_its_cells(tmp_path):
     cells = 32
     found = json.loads((apart(tmp_path, "plan", str(cells)) / "plan.json").read_text())

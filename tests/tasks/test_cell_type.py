@@ -181,6 +181,7 @@ def test_a_head_sees_components_of_like_deviation_and_no_rounding_errors():
     assert not np.isnan(cell_type.whitening(np.ones((5, 4)), 2)[1]).any()
 
 
+@pytest.mark.slow
 def test_cellplms_own_recipe_runs_and_leaves_its_norm_alone(table, tmp_path):
     _, out, base = table
     config = finetune_cellplm_annotation.get_config("tiny")

@@ -52,7 +52,9 @@ def test_deleted_and_overexpressed_counts():
         task.changed(x, gene, "burn")
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("scemb", "sclong") else n for n in models.names()]
+)
 def test_a_mask_changes_the_cells_that_express_the_gene(name):
     x, embed = counts(), embedder(name, 40)
     group = np.repeat([0, 1], 6)

@@ -23,7 +23,7 @@ from scfm_jax.training import freezing, lora, tuning
 QUIET = {"train.log_every": 0, "train.eval_every": 0, "train.checkpoint_every": 0, "train.tensorboard": False}
 SHORT = {"cellplm": {"data.bag": 16, "data.batch": 1}, "sct": {"data.bag": 4, "data.batch": 1}}
 SHORT |= {"sclong": {"model.large_depth": 2, "data.batch": 4}}
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in ("sct", "sclong") else name for name in models.names()]
+SLOW = [name if name == "cellplm" else pytest.param(name, marks=pytest.mark.slow) for name in models.names()]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,7 @@ def test_the_first_layers_stay_and_the_others_learn(name, store, base, tmp_path)
     assert sum(not np.array_equal(there[leaf], leaves[leaf]) for leaf in there) > 3
 
 
+@pytest.mark.slow
 def test_part_of_a_stack_stays_bit_by_bit_in_a_real_run(store, base, tmp_path):
     there = own(flatten(checkpoint.restore(base("scemb", True) / "checkpoints").state))
     leaves = own(tuned(store, base("scemb", True), tmp_path / "run", "full", **{"optim.frozen_layers": 1}))
