@@ -18,6 +18,7 @@ from typing import Any
 from experiments.pages import output
 from experiments.sweeps import plan as sweep_plan
 from experiments.sweeps.plan import Plan, Point
+from scfm_jax.saving.secret import masked
 from scfm_jax.training import pace, signals
 
 POLL_S, PATIENCE_S = 0.1, 300.0
@@ -41,8 +42,8 @@ class Job:
             self.close()
             raise
         self.notes = output.finished(self.folder / "point.json") or {}
-        self.notes |= {"label": point.label, "axis": point.axis, "set": dict(point.changes), "seed": point.seed}
-        self.notes |= {"settings": {**point.settings, "store": version}}
+        self.notes |= {"label": point.label, "axis": point.axis, "set": masked(point.changes), "seed": point.seed}
+        self.notes |= {"settings": {**masked(point.settings), "store": version}}
         self.notes.pop("failed", None)
         self.times = self.notes.setdefault("seconds", {})
         self.cache = workdir / "compiled"
@@ -226,7 +227,7 @@ def check_same(workdir: pathlib.Path, point: Point, version: str) -> None:
     notes = output.finished(workdir / point.name / "point.json")
     if notes is None or "settings" not in notes:
         return
-    old, new = _flat(notes["settings"]), _flat({**point.settings, "store": version})
+    old, new = _flat(notes["settings"]), _flat({**masked(point.settings), "store": version})
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differ:
         key = differ[0]

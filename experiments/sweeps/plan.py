@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments.training import config_file
 from experiments.training import settings as configs
+from scfm_jax.saving.secret import masked
 
 KEYS = ("question", "config", "seeds", "evaluate", "metrics", "points")
 POINT_KEYS = ("axis", "label", "set", "evaluate", "paper")
@@ -131,12 +132,14 @@ def read(path: str, workdir: pathlib.Path, overrides: Mapping[str, Sequence[str]
 def folder_name(changes: Mapping[str, Any]) -> str:
     """Return the name of a folder that says what is changed: "base", "inputs.mask=uniform".
 
-    Letters, digits and _ . + - = , only; where that or LONGEST cuts something, a hash of the whole keeps names apart.
+    Letters, digits and _ . + - = , only; where that, LONGEST or the mask of a secret leaves something out, a hash
+    of the whole keeps names apart.
     """
     if not changes:
         return "base"
     whole = ",".join(f"{key}={value}" for key, value in changes.items())
-    safe = re.sub(r"[^\w.+=-]*[^\w.+=,-][^\w.+=-]*", "-", whole, flags=re.ASCII)
+    shown = ",".join(f"{key}={value}" for key, value in masked(changes).items())
+    safe = re.sub(r"[^\w.+=-]*[^\w.+=,-][^\w.+=-]*", "-", shown, flags=re.ASCII)
     if safe == whole and len(safe) <= LONGEST:
         return safe
     return f"{safe[: LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"

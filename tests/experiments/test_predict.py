@@ -91,6 +91,12 @@ def test_neighbours_in_a_reference_name_the_cells(place):
     assert done["by"] == "5 nearest of 81 cells of kinds.h5ad, by obs['kind']"
     best = shares.to_numpy().argmax(1)
     assert (np.array(TYPES)[best] == truth(folder)).mean() > 0.7
+    words = [f"--workdir={folder}/run.safetensors", "--label_key=kind", "--neighbours=5", "--threshold=0"]
+    words += [f"--input={folder}/new.h5ad", f"--reference={folder}/kinds.h5ad", f"--output={folder}/voted.h5ad"]
+    ended = commands.run("predict", *words, folder=folder)
+    assert ended.code == 0, ended.err
+    obs = anndata.read_h5ad(folder / "voted.h5ad").obs
+    assert obs["predicted_type"].tolist() == shares.idxmax(axis=1).tolist()
 
 
 def test_a_mistake_is_one_line_and_leaves_nothing(place):

@@ -149,6 +149,14 @@ def test_suites_say_that_they_do_not_take_a_least_share(files, tmp_path):
     assert ended.code == 2 and "--min_mapped: is not for suites" in ended.err
 
 
+@pytest.mark.parametrize("flag", ["label", "batch"])
+def test_suites_refuse_a_column_that_no_file_has(flag, files, tmp_path):
+    words = ("--suite=zero_shot", "--runs=r", f"--data={files[0]}", f"--output={tmp_path}/o", f"--{flag}=nowhere")
+    ended = run("evaluate", *words, "--layer=counts", folder=tmp_path)
+    assert ended.code == 2 and f"--{flag}=nowhere: no file of --data has this obs column" in ended.err
+    assert not (tmp_path / "o" / "results.jsonl").exists()
+
+
 def test_messages_keep_what_is_no_option(monkeypatch):
     values = flags.FlagValues()
     cli.define(cli.options("reading", label=(str, None, "A label.")), values)

@@ -75,6 +75,8 @@ def test_names_are_safe_and_differ_where_the_changes_do():
     names = [sweep_plan.folder_name(changes) for changes in hard]
     assert len(set(names)) == len(hard) and names == [sweep_plan.folder_name(changes) for changes in hard]
     assert all(re.fullmatch(r"[A-Za-z0-9_.+=,-]{1,120}", name) for name in names)
+    logins = [sweep_plan.folder_name({"data.store": f"s3://me:{word}@host/cells"}) for word in ("pw1", "pw2")]
+    assert len(set(logins)) == 2 and not any("me" in name or "pw" in name for name in logins)
 
 
 def test_plan_has_every_point_for_every_seed_and_overrides_in_its_commands(tmp_path):
