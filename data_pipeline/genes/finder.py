@@ -83,8 +83,9 @@ class Finder:
         for name, i in self.stripped.items():
             folded.setdefault(name.upper(), {})[i] = name
         for name, rows in self.table.rows[CURRENT].items():
-            for gene in self._genes(rows):
-                folded.setdefault(name.upper(), {}).setdefault(gene, name)
+            for row in rows:
+                if (gene := self.of_row.get(row)) is not None:
+                    folded.setdefault(name.upper(), {}).setdefault(gene, name)
         return folded
 
     @cached_property

@@ -37,19 +37,19 @@ SPECIES = {
 
 def strip_version(name: str) -> str:
     """Return an Ensembl gene id without its version (`ENSG00000000003.15`: `ENSG00000000003`), else `name` as it is."""
-    match = name.startswith("ENS") and _VERSION.match(name)  # the first test is the faster one
+    match = "." in name and _VERSION.match(name)  # the first test is the faster one
     return match[1] if match else name
-
-
-def is_id(name: str) -> bool:
-    """Return whether `name` is an Ensembl gene id, with or without a version."""
-    return name.startswith("ENS") and bool(_ID.match(name))
 
 
 def species(name: str) -> str:
     """Return the species of an Ensembl gene id (see SPECIES; else its letters, as ENSXYZG), "" for another name."""
     match = name.startswith("ENS") and _ID.match(name)
     return SPECIES.get(match[1], f"ENS{match[1]}G") if match else ""
+
+
+def is_id(name: str) -> bool:
+    """Return whether `name` is an Ensembl gene id, with or without a version."""
+    return name.startswith("ENS") and _ID.match(name) is not None
 
 
 class GeneTable:

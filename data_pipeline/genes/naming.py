@@ -17,7 +17,6 @@ from data_pipeline.genes.gene_table import COLUMNS, is_id
 _IDS = (*COLUMNS["id"], "feature_id", "ensembl_ids", "ensembl_gene", "ensg", "geneid", "gene_accession")
 _SYMBOLS = (*COLUMNS["symbol"], "symbols", "gene_names", "genesymbol", "gene", "genes", "feature", "features")
 _MISSING = {"nan", "NaN", "NAN", "None", "NA", "N/A", "<NA>", "NaT", "NULL"}
-_NUMBERED = re.compile(r"^(.*)[-.](\d+)$", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(\.0*)?")
 _SYMBOL = re.compile(r"^(?=.*[A-Za-z])[\w.@/()-]{2,30}$")
 
@@ -86,17 +85,16 @@ def numbered(names: Sequence[str]) -> dict[int, int]:
     anndata writes MATR3, MATR3-1, MATR3-2 and R MATR3, MATR3.1 where a symbol is that of several genes: the numbers
     begin at 1 and leave none out, behind the name itself.
     """
-    first: dict[str, int] = {}
-    for i, name in enumerate(names):
-        first.setdefault(name, i)
+    first = dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
     last: dict[str, tuple[int, int]] = {}
     made: dict[int, int] = {}
     for i, name in enumerate(names):
-        match = name[-1:].isdecimal() and _NUMBERED.match(name)
-        if match and match[1] in first and first[match[1]] < i:
-            place, number = last.get(match[1], (first[match[1]], 0))
-            if int(match[2]) == number + 1 and place < i:
-                last[match[1]], made[i] = (i, number + 1), first[match[1]]
+        until = name.rstrip("0123456789")
+        stem, digits = until[:-1], name[len(until) :]
+        if digits and until[-1:] in ("-", ".") and first.get(stem, i) < i:
+            place, number = last.get(stem, (first[stem], 0))
+            if int(digits) == number + 1 and place < i:
+                last[stem], made[i] = (i, number + 1), first[stem]
     return made
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.genes.finder import AMBIGUOUS, OUTSIDE, Finder
-from data_pipeline.genes.gene_table import is_id, species
+from data_pipeline.genes.gene_table import species
 
 TURNED = 5
 """Names that differ from the vocabulary's in letter case only, from which on they tell of another species."""
@@ -45,7 +45,10 @@ def by_ids(rows: Sequence[Sequence[str]], index: np.ndarray, finder: Finder) -> 
 
     Returns what to say of it.
     """
-    species_of = [next((species(name) for name in row if is_id(name)), "") for row in rows]
+    as_a_rule = all(name[3] == "G" for row in rows for name in row if name.startswith("ENS") and len(name) > 3)
+    if as_a_rule and finder.all_species <= {"human"}:
+        return []  # and there is no need to look at each gene
+    species_of = [species(name) or species(second) or species(third) for name, second, third in rows]
     if not any(species_of):
         return []
     if not finder.all_species:
@@ -57,8 +60,6 @@ def by_ids(rows: Sequence[Sequence[str]], index: np.ndarray, finder: Finder) -> 
         n = sum(count for name, count in others.items() if name not in ("", "human"))
         return [f"{n:,} genes have ids of {of}; the vocabulary does not tell its species: is it the same?"]
     out: Counter[str] = Counter()
-    if {*species_of, *finder.all_species} - {""} == {"human"}:
-        return []  # as a rule, and there is no need to look at each gene
     for i, (name, gene) in enumerate(zip(species_of, index.tolist(), strict=True)):
         target = finder.species[gene] if gene >= 0 else ""
         if name and (target != name if target else gene < 0 and name not in finder.all_species):

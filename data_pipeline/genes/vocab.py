@@ -97,7 +97,7 @@ def _narrow(sums: sparse.csr_matrix, dtype: np.dtype) -> sparse.csr_matrix:
 
 def onto(
     counts: Any,
-    genes: Sequence[str],
+    genes: Sequence[str] | Finder,
     *,
     table: GeneTable | None = None,
     min_mapped: float | None = 0.5,
@@ -111,10 +111,10 @@ def onto(
     Raises:
       ValueError: `naming.read` finds no names, or too few are known.
     """
-    names = naming.read(counts.var, str(counts.path), naming.are_numbers(genes))
+    finder = _finder(genes, table)
+    names = naming.read(counts.var, str(counts.path), naming.are_numbers(finder.names))
     try:
-        mapping = map_genes(names.names, genes, ensembl=names.second, third=names.third, table=table, min_mapped=None)
-        too_few(mapping, min_mapped, genes, table)
+        mapping = map_genes(names.names, finder, ensembl=names.second, third=names.third, min_mapped=min_mapped)
     except ValueError as error:
         like = ", ".join(map(str, naming.like_genes(counts.var, names.columns)))
         hint = f"; columns of var that look like genes: {like} (make the right one the index)" if like else ""
@@ -130,7 +130,7 @@ def onto(
 
 def map_genes(
     names: Iterable[str],
-    vocab: Sequence[str],
+    vocab: Sequence[str] | Finder,
     *,
     ensembl: Iterable[str] | None = None,
     third: Iterable[str] | None = None,
@@ -141,19 +141,19 @@ def map_genes(
 
     Args:
       names: of the genes of a file, "" for none. [n_names]
-      vocab: genes, each once. [n_vocab]
+      vocab: genes, each once; or, for more than one file, a `Finder` of them and of the table. [n_vocab]
       ensembl, third: other names of each gene, "" where there is none (`naming.read` finds them). [n_names]
       table: gene tables from `read_table`, or what `learn` knows of the vocabulary.
       min_mapped: ValueError where both the share of names that are mapped and the share of the vocabulary that is found
         are below this; None for no such limit.
     """
-    names = clean(names)
+    names, finder = clean(names), _finder(vocab, table)
+    vocab = finder.names
     second, third = (clean(other) if other is not None else [""] * len(names) for other in (ensembl, third))
-    if not names or not len(vocab):
+    if not names or not vocab:
         raise ValueError(f"{len(names)} gene names for a vocabulary of {len(vocab)} genes: nothing to map")
     if len(second) != len(names) or len(third) != len(names):
         raise ValueError(f"{len(second)} second names for {len(names)} genes: one for each is needed")
-    finder = Finder(vocab, table or GeneTable())
     steps = [""] * len(names)
     index = np.full(len(names), UNKNOWN, np.int32)
     rows = list(zip(names, second, third, strict=True))
@@ -170,8 +170,12 @@ def map_genes(
     report = _report(names, vocab, index, steps)
     report.notes = notes
     mapping = Mapping(np.maximum(index, -1), len(vocab), report)
-    too_few(mapping, min_mapped, vocab, table)
+    _check_share(mapping, min_mapped, finder)
     return mapping
+
+
+def _finder(vocab: Sequence[str] | Finder, table: GeneTable | None) -> Finder:
+    return vocab if isinstance(vocab, Finder) else Finder(vocab, table or GeneTable())
 
 
 def file_names(counts: Any) -> tuple[list[str], list[str]]:
@@ -196,12 +200,12 @@ Study = tuple[Sequence[str], Sequence[str] | None]  # names, second names or Non
 def learn(studies: Iterable[Study], table: GeneTable | None = None) -> GeneTable:
     """Return `table` with what the studies say: the id and the symbol that they give a gene are the same gene."""
     learnt = copy.deepcopy(table) if table else GeneTable()
-    for names, second in studies:
-        for name, other in zip(clean(names), clean(second or ()), strict=False):
-            id, symbol = (name, other) if is_id(name) else (other, name)
-            new = table is None or table.find(strip_version(id)) or not table.find(symbol)
-            if is_id(id) and new:  # an id that the table has replaced is left to its symbol
-                learnt.add(id, symbol)
+    pairs = [pair for names, second in studies for pair in zip(clean(names), clean(second or ()), strict=False)]
+    for name, other in dict.fromkeys(pairs):
+        id, symbol = (name, other) if is_id(name) else (other, name)
+        new = table is None or table.find(strip_version(id)) or not table.find(symbol)
+        if is_id(id) and new:  # an id that the table has replaced is left to its symbol
+            learnt.add(id, symbol)
     return learnt
 
 
@@ -214,13 +218,15 @@ def union(studies: Iterable[Study], table: GeneTable | None = None, start: Seque
     """
     table, vocab = table or GeneTable(), list(start)
     studies = [(clean(names), clean(second) if second is not None else [""] * len(names)) for names, second in studies]
+    finder = Finder(vocab, table)
     for names, second in studies * 2:  # again, for a name that the genes of later studies made ambiguous
         missing = range(len(names))
         if vocab and names:
-            missing = np.flatnonzero(map_genes(names, vocab, ensembl=second, table=table, min_mapped=None).index < 0)
+            missing = np.flatnonzero(map_genes(names, finder, ensembl=second, min_mapped=None).index < 0)
         again = {i for i in naming.numbered(names) if not is_id(second[i])}
         new = [_canonical(names[i], second[i], table) for i in missing if i not in again]
-        vocab = list(dict.fromkeys(vocab + [name for name in new if name]))
+        before, vocab = len(vocab), list(dict.fromkeys(vocab + [name for name in new if name]))
+        finder = finder if len(vocab) == before else Finder(vocab, table)
     return vocab
 
 
@@ -262,13 +268,13 @@ def _report(names: list[str], vocab: Sequence[str], index: np.ndarray, steps: li
     )
 
 
-def too_few(mapping: Mapping, least: float | None, vocab: Sequence[str], table: GeneTable | None) -> None:
+def _check_share(mapping: Mapping, least: float | None, finder: Finder) -> None:
     """Raise ValueError, in one line with what to do, where names and vocabulary are both mapped below `least`."""
-    report = mapping.report
+    report, vocab = mapping.report, finder.names
     if least is None or max(report.mapped / report.n, report.covered / report.vocab) >= least:
         return
     kind = "Ensembl ids" if is_id(vocab[0]) else "symbols"
-    both = table is not None and any(table.ids) and any(table.symbols)
+    both = any(finder.table.ids) and any(finder.table.symbols)
     way = "" if both else "give a gene table (gene_table, HGNC or GENCODE) that knows both, lower min_mapped, or "
     names_known = f"{report.mapped:,} of {report.n:,} gene names ({report.mapped / report.n:.1%}) are known"
     genes_covered = (

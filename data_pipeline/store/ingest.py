@@ -9,19 +9,21 @@ killed goes on where it was: finished studies are kept, the rest is written as i
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import pathlib
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 
 from data_pipeline.files import census, h5ad, whole
 from data_pipeline.files import sources as files
 from data_pipeline.genes import vocab
+from data_pipeline.genes.finder import Finder
 from data_pipeline.progress import Progress, silent
 from data_pipeline.store import manifest as ledger
 from data_pipeline.store.store import check_name, partial
@@ -154,9 +156,18 @@ def read_vocabulary(path: str) -> tuple[list[tuple[str, str]], bool]:
     return [(gene, "") for gene in vocab.read_genes(path)], False
 
 
-def gene_table(genes: list[tuple[str, str]], tables: list[str]) -> vocab.GeneTable:
+def gene_table(genes: Sequence[tuple[str, str]], tables: Sequence[str]) -> vocab.GeneTable:
     """Return what `tables` and the store's own second names tell of genes."""
     return vocab.learn([tuple(zip(*genes, strict=True))] if genes else [], vocab.read_table(tables) if tables else None)
+
+
+@functools.lru_cache(1)
+def _finder(genes: tuple[tuple[str, str], ...], tables: tuple[tuple[str, int], ...]) -> Finder:
+    """Return the store's genes by every name; made once for all studies that a process takes in.
+
+    `tables`: paths, and when they were changed.
+    """
+    return Finder([gene for gene, _ in genes], gene_table(genes, [path for path, _ in tables]))
 
 
 def _add_genes(
@@ -175,8 +186,9 @@ def _add_genes(
     table = vocab.learn(names, gene_table(stored, tables))
     genes = vocab.union(names, table, [gene for gene, _ in stored])
     second = dict.fromkeys(genes, "") | dict(stored)
+    finder = Finder(genes, table)
     for gene_names, other in names:
-        index = vocab.map_genes(gene_names, genes, ensembl=other, table=table, min_mapped=None).index
+        index = vocab.map_genes(gene_names, finder, ensembl=other, min_mapped=None).index
         for i, slot in enumerate(index):
             gene = genes[slot]
             if slot >= 0 and not second[gene]:
@@ -212,13 +224,12 @@ def write_source(
     """
     path, started, folder = pathlib.Path(store), time.perf_counter(), None
     try:
-        genes = ledger.read_genes(path, ledger.read(path))
-        names = [gene for gene, _ in genes]
+        genes = tuple(ledger.read_genes(path, ledger.read(path)))
         with source.open(settings) as counts:
-            table = gene_table(genes, tables)
-            mapping = vocab.onto(counts, names, table=table, min_mapped=settings.min_mapped, whose="store")
+            finder = _finder(genes, tuple((table, os.stat(table).st_mtime_ns) for table in tables))
+            mapping = vocab.onto(counts, finder, min_mapped=settings.min_mapped, whose="store")
             folder = partial(path, source.name)
-            record = build(folder, source.name, counts, mapping, names, settings, progress)
+            record = build(folder, source.name, counts, mapping, finder.names, settings, progress)
             record["source"] = source.identity() | {"matrix": counts.source}
     except Exception as error:
         if folder is not None:
