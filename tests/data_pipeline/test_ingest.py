@@ -285,7 +285,9 @@ def test_ctrl_c_ends_in_one_line_and_a_store(inputs, tmp_path):
     assert "study" in process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == 130 and errors.startswith("interrupted: ") and errors.count("\n") == 1
+    *progress, last = errors.splitlines()
+    assert process.returncode == 130 and last.startswith("interrupted: ")
+    assert all(line.startswith("took in study ") for line in progress), "a slow machine tells how far it is"
     assert verify(tmp_path / "store") == [] and open_store(tmp_path / "store").studies
 
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -22,7 +23,7 @@ SMALL = {
 }
 """Parameters of a small run: {notebook: {name: value}}."""
 SAYS = {
-    "quickstart": ("700 cells x 765 genes", "765 of 765", "random twin", "report.html"),
+    "quickstart": ("700 cells x 765 genes", "765 of the model's 765 genes", "random twin", "report.html"),
     "published_weights": ("a stand-in", "means nothing", "scemb", "finite", "weights.safetensors: True"),
     "finetune_lora": (
         "195 to be named",
@@ -109,6 +110,21 @@ def test_an_install_that_fails_shows_the_reason_of_pip(path, monkeypatch):
     monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
     with pytest.raises(RuntimeError, match="No matching distribution found for jax>=9"):
         exec("".join(code(path)[0]["source"]), {})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_takes_of_a_module_of_ours_is_there(path):
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in code(path)))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = {}
+    for node in imports:
+        if node.module.partition(".")[0] in ("scfm_jax", "data_pipeline", "experiments"):
+            space: dict[str, object] = {}
+            exec(compile(ast.Module([node], []), str(path), "exec"), space)
+            ours |= {name: value for name, value in space.items() if isinstance(value, types.ModuleType)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
+            assert hasattr(ours[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
 
 
 def test_every_notebook_is_run():
