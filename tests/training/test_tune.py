@@ -4,12 +4,13 @@ import functools
 import importlib
 import pathlib
 
+import anndata
 import jax
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from configs import finetune_cell_type
+from configs import finetune_cell_type, pretrain_scemb
 from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.study import Settings
@@ -146,6 +147,26 @@ def test_the_first_layers_stay_and_the_others_learn(name, store, base, tmp_path)
     for leaf, hit in first.items():
         assert np.array_equal(np.where(hit, there[leaf], 0), np.where(hit, leaves[leaf], 0)), leaf
     assert sum(not np.array_equal(there[leaf], leaves[leaf]) for leaf in there) > 3
+
+
+@pytest.mark.slow
+def test_medians_are_learned_or_read_once_and_stay_with_the_run(store, tmp_path):
+    config = pretrain_scemb.get_config("tiny")
+    config.update_from_flattened_dict({"data.store": str(store), "data.buckets": (64,), "train.steps": 0, **QUIET})
+    config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
+    config.inputs.medians = "file"
+    with pytest.raises(ValueError, match=r"config\.data\.medians=FILE"):
+        train.pretrain(config, str(tmp_path / "none"))
+    config.inputs.medians = "train"
+    train.pretrain(config, str(tmp_path / "run"))
+    counts = anndata.read_h5ad(store.parent / "cells.h5ad").X.toarray()
+    share = 1e6 * counts / counts.sum(1, keepdims=True)
+    expected = [np.median(x[x > 0]) if (x > 0).any() else 0 for x in share.T]
+    run = api.load(tmp_path / "run")
+    np.testing.assert_allclose(sorted(run.constants["medians"]), sorted(expected), rtol=0.01)
+    leaves = tuned(store, tmp_path / "run", tmp_path / "tuned", "frozen", 1)
+    np.testing.assert_array_equal(leaves["constants/medians"], run.constants["medians"])
+    assert api.load(tmp_path / "tuned").meta["config"]["inputs"]["medians"] == "train"
 
 
 def test_part_of_a_stack_stays_bit_by_bit_in_a_real_run(store, base, tmp_path):
