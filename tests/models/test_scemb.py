@@ -20,10 +20,11 @@ from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from experiments import parity
 from scfm_jax import api, models
+from scfm_jax.layers import dropout
 from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.models import cellplm, scemb, sct
-from scfm_jax.models.scemb import dropout, softmax
 from scfm_jax.models.scemb import published as convert
+from scfm_jax.models.scemb import softmax
 from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL, hide, perturb
 from scfm_jax.models.scemb.variants import GENEFORMER
 from scfm_jax.saving.published import stacks

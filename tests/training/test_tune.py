@@ -15,6 +15,7 @@ from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.study import Settings
 from experiments import train
+from experiments.training import finetuning
 from scfm_jax import api, models
 from scfm_jax.inference import bags, infer
 from scfm_jax.saving import checkpoint
@@ -167,6 +168,22 @@ def test_medians_are_learned_or_read_once_and_stay_with_the_run(store, tmp_path)
     leaves = tuned(store, tmp_path / "run", tmp_path / "tuned", "frozen", 1)
     np.testing.assert_array_equal(leaves["constants/medians"], run.constants["medians"])
     assert api.load(tmp_path / "tuned").meta["config"]["inputs"]["medians"] == "train"
+
+
+@pytest.mark.slow
+def test_a_block_before_the_head_learns_at_its_own_rate_and_layers_are_chosen(store, base, tmp_path):
+    there = own(flatten(checkpoint.restore(base("scemb") / "checkpoints").state))
+    changes = {"task.head": "transformer", "model.cell_layer": "all_layers", "task.noise": True}
+    leaves = tuned(store, base("scemb"), tmp_path / "run", "frozen", 1, **changes, **{"optim.schedule": "constant"})
+    assert same(there, own(leaves)), "a frozen weight has changed"
+    run = api.load(tmp_path / "run")
+    assert run.model.cell_layer == "all_layers" and set(run.task) == {"block", "linear_0", "mean", "map"}
+    shares = run.annotate(store.parent / "cells.h5ad", say=lambda _: None)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+    first = finetune_cell_type.get_config("frozen")
+    first.optim.learning_rate, first.task.head, first.init_from = 1e-1, "transformer", "x"
+    groups = finetuning.resolve(first.to_dict(), api.load(base("scemb")))["optim"]["groups"]
+    assert groups[0]["rate"] * 1e-1 == pytest.approx(5e-4) and len(groups) == 2
 
 
 def test_part_of_a_stack_stays_bit_by_bit_in_a_real_run(store, base, tmp_path):

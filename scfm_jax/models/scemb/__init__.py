@@ -5,8 +5,8 @@ identity's and its position's: the bin of its expression among the cell's, or it
 The network names genes, not how much of them there is, so there is no `impute`.
 
   inputs      counts to sentences; what is hidden, masked or deleted     medians  what counts are divided by for ranks
-  network     the Model and its cost                                     variants, published  sizes; BERT's weights
-  objective   cross-entropy of the names (`softmax`: in parts)           transformer, softmax_attention  BERT's blocks
+  network     the Model and its cost (blocks: `layers.transformer`)      variants, published  sizes; BERT's weights
+  objective   cross-entropy of the names (`softmax`: in parts)
 
 Neither code nor weights were released. What the paper leaves open, or says in two ways, is an option; the defaults are
 those of its text, then of its nearest relatives (BERT of HuggingFace, scGPT's bins, Geneformer's ranks):

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scfm_jax.layers.transformer import ACTIVATIONS
 from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL
 from scfm_jax.models.scemb.network import Model
-from scfm_jax.models.scemb.transformer import ACTIVATIONS
 from scfm_jax.models.scemb.variants import GENEFORMER_INPUTS
 from scfm_jax.saving.published import files, stacks, torch_state
 from scfm_jax.saving.published.torch_state import Entry, linear, norm
