@@ -23,18 +23,18 @@ def read(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
       ValueError, OSError: no such file, a line that is not a gene and a number above zero, or no line.
     """
     names, medians = [], []
-    for number, line in enumerate(read_lines(Path(path))):
-        words = re.split(r"[\t, ]+", line.strip())
-        if not line.strip() or line.startswith("#"):
+    for number, line in enumerate(read_lines(Path(path)), 1):
+        if not line.strip():
             continue
+        name, *values = re.split(r"[\t, ]+", line.strip())
         try:
-            name, median = words[0], float(words[1]) if len(words) == 2 else np.nan
+            (median,) = map(float, values)
         except ValueError:
-            if not names and number == 0:
+            if number == 1:
                 continue  # headings
-            name, median = "", np.nan
-        if not name or not 0 < median < np.inf:
-            raise ValueError(f"{path}: line {number + 1} is not a gene and its median, a number above zero")
+            median = np.nan
+        if not 0 < median < np.inf:
+            raise ValueError(f"{path}: line {number} is not a gene and its median, a number above zero")
         names.append(name)
         medians.append(median)
     if not names:

@@ -28,11 +28,11 @@ def score(
         rows = list(mixing.simple(study, seed, cells))
         yield from ({**row, "case": method} for method in methods for row in rows)
         return
-    plain = entrant.embed(study, seed, cells, False)
+    plain, posed = entrant.embed(study, seed, cells, False), adaptation.problems(entrant, study, seed)
     for method in methods:
         embedded = [(f"{entrant.name}, as it is", "model", plain)]
         for kind, run in (("model", entrant.run), ("twin", entrant.run.twin(seed))):
             name = entrant.name if kind == "model" else f"{entrant.name}, random twin"
-            adapted = adaptation.adapt(run, adaptation.problems(entrant, study, seed), seed, method=method, **tuning)
+            adapted = adaptation.adapt(run, posed, seed, method=method, **tuning)
             embedded.append((name, kind, entrant.embed_by(adapted, study, seed, cells)))
         yield from mixing.score(embedded, study, seed, cells, method)
