@@ -74,8 +74,8 @@ def finetuning(method: str, *, steps: int, every: int) -> ConfigDict:
     Args:
       method: of `scfm_jax.training.tuning`. steps, every: as for `pretraining`.
     """
-    empty = {"model": {}, "inputs": {}, "loss": {}}
-    config = pretraining(None, empty, bag=1, batch=1, steps=steps, every=every)
+    parts = {"model": {"cell_layer": placeholder(str)}, "inputs": {}, "loss": {}}
+    config = pretraining(None, parts, bag=1, batch=1, steps=steps, every=every)
     config.model_name = placeholder(str)
     config.data.update({"bag": placeholder(int), "batch": placeholder(int), "kind": placeholder(str)})
     config.data.update({"buckets": placeholder(tuple), "cell_buckets": placeholder(tuple)})

@@ -3,7 +3,9 @@
   python -m experiments.train --config=configs/pretrain_scemb.py:tiny --workdir=runs/scemb --config.data.store=STORE
 
 Variants: `tiny` (a smoke test), `small` (2 CPU cores), `paper` (12 layers of 768, at most 2,048 genes, bins as
-positions, batches of 64 cells) and `geneformer` (the layout of the first Geneformer: 6 layers of 256, ranks).
+positions, batches of 64 cells) and `geneformer` (the layout of the first Geneformer: 6 layers of 256, ranks by count
+over median, which --config.data.medians=FILE gives, a gene and its median a line; --config.inputs.medians=train takes
+those of the training cells).
 Cells come by length: sizes of P are an eighth of an octave apart, and batches hold cells of similar length.
 
 On nine studies of 14,576 cells (1,050 genes a sentence) 4 % of the tokens are padding at 16 cells a batch, 6 % at 64.
@@ -37,6 +39,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = pretraining("scemb", parts, bag=1, **{key: size[key] for key in ("batch", "steps", "every")})
     config.data.buckets = (512, 2048, 4096, 8192, 16384) if variant == "tiny" else BUCKETS
     config.data.by_length = True
+    config.data.medians = placeholder(str)
     config.optim = {
         "name": "adamw",
         "learning_rate": size["rate"],

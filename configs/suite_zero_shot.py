@@ -4,10 +4,11 @@
       --reference=single_cells.h5ad --output=DIR
 
 Imputation is that of sCT's paper (fewer rates), denoising and spatial imputation that of CellPLM's, cell types,
-clusters and integration as scIB and CellPLM score them, metadata as Exceiver does. Two tasks train: annotation a linear
-head, and tuned_spatial_imputation the whole run and its twin, as CellPLM's paper does beside its zero-shot numbers. All
-models have the same number of updates and learning rate there, and learn what they were pre-trained on, but CellPLM
-what it is fine-tuned on: 95 % of the cells masked, and the likelihood of all that was measured in all of them.
+clusters and integration as scIB and CellPLM score them, metadata as Exceiver does. Three tasks train: annotation a
+linear head; tuned_spatial_imputation the whole run and its twin, as CellPLM's paper does beside its zero-shot numbers;
+tuned_integration low-rank factors or prefixes of both on the study, by what they were pre-trained on, as scEMB's does.
+All models have the same number of updates and learning rate there, and learn what they were pre-trained on, but to
+impute CellPLM what it is fine-tuned on: 95 % of the cells masked, and the likelihood of all that was measured in them.
 
 What to expect of controls is the same everywhere: positive above, negative below everything else. Two scores say
 nothing without a floor beside them (`experiments.floors`): bins of expressed genes alone, where baselines that may say
@@ -45,6 +46,10 @@ def get_config(variant: str = "") -> ConfigDict:
         "annotation": {},
         "clustering": {},
         "integration": {},
+        "tuned_integration": {
+            "methods": ("lora",) if tiny else ("lora", "prefix"),
+            "tuning": {"steps": 2 if tiny else 100, "every": 2 if tiny else 20, "patience": 2},
+        },
         "metadata": {},
     }
     config.tasks, config.order = tasks, tuple(tasks)

@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "reading",
+    "cell_layer reading",
     train=(list, [], "Files of labelled cells, raw counts."),
     test=(str, None, "File of the cells to annotate, of another study, with their true types."),
     split=(str, None, "Instead of --test: obs column, such as donor_id, whose values are held out."),
@@ -50,6 +50,7 @@ def main(_) -> None:
     import jax
 
     from experiments.analyses import annotation, annotation_table
+    from scfm_jax import api
     from scfm_jax.tasks.cells.annotation_baselines import BASELINES
     from scfm_jax.training import pace
 
@@ -60,6 +61,8 @@ def main(_) -> None:
     plan = _plan(annotation.Plan)
     if gone := [source for source in FLAGS.runs if not pathlib.Path(source).exists()]:
         raise FileNotFoundError(f"--runs={gone[0]}: no such folder or file; give workdirs of training runs")
+    for source in FLAGS.runs if FLAGS.cell_layer else ():
+        api.load(source).with_cell_layer(FLAGS.cell_layer)
     out = pathlib.Path(FLAGS.output)
     out.mkdir(parents=True, exist_ok=True)
     if not jax.config.jax_compilation_cache_dir:  # seeds compile once
@@ -78,7 +81,7 @@ def main(_) -> None:
 
 def _plan(make: Callable[..., Any]) -> Any:
     """Return what `annotation.Plan` makes of the flags."""
-    same = ("test", "label", "test_cells", "steps", "min_mapped", "test_layer", "test_raw")
+    same = ("test", "label", "test_cells", "steps", "min_mapped", "test_layer", "test_raw", "cell_layer")
     reading = {name: value for name, value in cli.reading().items() if value and name != "min_mapped"}
     return make(
         train=tuple(FLAGS.train),

@@ -56,6 +56,9 @@ SHARED = {
         bool, None, "Take values to the nearest whole number: of counts that were estimated or corrected (RSEM, SoupX)."
     ),
     "sample_key": Option(str, "auto", 'obs column of tissue samples; "" for one; "auto": batch if there is one.'),
+    "cell_layer": Option(
+        str, None, "Layers that embeddings are of (scEMB: last, all_layers; sCT: last, mean); by default as trained."
+    ),
     "gene_table": Option(
         list,
         [],

@@ -12,7 +12,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir input step sample_key reading",
+    "workdir input step cell_layer sample_key reading",
     output="File to write, .h5ad; must not exist.",
     max_cells=(int, None, "Cut larger samples into random parts.", 1),
     replace=(bool, False, "Replace an embedding of the same name that the input has."),
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     embedding = run.embed(
         FLAGS.input,
         **cli.reading(),
+        cell_layer=FLAGS.cell_layer,
         sample_key=FLAGS.sample_key or None,
         max_cells=FLAGS.max_cells or api.MAX_CELLS,
         seed=FLAGS.seed,

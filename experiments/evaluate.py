@@ -6,8 +6,8 @@
 The first writes W/embedding.h5ad and W/scores.json, which `experiments.report` shows, and prints the table of scores
 beside PCA-50 and random twins. The second fills DIR with what `experiments.suite` describes; started again, with more
 runs, files or seeds, or after it was killed, it computes what is not there yet. A run is a workdir, a weights file, or
-"model:weights" or "model:weights:config" of published weights. The exit status is 0 also where cells of the table have
-failed: they are in the table with their reasons.
+"model:weights", "model:weights:config" or "model:weights:config:medians" of published weights. The exit status is 0
+also where cells of the table have failed: they are in the table with their reasons.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "sample_key reading",
+    "cell_layer sample_key reading",
     workdir="Folder of a training run.",
     input="File of raw counts with labels in obs, not one of the training studies.",
     suite=(str, None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant."),
@@ -49,6 +49,7 @@ def main(_) -> None:
     cli.check_writable(FLAGS.workdir, f"--workdir={FLAGS.workdir}") if pathlib.Path(FLAGS.workdir).is_dir() else None
     options = {name: FLAGS[name].value for name in ("label", "batch")} | cli.reading()
     options |= {"seeds": range(FLAGS.seeds or 3), "sample_key": FLAGS.sample_key or None}
+    options["cell_layer"] = FLAGS.cell_layer
     scores = embedding.evaluate(api.load(FLAGS.workdir), FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
     print(embedding.table(scores))
 
@@ -84,7 +85,8 @@ def run_suite() -> None:
     same = [name for name in (study.name for study in studies) if [s.name for s in studies].count(name) > 1]
     if same:
         raise ValueError(f"--data: two files are called {same[0]}; the table would not tell them apart")
-    entrants = [suite_data.enter(*pair) for pair in zip(FLAGS.runs, suite_data.names(FLAGS.runs), strict=True)]
+    named = zip(FLAGS.runs, suite_data.names(FLAGS.runs), strict=True)
+    entrants = [suite_data.enter(*pair, FLAGS.cell_layer) for pair in named]
     tasks = {name: config.tasks[name].to_dict() for name in config.order if name in (FLAGS.tasks or config.order)}
     table = fill.Suite(
         FLAGS.suite,

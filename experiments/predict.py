@@ -19,7 +19,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "input step reading sample_key",
+    "input step reading cell_layer sample_key",
     workdir="A run fine-tuned to cell types, or with --reference any run.",
     output="File to write, .h5ad; must not exist.",
     base=(str, None, "For a tuned.safetensors: the run that it began with, if that is elsewhere now."),
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
     run = api.load(FLAGS.workdir, int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step, FLAGS.base)
     options = cli.reading() | {
         "seed": FLAGS.seed,
+        "cell_layer": FLAGS.cell_layer,
         "sample_key": FLAGS.sample_key or None,
         "max_cells": FLAGS.max_cells or api.MAX_CELLS,
     }

@@ -77,7 +77,7 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
         return done
     began = time.process_time()
     config = finetune_cell_type.get_config("frozen" if method == "twin" else method)
-    config.init_from = source
+    config.init_from, config.model.cell_layer = source, plan.cell_layer
     options = {"min_mapped": plan.min_mapped, "gene_table": tables_of(plan)}
     config.data.update({"store": str(out / "data/store"), **options})
     config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}

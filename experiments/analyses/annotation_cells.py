@@ -46,6 +46,7 @@ class Plan:
       min_mapped: least share of genes that the models must know.
       reading: options of `h5ad.read_counts` that say where in all files the counts are, and "gene_table".
       test_layer, test_raw: where they are in the test file, if elsewhere.
+      cell_layer: of which layers a cell's embedding is, see `Run.with_cell_layer`; as in training, if left out.
     """
 
     train: tuple[str, ...]
@@ -60,6 +61,7 @@ class Plan:
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     test_layer: str | None = None
     test_raw: bool | None = None
+    cell_layer: str | None = None
 
 
 def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -> list[str]:
@@ -70,7 +72,8 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
     plan_file = out / "plan.json"
     if plan_file.exists():
-        if (old := {"reading": {}, "test_layer": None, "test_raw": None} | output.read(plan_file)) != described:
+        later = {"reading": {}, "test_layer": None, "test_raw": None, "cell_layer": None}
+        if (old := later | output.read(plan_file)) != described:
             differ = ", ".join(key for key in described if old.get(key) != described[key])
             raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
         return open_classes(out)

@@ -62,11 +62,17 @@ def evaluate(
     asked = _targets(data, targets, condition[kept], control, run.genes)
     for value, _ in asked:
         rows.setdefault(value, _draw(condition, value, kept, cells, rng, column))
-    candidates, places, dropped = _places(base, level, data.measured, asked, how)
+    constants = data.constants(run, say)
+    seen = base if how == "overexpress" else task.read_genes(run.module, constants, run.meta["config"], base)
+    beyond = {data.symbols[g]: n for _, g in asked if (n := base[:, [g]].nnz - seen[:, [g]].nnz)}
+    if beyond:
+        say(_not_counted(beyond))
+    candidates, places, dropped = _places(seen, level, data.measured, asked, how)
     asked = [(value, gene) for value, gene in asked if gene not in dropped]
     if not asked:
         raise ValueError(
-            f"no target is expressed in {task.LEAST} control cells: mask and delete need that, overexpress"
+            f"no target is expressed, and read by the model, in {task.LEAST} control cells: mask and delete need that, "
+            "overexpress does not"
         )
     if len(candidates) < 20:
         raise ValueError(f"{len(candidates)} genes to compare with: too few for a null; the model knows too few genes")
@@ -74,7 +80,7 @@ def evaluate(
     genes = sorted({g for _, g in asked} | {int(g) for matched in nulls.values() for g in matched})
     everything = np.unique(np.concatenate(list(rows.values())))
     scored: list[dict[str, Any]] = []
-    methods = list(_methods(run, data, counts[everything], seed, say))
+    methods = list(_methods(run, constants, counts[everything], seed))
     for name, embed in pace.counted(methods, "scored method", say):
         moved = task.shifts(embed, base, {g: places(g) for g in genes}, how)
         of_method = []
@@ -102,6 +108,7 @@ def evaluate(
         "cells": len(rows[control]),
         "null": min(len(genes_of) for genes_of in nulls.values()),
         "left_out": [data.symbols[g] for g in dropped],
+        "beyond": beyond,
         "seed": seed,
         "rows": scored,
     }
@@ -151,7 +158,10 @@ def _targets(data, targets, condition, control, model_genes) -> list[tuple[str, 
 
 
 def _places(base, level, measured, asked, how):
-    """Return the genes a null may have, a function gene -> control cells to perturb it in, targets without enough."""
+    """Return the genes a null may have, a function gene -> control cells to perturb it in, targets without enough.
+
+    `base`: counts of control cells that the model reads.
+    """
     table = base.tocsc()
 
     def places(gene: int) -> np.ndarray:
@@ -165,9 +175,14 @@ def _places(base, level, measured, asked, how):
     return [int(g) for g in np.flatnonzero(enough) if g not in targets], places, dropped
 
 
-def _methods(run: Run, data: model_cells.ModelCells, counts, seed: int, say: Callable[[str], None]):
+def _not_counted(beyond: Mapping[str, int]) -> str:
+    """Return in words in how many control cells each target is expressed and not read."""
+    numbers = ", ".join(f"{name} {n}" for name, n in beyond.items())
+    return f"Not counted: control cells in which the target ranks beyond the genes that the model reads: {numbers}."
+
+
+def _methods(run: Run, constants: Mapping[str, Any], counts, seed: int):
     """Yield the name and the embedder of the model, its twin, and the components of all cells that are used."""
-    constants = data.constants(run, say)
     for name, model in ((run.name, run), ("random twin", run.twin(seed))):
         parts = (run.name, run.module, run.model, model.variables, constants, run.meta["config"])
         yield name, task.Embedder(*parts)
@@ -229,7 +244,10 @@ def table(found: Mapping[str, Any]) -> str:
     text += f"treated cells rises. p: among {found['null']} genes as highly expressed; q: over targets. Halves: the "
     text += "direction's ceiling, the cosine of the real shifts of two halves of the cells."
     if found["left_out"]:
-        text += f"\nLeft out, expressed in fewer than {task.LEAST} control cells: {', '.join(found['left_out'])}."
+        text += f"\nLeft out, expressed and read in fewer than {task.LEAST} control cells: "
+        text += f"{', '.join(found['left_out'])}."
+    if found["beyond"]:
+        text += f"\n{_not_counted(found['beyond'])}"
     if found["trained_on"]:
         text += f"\nCaution: by its name {found['input']} is a study that the model was trained on."
     return text

@@ -101,12 +101,13 @@ class Study:
 
 @dataclasses.dataclass(eq=False)
 class Entrant:
-    """A run in a suite, and what it has cost so far."""
+    """A run in a suite, and what it has cost so far; `cell_layer`: of which layers it embeds, where that was asked."""
 
     name: str
     workdir: str
     run: api.Run
     cells_per_second: float | None = None
+    cell_layer: str | None = None
 
     @functools.cached_property
     def weights(self) -> str:
@@ -133,7 +134,11 @@ class Entrant:
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def embed(self, study: Study, seed: int, cells: int, twin: bool) -> np.ndarray:
         """Return the embedding of the cells that `study` draws, by the run or its random twin of that seed. [n, D]"""
-        run, mapping = self.run.twin(seed) if twin else self.run, self.mapping(study)
+        return self.embed_by(self.run.twin(seed) if twin else self.run, study, seed, cells)
+
+    def embed_by(self, run: api.Run, study: Study, seed: int, cells: int) -> np.ndarray:
+        """Return the embedding of the cells that `study` draws by a run with this one's genes. [n, D]"""
+        mapping = self.mapping(study)
         if not mapping.report.mapped:
             why = "".join(f"; {note}" for note in mapping.report.notes)
             raise ValueError(f"no gene of {study.name} is one of the {len(self.run.genes)} that the run knows{why}")
@@ -157,15 +162,21 @@ class Entrant:
             "parameters": int(sum(np.size(leaf) for leaf in leaves)),
             "genes": len(self.run.genes),
             "cells_per_second": self.cells_per_second,
+            **({"cell_layer": self.cell_layer} if self.cell_layer else {}),
         }
 
 
-def enter(text: str, name: str) -> Entrant:
-    """Return the run of a workdir, or of published weights: "model:weights" or "model:weights:config"."""
+def enter(text: str, name: str, cell_layer: str | None = None) -> Entrant:
+    """Return the run of a workdir, or of published weights: "model:weights" and what `api.from_published` takes more.
+
+    Args:
+      cell_layer: of `Run.with_cell_layer`.
+    """
     model, *files = text.split(":")
-    if files and model in models.names():
-        return Entrant(name, text, api.from_published(model, *files))
-    return Entrant(name, text, api.load(text))
+    if len(files) > 3 and model in models.names():
+        raise ValueError(f"--runs={text}: published weights are given as model:weights:config:medians")
+    run = api.from_published(model, *files) if files and model in models.names() else api.load(text)
+    return Entrant(name, text, run.with_cell_layer(cell_layer), cell_layer=cell_layer)
 
 
 def names(texts: Sequence[str]) -> list[str]:

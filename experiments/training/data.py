@@ -14,7 +14,7 @@ from data_pipeline.store.store import Store, open_store
 from scfm_jax import api
 from scfm_jax.inference import bags
 
-GENE_OPTIONS = ("graph", "graph_weighted", "gene_vectors")
+GENE_OPTIONS = ("graph", "graph_weighted", "gene_vectors", "medians")
 OPTIONS = {
     "store": "a folder made by experiments.ingest",
     "genes": 'the model\'s genes: "store" for those of the store, or a file with one a line',
@@ -23,6 +23,7 @@ OPTIONS = {
     "graph": "the model's gene graph, a file of experiments.go_graph",
     "graph_weighted": "use the weights of its edges",
     "gene_vectors": "vectors of the genes, a file",
+    "medians": "the genes' medians, a file that inputs.medians=file ranks by",
 }
 """Keys of a config's "data" that are not the loader's, and what they are."""
 

@@ -23,6 +23,7 @@ from scfm_jax import models, tasks
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
 from scfm_jax.saving.leaves import path_name
+from scfm_jax.tasks.cells import heads
 from scfm_jax.tasks.cells.labels import UNLABELLED
 from scfm_jax.training import optim, step, tuning
 from scfm_jax.types import TrainState
@@ -54,18 +55,29 @@ def resolve(options: Mapping[str, Any], base: Run) -> dict[str, Any]:
     data = dict(options["data"]) | {"genes": "base"}
     data |= {name: theirs.get("data", {}).get(name) for name in AS_THERE if data.get(name) is None}
     data = {name: value for name, value in data.items() if value is not None or name not in AS_THERE}
+    model = {name: value for name, value in (options.get("model") or {}).items() if value is not None}
+    base.with_cell_layer(model.get("cell_layer"))
     data["labels"] = (task["label"],) if task else ()
     data |= {"unlabelled": tuple(sorted(UNLABELLED))} if task else {}
     return {
         **options,
         "model_name": base.name,
-        "model": {**theirs["model"], **tuning.model_options(tune), **(options.get("model") or {})},
+        "model": {**theirs["model"], **tuning.model_options(tune), **model},
         "inputs": inputs | (options.get("inputs") or {}),
         "loss": {**theirs.get("loss", {}), **(options.get("loss") or {})},
         "data": data,
         "tune": {**tune, "start": start},
         "task": task,
+        "optim": _optim(options["optim"], task),
     }
+
+
+def _optim(options: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the optimiser, with a rate for the head's block where it has one; see `cells.heads`."""
+    if task.get("head") != "transformer":
+        return dict(options)
+    block = {"match": (f"^{tuning.TASK}/{heads.BLOCK}/",), "rate": heads.RATE / options["learning_rate"]}
+    return {**options, "groups": (block, *options.get("groups", ()))}
 
 
 def accepted(options: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.genes import edge_lists, gene_vectors, graph_file, vocab
+from data_pipeline.genes import medians as gene_medians
 from scfm_jax import models
 from scfm_jax.api.run import MAX_CELLS, Run
 from scfm_jax.layers import graph
@@ -91,10 +92,15 @@ def from_published(
     model: str,
     weights: str | os.PathLike,
     config: str | os.PathLike | None = None,
+    medians: str | os.PathLike | None = None,
     say: Callable[[str], None] = print,
 ) -> Run:
     """Return the run of published weights and the file that was published with them: a config, or for Exceiver a list
     of its genes, if you have one (its weights bring their config). `say` gets the report of `gene_constants`.
+
+    Args:
+      medians: of each gene, a file that weights of Geneformer's layout need; see `data_pipeline.genes.medians`. The run
+        keeps them, and so does a file of `Run.export`.
 
     Raises:
       ValueError, OSError: no such model, or a file that is not what it should be; names, shapes and keys are listed.
@@ -102,7 +108,10 @@ def from_published(
     read = models.published(model).load
     if config is None and list(inspect.signature(read).parameters.values())[1].default is inspect.Parameter.empty:
         raise ValueError(f"{weights}: the weights of {model} need the config that was published with them")
-    sections, variables, genes = read(weights, *([] if config is None else [config]))
+    if medians is not None and "medians" not in inspect.signature(read).parameters:
+        raise ValueError(f"medians={medians}: the weights of {model} do not rank genes by them; leave it out")
+    more = {} if medians is None else {"medians": medians}
+    sections, variables, genes = read(weights, *([] if config is None else [config]), **more)
     meta = {"model": model, "config": sections, "genes": genes, "code_version": "published weights"}
     constants = gene_constants(sections.get("data", {}), genes, say=say)
     return build(meta, variables, constants, pathlib.Path(weights).name)
@@ -119,7 +128,7 @@ def gene_constants(
     Args:
       options: of a config's "data". graph: a file of `experiments.go_graph`, or a list of edges such as scLong's csv,
         of which the 21 heaviest into each gene are taken. graph_weighted: use its weights, or none but with an edge
-        from every gene to itself. gene_vectors: see `data_pipeline.genes.gene_vectors`.
+        from every gene to itself. gene_vectors, medians: see the modules of `data_pipeline.genes` of these names.
       table: names that genes have in these files.
       say: gets a line for each file: how many edges, and how its genes met the model's.
     """
@@ -139,6 +148,10 @@ def gene_constants(
     if path := options.get("gene_vectors"):
         constants["gene_vectors"], mapping = gene_vectors.onto(*gene_vectors.read(path), genes, table)
         say(f"gene vectors: {mapping.report}")
+    if path := options.get("medians"):
+        constants["medians"], mapping = gene_medians.onto(*gene_medians.read(path), genes, table)
+        without = int((constants["medians"] == 0).sum())
+        say(f"medians: {mapping.report}; {without:,} genes of the model have none and are never read")
     return constants
 
 

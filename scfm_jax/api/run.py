@@ -20,7 +20,7 @@ from scipy import sparse
 
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
-from scfm_jax import __version__
+from scfm_jax import __version__, models
 from scfm_jax.inference import bags, infer
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import weights as weights_file
@@ -116,10 +116,33 @@ class Run:
         """Class names of the labels that the model knows: {"batch": [...], ...}."""
         return self.meta.get("classes", {})
 
+    def with_cell_layer(self, cell_layer: str | None) -> "Run":
+        """Return the run whose embedding of a cell is of other layers; itself for None.
+
+        Args:
+          cell_layer: a value of the model's option of this name: "last" or "all_layers" of scEMB, "last" or "mean" of
+            sCT, whatever the run was trained with.
+
+        Raises ValueError for a model without the option, or a value that there is not.
+        """
+        if cell_layer is None:
+            return self
+        if "cell_layer" not in models.defaults(self.module, "model"):
+            some = [name for name in models.names() if "cell_layer" in models.defaults(models.get(name), "model")]
+            raise ValueError(
+                f"cell_layer={cell_layer}: {self.name} has no choice of layers ({', '.join(some)} have); leave it out"
+            )
+        model = self.model.clone(cell_layer=cell_layer)
+        model.check()
+        config = self.meta["config"]
+        config = {**config, "model": {**config["model"], "cell_layer": cell_layer}}
+        return dataclasses.replace(self, model=model, meta={**self.meta, "config": config})
+
     def embed(
         self,
         source: Any,
         *,
+        cell_layer: str | None = None,
         layer: str | None = None,
         raw: bool | None = None,
         round: bool | None = None,
@@ -135,6 +158,8 @@ class Run:
         """Return the embedding of every cell of an AnnData or a file, in its order, float32. [n, D]
 
         Args:
+          cell_layer: of which layers the embedding is, where the model has a choice, see `with_cell_layer`; as in
+            training, if left out.
           layer, raw: where the raw counts are, if not in X.
           round: take values to the nearest whole number, of counts that were estimated or corrected (RSEM, SoupX).
           sample_key: obs column that names a cell's tissue sample, for models that look at whole samples; None takes
@@ -155,7 +180,7 @@ class Run:
             raise ValueError(
                 f"key_added={key_added}: {source} is not an AnnData in memory; read it first (anndata.read_h5ad)"
             )
-        rules = self.rules
+        rules, chosen = self.rules, self.with_cell_layer(cell_layer)
         with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
             self.mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(self.mapping.report))
@@ -165,7 +190,7 @@ class Run:
             constants = self.complete_constants(once, measured, say)
             embedding = infer.embed(
                 self.module,
-                self.model,
+                chosen.model,
                 self.variables,
                 constants,
                 self._batches(counts, pace.counted(parts, "embedded batch", say), self.mapping, rules.cells),
@@ -173,7 +198,7 @@ class Run:
                 inputs=self.meta["config"].get("inputs"),
                 mesh=mesh,
             )
-            self.provenance = self._provenance(counts, how, embedding.shape[1])
+            self.provenance = chosen._provenance(counts, self.mapping, how, embedding.shape[1])
         if key_added:
             source.obsm[key_added] = embedding
             source.uns[key_added] = h5ad.plain(self.provenance)
@@ -193,14 +218,20 @@ class Run:
           options: of `embed`.
 
         Raises:
-          ValueError: the run was not fine-tuned to annotate cells, or as for `embed`.
+          ValueError: the run was not fine-tuned to annotate cells, or with another `cell_layer`, or as for `embed`.
         """
         if self.task_name != "cell_type":
             raise ValueError(f"{self.source}: this run has no head for cell types; fine-tune one that has")
-        from scfm_jax.tasks.cells import cell_type
+        asked, learned = options.pop("cell_layer", None), getattr(self.model, "cell_layer", None)
+        if self.with_cell_layer(asked) is not self and asked != learned:
+            raise ValueError(f"cell_layer={asked}: the head has learned from {learned!r}; leave it out, or tune anew")
+        from scfm_jax.tasks.cells import cell_type, heads
 
         settings = {**cell_type.OPTIONS, **self.meta["config"]["task"]}
-        shares = cell_type.probabilities(self.task, settings, self.embed(source, **options))
+        model, variables = heads.reader(self.module, self.model, self.variables, self.task)
+        reader = dataclasses.replace(self, model=model, variables=variables)
+        shares = cell_type.probabilities(self.task, settings, reader.embed(source, **options))
+        self.mapping, self.provenance = reader.mapping, reader.provenance
         with h5ad.read_counts(source, **h5ad.place(options)) as counts:
             return pd.DataFrame(shares, counts.obs.index, self.classes[settings["label"]])
 
@@ -247,7 +278,7 @@ class Run:
             options = {"inputs": self.meta["config"].get("inputs")}
             one = bags.pack(sparse.csr_matrix(measured.shape), np.zeros((1, 1), int), labels=self._labels())
             width = infer.gene_width(*args, one, **options)
-            provenance = self._provenance(counts, how, width)
+            provenance = self._provenance(counts, mapping, how, width)
         most = max(1, min(rules.cells, GENE_BYTES // (4 * len(ids) * width)))
         if not rules.together:
             parts, _ = bags.seen_together(rules, obs, sample_key, max_cells, seed, most)
@@ -286,7 +317,7 @@ class Run:
             where = None if coords is None else coords[rows]
             yield bags.pack(mapping.apply(counts.take(rows)), self.rules.index(rows, cells), where, self._labels())
 
-    def _provenance(self, counts: h5ad.Counts, how: str, width: int) -> dict[str, Any]:
+    def _provenance(self, counts: h5ad.Counts, mapping: vocab.Mapping, how: str, width: int) -> dict[str, Any]:
         config = json.dumps(self.meta["config"], sort_keys=True)
         return {
             "model": self.name,
@@ -301,6 +332,7 @@ class Run:
             "rounded": counts.round,
             **({"notes": "; ".join(counts.notes)} if counts.notes else {}),
             "shape": [counts.n_cells, width],
+            **({"cell_layer": layer} if (layer := self.meta["config"]["model"].get("cell_layer")) else {}),
             "sample": how,
-            "genes": self.mapping.report.to_dict(),
+            "genes": mapping.report.to_dict(),
         }

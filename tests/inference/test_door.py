@@ -1,19 +1,23 @@
 """The door for notebooks: what `import scfm_jax` gives, what a run says of itself, and what it leaves behind."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 
 import anndata
+import jax
 import numpy as np
 import pytest
 
 import scfm_jax
 from data_pipeline.files import h5ad
-from scfm_jax import api
+from scfm_jax import api, models
+from scfm_jax.inference import bags, infer
 from scfm_jax.saving import weights
 from scfm_jax.tasks.cells import cell_type
+from scfm_jax.types import Batch
 from tests.harness import ROOT
 from tests.inference.test_infer import QUIET, cells, make_run
 
@@ -60,6 +64,40 @@ def test_annotations_have_the_names_of_the_cells():
     assert adata.obs["predicted"].notna().all()
     expected = cell_type.probabilities(run.task, cell_type.OPTIONS, run.embed(adata, **QUIET))
     np.testing.assert_allclose(shares.to_numpy(), expected)
+
+
+def test_the_layers_of_an_embedding_are_chosen_after_training():
+    config = models.options("scemb", "tiny")
+    config["model"] |= {"embed_dim": 16, "ffn_dim": 16, "num_layers": 2, "num_heads": 2}
+    adata = cells(20)
+    meta = {"model": "scemb", "config": config, "genes": list(adata.var_names), "step": 0}
+    run = api.build(meta, {"params": {}}, {}, "a test").twin(0)
+    last, mean = run.embed(adata, **QUIET), run.embed(adata, cell_layer="all_layers", **QUIET)
+    assert run.provenance["cell_layer"] == "all_layers" and run.model.cell_layer == "last"
+    batch = bags.pack(adata.X.tocsr(), np.arange(20)[:, None])
+    batch = Batch(**{field: batch[field] for field in infer.FIELDS})
+    constants = bags.own_vocabulary(np.ones((1, 60), bool))
+    inputs = run.module.prepare(batch, constants, jax.random.key(0), step=0, train=False, mask_rate=0.0)
+    _, inner = run.model.apply(run.variables, inputs, mutable="intermediates")
+    real = np.asarray(inputs["tokens"])[:, 0, :, None] > 0
+    outputs = [np.asarray(inner["intermediates"][f"block_{i}"]["output"][0]) for i in range(2)]
+    by_layer = [(x * real).sum(1) / np.maximum(real.sum(1), 1) for x in outputs]
+    np.testing.assert_allclose(last, by_layer[1], atol=1e-4)
+    np.testing.assert_allclose(mean, (by_layer[0] + by_layer[1]) / 2, atol=1e-4)
+    assert np.abs(mean - last).max() > 1e-3
+
+    other = run.with_cell_layer("all_layers")
+    assert other.twin(1).model.cell_layer == other.config.model.cell_layer == "all_layers"
+    assert run.with_cell_layer(None) is run and run.config.model.cell_layer == "last"
+    other = api.build({**meta, "model": "cellplm", "config": {"model": {}}}, {}, {}, "a test")
+    with pytest.raises(ValueError, match=r"cell_layer=mean: cellplm has no choice of layers .scemb, sct have.; leave"):
+        other.embed(adata, cell_layer="mean", **QUIET)
+    with pytest.raises(ValueError, match="cell_layer 'mean': there are 'last', 'all_layers'"):
+        run.embed(adata, cell_layer="mean", **QUIET)
+    tuned = dataclasses.replace(run, task={"linear_0": {}})
+    tuned.meta["config"]["task"] = {"name": "cell_type"}
+    with pytest.raises(ValueError, match="cell_layer=all_layers: the head has learned from 'last'"):
+        tuned.annotate(adata, cell_layer="all_layers", **QUIET)
 
 
 def test_errors_fit_the_notebook_as_well_as_the_shell():

@@ -1,6 +1,7 @@
 """scEMB: golden parity, numpy's bins, what a mask may tell, padding and order, sizes, names, LoRA, prefixes, meshes."""
 
 import functools
+import gzip
 import json
 import math
 import os
@@ -18,11 +19,12 @@ from configs import pretrain_scemb
 from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from experiments import parity
-from scfm_jax import models
+from scfm_jax import api, models
+from scfm_jax.layers import dropout
 from scfm_jax.layers.parts import chunk_parts
 from scfm_jax.models import cellplm, scemb, sct
-from scfm_jax.models.scemb import dropout, softmax
 from scfm_jax.models.scemb import published as convert
+from scfm_jax.models.scemb import softmax
 from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL, hide, perturb
 from scfm_jax.models.scemb.variants import GENEFORMER
 from scfm_jax.saving.published import stacks
@@ -92,7 +94,8 @@ def test_sizes_are_those_of_bert_and_geneformer():
     published |= {"hidden_dropout_prob": 0.02, "attention_probs_dropout_prob": 0.02}
     settings = convert.config(published)
     assert scemb.Model(**settings["model"]) == scemb.Model(n_genes=25_424, **GENEFORMER)
-    assert settings["inputs"] == {"position": "rank", "max_len": 2048}
+    ranks = {"position": "rank", "medians": "file", "target_sum": 1e4}
+    assert settings["inputs"] == {**ranks, "max_len": 2048} and scemb.VARIANTS["geneformer"]["inputs"] == ranks
     assert size(scemb.Model(**settings["model"])) == 10_288_722
 
 
@@ -135,7 +138,10 @@ def test_published_files_are_loaded_with_their_vocabulary(kind, tmp_path):
     vocab = {f"ENSG{i}": i + 2 for i in range(GENES)} | {"<pad>": 0, "<mask>": 1}
     (tmp_path / "config.json").write_text(json.dumps(published | {"vocab_size": GENES + 2}))
     (tmp_path / "token_dictionary.json").write_text(json.dumps(vocab))
-    settings, loaded, genes = convert.load(path, tmp_path / "config.json")
+    with pytest.raises(ValueError, match="medians=FILE is missing: weights of Geneformer's layout") as refused:
+        convert.load(path, tmp_path / "config.json")
+    assert "\n" not in str(refused.value)
+    settings, loaded, genes = convert.load(path, tmp_path / "config.json", medians="medians.tsv")
     assert scemb.Model(**settings["model"]) == model and genes == [f"ENSG{i}" for i in range(GENES)]
     jax.tree.map(np.testing.assert_array_equal, dict(variables), loaded)
     with pytest.raises(ValueError, match="each id"):
@@ -191,6 +197,83 @@ def test_bins_are_those_of_numpy(n_bins):
         expected = np.lexsort((np.arange(length), -counts))[: len(there)] + SPECIAL
         np.testing.assert_array_equal(tokens, np.pad(expected, (0, length - len(there))))
         assert not positions[len(there) :].any()
+
+
+# ------------------------------------------------------------------------------------------------------------- medians
+
+
+def test_genes_are_ranked_by_count_over_depth_over_median():
+    """Worked by hand: of 25 counts each is worth 400; over the medians 400, 1200, 2400, 2000, and one gene has none."""
+    counts, medians = np.array([10.0, 6, 3, 1, 5]), np.array([10, 2, 0.5, 0.2, 0], np.float32)
+    options = {"position": "rank", "medians": "file", "target_sum": 1e4, "mask_rate": 0.0}
+    batch = cells(1).replace(genes=jnp.arange(5)[None, None], counts=jnp.asarray(counts, jnp.float32)[None, None])
+    known = constants(5) | {"medians": medians}
+    inputs = scemb.prepare(batch, known, jax.random.key(0), step=0, train=False, **options)
+    np.testing.assert_array_equal(scemb.gene_ids(inputs)[0, 0], [2, 3, 1, 0, PAD - SPECIAL])
+    np.testing.assert_allclose(np.expm1(inputs["values"][0, 0, :4]), [2400, 2000, 1200, 400], rtol=1e-5)
+    plain = scemb.prepare(batch, known, jax.random.key(0), step=0, train=False, **options | {"medians": "none"})
+    np.testing.assert_array_equal(scemb.gene_ids(plain)[0, 0], [0, 1, 4, 2, 3])
+    with pytest.raises(ValueError, match=r"inputs.medians='file' .* config.data.medians=FILE of a training, med"):
+        scemb.prepare(batch, constants(5), jax.random.key(0), step=0, train=False, **options)
+
+
+def test_medians_of_the_training_cells_are_those_of_numpy_to_one_percent():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.lognormal(0, 1.5, 40), (301, 1, 40)).astype(np.float32)
+    counts[:, :, 7] = 0
+    mask = np.arange(301)[:, None] != 5
+    share = np.where(mask[..., None], counts / counts.sum(-1, keepdims=True), 0)[:, 0]
+    genes = np.broadcast_to(np.arange(40), counts.shape)
+    halves = [{"genes": genes[i], "counts": counts[i], "cell_mask": mask[i]} for i in (slice(150), slice(150, None))]
+    found, inputs = scemb.fit({"train": halves}, constants(40), {"medians": "train", "target_sum": 1e4})
+    assert inputs == {"medians": "train", "target_sum": 1e4} and found["medians"][7] == 0
+    expected = [1e4 * np.median(x[x > 0]) if (x > 0).any() else 0 for x in share.T]
+    np.testing.assert_allclose(found["medians"], expected, rtol=0.01)
+    again = scemb.fit({"train": halves[:1]}, found, {"medians": "train"})[0]
+    assert again["medians"] is found["medians"], "medians belong to the weights"
+    with pytest.raises(ValueError, match="there are no medians"):
+        scemb.fit({}, constants(40), {"medians": "file"})
+
+
+def test_a_run_keeps_the_medians_of_its_file(tmp_path):
+    genes, rng = [f"GENE{i}" for i in range(GENES)], np.random.default_rng(0)
+    medians = rng.uniform(0.5, 5, GENES)
+    rows = [f"{gene}\t{median}" for gene, median in zip(genes, medians, strict=True)]
+    path = tmp_path / "medians.tsv.gz"
+    path.write_bytes(gzip.compress("\n".join(["gene\tmedian_nonzero", *rows[::-1][:-1], "OTHER\t3"]).encode()))
+    says, expected = [], np.where(np.arange(GENES) > 0, medians, 0).astype(np.float32)
+    made = api.gene_constants({"medians": path}, genes, say=says.append)
+    np.testing.assert_array_equal(made["medians"], expected)
+    assert says[0].endswith("; 1 genes of the model have none and are never read")
+    config = models.options("scemb", "tiny") | {"data": {"medians": str(path)}}
+    config["inputs"] |= {"medians": "file", "position": "rank"}
+    meta = {"model": "scemb", "config": config, "genes": genes}
+    api.build(meta, {"params": {"x": np.zeros(1)}}, made, "a test").export(tmp_path / "w.safetensors")
+    path.unlink()
+    run = api.load(tmp_path / "w.safetensors")
+    batch, inputs = cells(), run.meta["config"]["inputs"]
+    inside = run.complete_constants([], np.ones((1, GENES), bool))
+    tokens = run.module.gene_ids(scemb.prepare(batch, inside, jax.random.key(0), step=0, train=False, **inputs))
+    counts = np.zeros((4, GENES + 1))
+    np.put_along_axis(counts, np.asarray(batch.genes[:, 0]), np.asarray(batch.counts[:, 0]), 1)
+    for row, sentence_ids in zip(counts[:, :-1], np.asarray(tokens)[:, 0], strict=True):
+        value = np.where(expected > 0, row / np.maximum(medians, 1e-9), 0)
+        np.testing.assert_array_equal(sentence_ids[sentence_ids >= 0], np.argsort(-value)[: (value > 0).sum()])
+    for text, wrong in (("A\t1\nB\t-1\n", "line 2"), ("A\t1\nB\tx", "line 2"), ("gene\tmedian\n", "no line")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=wrong):
+            api.gene_constants({"medians": path}, genes)
+    with pytest.raises(ValueError, match="the weights of cellplm do not rank genes by them"):
+        api.from_published("cellplm", "w.ckpt", "config.json", medians=path)
+
+
+@needs_shared
+def test_the_published_medians_are_of_all_genes_of_geneformer():
+    lists = json.loads(gzip.decompress((SHARED / "data/genes/model_gene_lists.json.gz").read_bytes()))
+    genes = lists["geneformer_tokens"]["genes"]
+    path = SHARED / "data/genes/geneformer_median_nonzero_expression.tsv.gz"
+    found = api.gene_constants({"medians": path}, genes)["medians"]
+    assert found[genes.index("ENSG00000000003")] == np.float32(2.001186019549122) and (found > 0).all()
 
 
 def test_bins_of_equal_values_are_drawn_from_all_of_theirs_in_training_only():

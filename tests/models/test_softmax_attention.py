@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from scfm_jax.layers import product
-from scfm_jax.models.scemb import dropout, softmax_attention
+from scfm_jax.layers import dropout, product, softmax_attention
 
 rng = np.random.default_rng(0)
 CHUNKS = (0, 10, 200, 2 * 2 * 13 * 15)  # all at once; a query; parts of the queries of a head; heads in two groups

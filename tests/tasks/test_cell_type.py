@@ -20,10 +20,11 @@ from data_pipeline import synthetic
 from data_pipeline.store.store import open_store
 from experiments import train
 from experiments.analyses import annotation, annotation_table
+from experiments.training import finetuning
 from scfm_jax import api, models
 from scfm_jax.inference import bags, infer
 from scfm_jax.saving import checkpoint
-from scfm_jax.tasks.cells import annotation_baselines, cell_type
+from scfm_jax.tasks.cells import annotation_baselines, cell_type, heads
 from scfm_jax.types import Batch
 
 LITTLE = {"data.bag": 32, "data.batch": 1, "data.buckets": (64,), "train.eval_every": 0, "train.checkpoint_every": 0}
@@ -115,6 +116,98 @@ def test_training_sees_what_evaluation_sees_unless_noise_is_asked_for():
     still, noisy = losses(), losses(noise=True)
     assert still == [still[2]] * 3 and noisy[2] == still[2]
     assert len(set(noisy)) == 3 and min(abs(x - still[2]) for x in noisy[:2]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["scemb", pytest.param("exceiver", marks=pytest.mark.slow)])
+def test_noise_keeps_the_dropout_of_every_model_that_has_it(name):
+    """CellPLM is asked above; sCT and scLong have none."""
+    module, run = models.get(name), small(name, dropout=0.2)
+    batch, constants = labelled(run)
+    inputs, losses = {**run.meta["config"]["inputs"], **module.TUNING["visible"]}, {}
+    width = 16 if name == "scemb" else run.model.query_len * run.model.query_dim
+    head = {"kernel": np.random.default_rng(0).normal(size=(width, 3)), "bias": np.zeros(3)}
+    params = {**run.variables["params"], "task": {"linear_0": head}}
+    for noise in (False, True):
+        made = cell_type.objective(module, run.model, inputs, [2, 2, 2], noise=noise)
+        loss = jax.jit(lambda key, made=made: made.loss(params, {}, batch, constants, key, 0, True)[0])
+        losses[noise] = [float(loss(jax.random.key(i))) for i in (1, 2)]
+    assert losses[False][0] == losses[False][1]
+    assert abs(losses[True][0] - losses[True][1]) > 1e-4 < abs(losses[True][0] - losses[False][0])
+
+
+def small(name: str, **fields) -> api.Run:
+    """Return a small run of random weights for twelve genes."""
+    config = models.options(name, "tiny") | {"data": {"labels": ["cell_type"]}}
+    sizes = {"embed_dim": 16, "ffn_dim": 16, "num_layers": 1, "num_heads": 2} if name == "scemb" else {"num_layers": 1}
+    config["model"] |= sizes | fields
+    meta = {"model": name, "config": config, "genes": [f"G{i}" for i in range(12)], "step": 0}
+    return api.build(meta | {"classes": {"cell_type": ["a", "b", "c"]}}, {"params": {}}, {}, "a test").twin(0)
+
+
+def labelled(run: api.Run) -> tuple[Batch, dict]:
+    """Return a bag of six cells of three types, and the constants for them."""
+    packed = bags.pack(six(), np.arange(6)[None], labels=["cell_type"])
+    constants = run.complete_constants([packed], np.ones((1, 12), bool), say=lambda _: None)
+    packed["labels"]["cell_type"] = np.array([[0, 1, 2, 2, 1, 0]], np.int32)
+    return Batch(**{field: packed[field] for field in infer.FIELDS}), jax.tree.map(jnp.asarray, constants)
+
+
+def six() -> sp.csr_matrix:
+    """Return counts of six cells, some of which express few genes."""
+    return sp.csr_matrix(np.random.default_rng(0).poisson(np.linspace(0.3, 2, 6)[:, None], (6, 12)).astype(np.float32))
+
+
+def test_a_transformer_head_reads_the_genes_and_annotates_as_it_was_trained():
+    run = small("scemb")
+    batch, constants = labelled(run)
+    inputs = {**run.meta["config"]["inputs"], "mask_rate": 0.0}
+    made = cell_type.objective(run.module, run.model, inputs, [2, 2, 2], head="transformer")
+    task = jax.jit(made.init)(jax.random.key(0), batch, constants)["params"]["task"]
+    assert set(task) == {"block", "linear_0", "mean", "map"} and task["map"].shape == (16, 16)
+    params = {**run.variables["params"], "task": task}
+    loss, (metrics, _) = jax.jit(made.loss, static_argnums=6)(params, {}, batch, constants, jax.random.key(1), 0, False)
+    config = run.meta["config"] | {"task": {"name": "cell_type", "label": "cell_type", "head": "transformer"}}
+    config["inputs"] = inputs
+    tuned = dataclasses.replace(run, task=jax.tree.map(np.asarray, task), meta=run.meta | {"config": config})
+    cells = anndata.AnnData(six(), var=pd.DataFrame(index=run.genes))
+    shares = tuned.annotate(cells, say=lambda _: None)
+    expected = -np.log(shares.to_numpy()[np.arange(6), [0, 1, 2, 2, 1, 0]]).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-4) and float(metrics["loss"][1]) == 6
+    assert tuned.provenance["shape"] == [6, 16] and tuned.mapping.report.mapped == 12
+
+    still = jax.tree.map(np.zeros_like, {name: task["block"][name] for name in ("out", "mlp_out")})
+    plain = {"block": {**task["block"], **still}}  # what is left of the block: two norms
+    prepared = run.module.prepare(batch, constants, jax.random.key(0), step=0, train=False, **inputs)
+    outputs = run.model.apply(run.variables, prepared)
+    genes, real = np.asarray(outputs.genes, np.float64)[0], np.asarray(run.module.gene_ids(prepared))[0] >= 0
+    assert 0 < real.sum(1).min() < real.sum(1).max()
+    for _ in range(2):
+        genes = (genes - genes.mean(-1, keepdims=True)) / genes.std(-1, keepdims=True)
+    mean = np.stack([row[here].mean(0) for row, here in zip(genes, real, strict=True)])
+    seen = heads.read(plain, run.module, outputs, prepared)
+    np.testing.assert_allclose(seen[0], mean, atol=1e-3)
+    drawn = [heads.read(task, run.module, outputs, prepared, 0.5, jax.random.key(i)) for i in (0, 1)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-2, "the head's dropout is the block's"
+
+
+def test_a_head_that_a_model_cannot_have_is_refused():
+    module, model = little("embedder")
+    batch, constants = labelled(small("scemb"))
+    for head, says in (("transformer", "cellplm represents no genes of a cell"), ("mlp", "there are embedding, trans")):
+        made = cell_type.objective(module, model, {}, [2, 2, 2], head=head)
+        with pytest.raises(ValueError, match=rf"task.head='{head}': {says}"):
+            jax.eval_shape(made.init, jax.random.key(0), batch, constants)
+
+
+def test_a_table_asks_for_the_layers_of_its_plan(table, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(annotation.train, "pretrain", lambda config, _: asked.append(config) or 1 / 0)
+    for layer in ("all_layers", None):
+        with pytest.raises(ZeroDivisionError):
+            annotation.tune(dataclasses.replace(table[0], cell_layer=layer), tmp_path, str(table[2]), "lora", 0)
+    assert [config.model.cell_layer for config in asked] == ["all_layers", None]
+    with pytest.raises(ValueError, match="cell_layer=all_layers: cellplm has no choice of layers"):
+        finetuning.resolve(asked[0].to_dict(), api.load(table[2]))
 
 
 def test_balanced_weighs_types_alike():

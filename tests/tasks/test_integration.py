@@ -119,6 +119,18 @@ def test_scores_order_what_is_known_to_be_better():
     assert good["total"] == pytest.approx(0.6 * good["biology"] + 0.4 * good["batch"])
 
 
+def test_summaries_are_those_of_the_papers_table():
+    """A row of scEMB's Fig. 2: five metrics of biology, five of batches, their means and 0.6 to 0.4 of these."""
+    biology = {"isolated_asw": 0.54, "nmi": 0.69, "ari": 0.52, "asw_label": 0.55, "clisi": 1.00}
+    batch = {"asw_batch": 0.97, "ilisi": 0.70, "kbet": 0.91, "connectivity": 0.75, "pcr": 0.41}
+    summary = integration.summary(biology | batch | {"isolated_f1": 0.0})
+    assert summary["biology"] == pytest.approx(3.30 / 5) and summary["batch"] == pytest.approx(3.74 / 5)
+    assert summary["total"] == pytest.approx(0.6 * 0.660 + 0.4 * 0.748)
+    assert {name: round(value, 2) for name, value in summary.items()} == {"biology": 0.66, "batch": 0.75, "total": 0.70}
+    undefined = integration.summary(biology | batch | {"isolated_f1": 0.9, "kbet": np.nan})
+    assert undefined["batch"] == pytest.approx((3.74 - 0.91) / 4) and undefined["biology"] == summary["biology"]
+
+
 def test_cells_without_label_or_batch_do_not_count():
     x, labels, batch, before = cells(6)
     names, codes = np.array(["abcd"[i] for i in labels], object), batch.astype(object)

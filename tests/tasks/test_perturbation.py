@@ -73,6 +73,36 @@ def test_a_mask_changes_the_cells_that_express_the_gene(name):
     assert np.allclose(embed(sparse.csr_matrix(other), None, group)[:6], plain[:6], atol=1e-5)
 
 
+def test_cells_in_which_a_gene_ranks_beyond_the_sentence_are_not_counted(monkeypatch):
+    x = counts(80, seed=1).toarray()
+    rank = np.argsort(np.argsort(-x, axis=1, kind="stable"), axis=1)
+    inside = (rank < 12) & (x > 0)  # equal counts: the lower id first
+    config = {"model": {}, "inputs": {"max_len": 12}}
+    meta = {"model": "scemb", "config": config, "genes": [f"G{i}" for i in range(40)]}
+    run = api.build(meta, {}, {}, "no weights: genes are ranked alike by any")
+    known = run.complete_constants([], np.ones((1, 40), bool), **QUIET)
+    seen = task.read_genes(run.module, known, run.meta["config"], sparse.csr_matrix(x)).toarray()
+    assert np.array_equal(seen, np.where(inside, x, 0)) and (x[~inside] > 0).any()
+    assert task.read_genes(models.get("exceiver"), {}, {}, sparse.csr_matrix(x)).nnz == (x > 0).sum()
+
+    condition = np.repeat(["control", "G30"], [70, 10])
+    adata = anndata.AnnData(
+        sparse.csr_matrix(x), pd.DataFrame({"perturbation": condition}, [f"c{i}" for i in range(80)]),
+        pd.DataFrame(index=run.genes),
+    )  # fmt: skip
+    simple = lambda run, constants, counts, seed: [("PCA-50", task.Components(counts))]  # noqa: E731
+    monkeypatch.setattr(perturbation, "_methods", simple)
+    says = []
+    given = {"column": "perturbation", "control": "control", "how": "mask", "null": 20}
+    found = perturbation.evaluate(run, adata, **given, say=says.append)
+    n, all_of = int(inside[:70, 30].sum()), int((x[:70, 30] > 0).sum())
+    assert n < all_of and {row["cells"] for row in found["rows"]} == {n}
+    line = f"ranks beyond the genes that the model reads: G30 {all_of - n}."
+    assert any(text.endswith(line) for text in says) and line in perturbation.table(found)
+    found = perturbation.evaluate(run, adata, **given | {"how": "overexpress"}, **QUIET)
+    assert found["beyond"] == {} and {row["cells"] for row in found["rows"]} == {70}
+
+
 def test_a_model_without_a_mask_says_what_else_there_is(monkeypatch):
     monkeypatch.delattr(models.get("exceiver"), "mask_gene")
     with pytest.raises(ValueError, match=r"model exceiver has no mask.*delete or overexpress"):

@@ -4,16 +4,18 @@ import functools
 import importlib
 import pathlib
 
+import anndata
 import jax
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from configs import finetune_cell_type
+from configs import finetune_cell_type, pretrain_scemb
 from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.study import Settings
 from experiments import train
+from experiments.training import finetuning
 from scfm_jax import api, models
 from scfm_jax.inference import bags, infer
 from scfm_jax.saving import checkpoint
@@ -146,6 +148,42 @@ def test_the_first_layers_stay_and_the_others_learn(name, store, base, tmp_path)
     for leaf, hit in first.items():
         assert np.array_equal(np.where(hit, there[leaf], 0), np.where(hit, leaves[leaf], 0)), leaf
     assert sum(not np.array_equal(there[leaf], leaves[leaf]) for leaf in there) > 3
+
+
+@pytest.mark.slow
+def test_medians_are_learned_or_read_once_and_stay_with_the_run(store, tmp_path):
+    config = pretrain_scemb.get_config("tiny")
+    config.update_from_flattened_dict({"data.store": str(store), "data.buckets": (64,), "train.steps": 0, **QUIET})
+    config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
+    config.inputs.medians = "file"
+    with pytest.raises(ValueError, match=r"config\.data\.medians=FILE"):
+        train.pretrain(config, str(tmp_path / "none"))
+    config.inputs.medians = "train"
+    train.pretrain(config, str(tmp_path / "run"))
+    counts = anndata.read_h5ad(store.parent / "cells.h5ad").X.toarray()
+    share = 1e6 * counts / counts.sum(1, keepdims=True)
+    expected = [np.median(x[x > 0]) if (x > 0).any() else 0 for x in share.T]
+    run = api.load(tmp_path / "run")
+    np.testing.assert_allclose(sorted(run.constants["medians"]), sorted(expected), rtol=0.01)
+    leaves = tuned(store, tmp_path / "run", tmp_path / "tuned", "frozen", 1)
+    np.testing.assert_array_equal(leaves["constants/medians"], run.constants["medians"])
+    assert api.load(tmp_path / "tuned").meta["config"]["inputs"]["medians"] == "train"
+
+
+@pytest.mark.slow
+def test_a_block_before_the_head_learns_at_its_own_rate_and_layers_are_chosen(store, base, tmp_path):
+    there = own(flatten(checkpoint.restore(base("scemb") / "checkpoints").state))
+    changes = {"task.head": "transformer", "model.cell_layer": "all_layers", "task.noise": True}
+    leaves = tuned(store, base("scemb"), tmp_path / "run", "frozen", 1, **changes, **{"optim.schedule": "constant"})
+    assert same(there, own(leaves)), "a frozen weight has changed"
+    run = api.load(tmp_path / "run")
+    assert run.model.cell_layer == "all_layers" and set(run.task) == {"block", "linear_0", "mean", "map"}
+    shares = run.annotate(store.parent / "cells.h5ad", say=lambda _: None)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+    first = finetune_cell_type.get_config("frozen")
+    first.optim.learning_rate, first.task.head, first.init_from = 1e-1, "transformer", "x"
+    groups = finetuning.resolve(first.to_dict(), api.load(base("scemb")))["optim"]["groups"]
+    assert groups[0]["rate"] * 1e-1 == pytest.approx(5e-4) and len(groups) == 2
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scfm_jax.models.scemb.medians import divisors
 from scfm_jax.types import Array, Batch
 
 PAD, MASK, SPECIAL = 0, 1, 2  # token ids; gene 0 is token 2
@@ -26,6 +27,7 @@ def prepare(
     position: str = "bin",
     n_bins: int = 100,
     ties: str = "one",
+    medians: str = "none",
     mask_rate: float = 0.15,
     mask_replace: Sequence[float] = (0.8, 0.1, 0.1),
     draws: dict[str, Array] | None = None,
@@ -33,11 +35,14 @@ def prepare(
     """Turn raw counts into sentences of genes, and hide some of them.
 
     Args:
-      constants: "slots" [G + 1] and "measured" [S, V] (see the contract); no two store genes share a slot below V.
+      constants: "slots" [G + 1] and "measured" [S, V] (see the contract); no two store genes share a slot below V. With
+        medians "medians" [V], too, 0 for a gene without one, which is left out.
       max_len: genes of a sentence; lower-ranked ones are left out (bins are those of all).
       target_sum: counts of a cell, over the model's genes, are scaled to this sum before log1p.
       position: what the second vector of a gene stands for, "bin" or "rank".
       ties: bin of equal values: "one", the highest of them, or "both", in training drawn from all of them.
+      medians: what scaled counts are divided by before they are ranked: "none", nothing; the gene's median among the
+        cells that express it, of a "file" (data.medians) or of the cells to "train" on.
       mask_rate: share of genes to name; 0 hides none, and then nothing can be scored.
       mask_replace: shares of these that become the mask, become another gene, stay.
       draws: recorded "mask" bool and "tokens" [B, C, T] instead of `rng`.
@@ -52,8 +57,12 @@ def prepare(
     n_genes = constants["measured"].shape[1]
     slots = constants["slots"][batch.genes]  # [B, C, P]
     counts = jnp.where(slots < n_genes, batch.counts, 0).astype(jnp.float32)
-    values = jnp.log1p(counts * (target_sum / jnp.maximum(counts.sum(-1, keepdims=True), 1e-9)))
-    descending, slots = jax.lax.sort((jnp.where(counts > 0, -values, jnp.inf), slots), num_keys=2)
+    scaled, by = counts * (target_sum / jnp.maximum(counts.sum(-1, keepdims=True), 1e-9)), divisors(constants, medians)
+    if by is not None:
+        median = by[jnp.minimum(slots, n_genes - 1)]
+        scaled = jnp.where(median > 0, scaled / median, 0)
+    values = jnp.log1p(scaled)
+    descending, slots = jax.lax.sort((jnp.where(scaled > 0, -values, jnp.inf), slots), num_keys=2)
     values = jnp.where(jnp.isfinite(descending), -descending, 0)
     short, tie_key, mask_key = values[..., :max_len], *jax.random.split(rng)
     real = (short > 0) & batch.cell_mask[..., None]

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers.choices import check_choices
+from scfm_jax.layers.dropout import dropped
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.product import dot_general
 from scfm_jax.layers.remat import REMAT
-from scfm_jax.models.scemb.dropout import dropped
+from scfm_jax.layers.transformer import ACTIVATIONS, Block, normal
 from scfm_jax.models.scemb.inputs import PAD, SPECIAL
-from scfm_jax.models.scemb.transformer import ACTIVATIONS, Block, normal
 from scfm_jax.types import Array, Outputs
 
 SIZES = {"n_genes": "genes"}

@@ -1,7 +1,8 @@
 """Weights under the names of HuggingFace's BertForMaskedLM to our variables and back, their config and vocabulary.
 
 scEMB itself released none; these names are also those of the first Geneformer (ids 0 and 1 are padding and mask, genes
-follow, positions are ranks). Torch files (.bin, .pt) are read as plain tensors, .safetensors as they are.
+follow, positions are ranks of counts over the genes' medians, which come in a file of their own). Torch files (.bin,
+.pt) are read as plain tensors, .safetensors as they are.
 """
 
 import pathlib
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scfm_jax.layers.transformer import ACTIVATIONS
 from scfm_jax.models.scemb.inputs import MASK, PAD, SPECIAL
 from scfm_jax.models.scemb.network import Model
-from scfm_jax.models.scemb.transformer import ACTIVATIONS
+from scfm_jax.models.scemb.variants import GENEFORMER_INPUTS
 from scfm_jax.saving.published import files, stacks, torch_state
 from scfm_jax.saving.published.torch_state import Entry, linear, norm
 
@@ -118,23 +120,34 @@ def config(published: dict[str, Any], position: str = "rank") -> dict[str, dict[
     files.check_fixed(published, FIXED)
     model["n_genes"] = published["vocab_size"] - SPECIAL
     n = model["n_positions"]
-    inputs = {"position": position} | ({"max_len": n} if position == "rank" else {"n_bins": n - 1})
+    inputs = GENEFORMER_INPUTS | {"max_len": n} if position == "rank" else {"position": position, "n_bins": n - 1}
     return {"model": model, "inputs": inputs, "loss": {}}
 
 
 def load(
-    path: str | pathlib.Path, config_path: str | pathlib.Path, vocab: str | pathlib.Path | None = None
+    path: str | pathlib.Path,
+    config_path: str | pathlib.Path,
+    vocab: str | pathlib.Path | None = None,
+    medians: str | pathlib.Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Return (config, variables, gene names) of published weights and their config.json.
 
     Args:
       vocab: JSON of token -> id, padding 0, mask 1, then genes; by default vocab.json or token_dictionary.json beside
         the config.
+      medians: file of genes and medians (see `data_pipeline.genes.medians`), which ranks are not those of the weights
+        without.
 
     ValueError or OSError says in one line which of the files is not what it should be.
     """
     folder = pathlib.Path(config_path).parent
     settings = config(files.json_object(config_path))
+    if not medians:
+        raise ValueError(
+            f"{path}: medians=FILE is missing: weights of Geneformer's layout rank genes by count over the gene's "
+            "median, and a file of these is needed (of a suite, scemb:WEIGHTS:CONFIG:FILE among its runs)"
+        )
+    settings["data"] = {"medians": str(medians)}
     vocab = vocab or next((folder / name for name in VOCAB if (folder / name).is_file()), folder / VOCAB[0])
     names = genes(files.json_object(vocab), settings["model"]["n_genes"], str(vocab))
     return settings, params(read(path), Model(**settings["model"])), names

@@ -1,5 +1,7 @@
 """Cell types from the embeddings of cells: a linear or MLP head, and as much of the model as `tune` has trained.
 
+With head "transformer" (see `heads`) a block over the cell's genes makes what is called its embedding here.
+
   loss = mean cross-entropy of the cells whose label is known, of head((embedding - mean) map)
 
 `mean` and `map` [D, K] are of the embeddings that the run begins with (`standardised`): their first K principal
@@ -31,6 +33,7 @@ from flax import linen as nn
 from scfm_jax import models
 from scfm_jax.inference import infer
 from scfm_jax.layers.head import Head
+from scfm_jax.tasks.cells import heads
 from scfm_jax.training.step import Objective, counting
 from scfm_jax.training.tuning import TASK
 from scfm_jax.types import Array, Batch, TrainState
@@ -60,6 +63,7 @@ def objective(
     frequencies: Sequence[float],
     *,
     label: str = "cell_type",
+    head: str = "embedding",
     layers: int = 1,
     width: int = 64,
     dropout: float = 0.0,
@@ -74,6 +78,7 @@ def objective(
       inputs: keywords of the module's `prepare`.
       frequencies: how many training cells each type has. [classes]
       label: of Batch.labels.
+      head: what it sees of a cell, "embedding" or, through a block over its genes, "transformer"; see `heads`.
       layers, width, dropout: of the head; one layer is a linear head, more have ReLUs between, dropout is before each.
       balanced: weigh cells by the inverse frequency of their type.
       noise: keep the model's dropout and draws in training. hide: and what it hides in pre-training.
@@ -81,7 +86,7 @@ def objective(
     """
     counts = np.asarray(frequencies, np.float32)
     inverse = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / max((counts > 0).sum(), 1), 0)
-    head = Head(len(counts), width, layers, dropout)
+    classify = Head(len(counts), width, layers, dropout)
 
     def embed(variables: Any, batch: Batch, constants: Any, rngs: Mapping[str, Array], step: Any, train: bool) -> tuple:
         prepared = module.prepare(batch, constants, rngs["prepare"], step=step, train=train, **inputs)
@@ -89,7 +94,7 @@ def objective(
         outputs, changed = model.apply(variables, prepared, train=train, rngs=rngs, mutable=mutable)
         labels = prepared.get("labels", batch.labels)[label]
         tokens = module.tokens(prepared).astype(jnp.float32)
-        return outputs.cells, jnp.where(prepared["cell_mask"], labels, -1), tokens, changed
+        return (outputs, prepared), jnp.where(prepared["cell_mask"], labels, -1), tokens, changed
 
     def init(rng: Array, batch: Batch, constants: dict[str, Array]) -> Any:
         keys = jax.random.split(rng, 5)
@@ -98,20 +103,26 @@ def objective(
         prepared = module.prepare(batch, constants, keys[0], step=0, train=True, **whole)
         rngs = dict(zip(("params", "dropout", "latent"), keys[1:4], strict=True))
         outputs, variables = model.init_with_output(rngs, prepared, train=True)
-        size = outputs.cells.shape[-1]
+        block, cells = {}, outputs.cells
+        if head != "embedding":
+            prepared = module.prepare(batch, constants, keys[0], step=0, train=False, **inputs)
+            outputs = model.apply(variables, prepared, rngs={"latent": keys[3]})
+            block = heads.init(jax.random.fold_in(keys[4], 1), head, module, outputs, prepared)
+            cells = heads.read(block, module, outputs, prepared)
+        size = cells.shape[-1]
         fixed = {"mean": jnp.zeros(size), "map": jnp.eye(size, min(size, COMPONENTS))} if standardise else {}
-        layers = head.init(keys[4], features(fixed, outputs.cells.astype(jnp.float32)))["params"]
-        return {**variables, "params": {**variables["params"], TASK: {**layers, **fixed}}}
+        layers = classify.init(keys[4], features(fixed, cells.astype(jnp.float32)))["params"]
+        return {**variables, "params": {**variables["params"], TASK: {**layers, **block, **fixed}}}
 
     def loss(params, buffers, batch, constants, rng, step, train):
         moving, keys = train and (noise or hide), jax.random.split(rng, 4)
         rngs = dict(zip(("prepare", "dropout", "latent"), keys[:3], strict=True))
         model_params = {name: x for name, x in params.items() if name != TASK}
-        cells, target, tokens, changed = embed(
-            {"params": model_params, **buffers}, batch, constants, rngs, step, moving
-        )
+        seen, target, tokens, changed = embed({"params": model_params, **buffers}, batch, constants, rngs, step, moving)
+        drop = jax.random.fold_in(keys[3], 1) if train and dropout else None
+        cells = heads.read(params[TASK], module, *seen, dropout, drop)
         x = features(params[TASK], cells.astype(jnp.float32))
-        logits = head.clone(train=train).apply({"params": _layers(params[TASK])}, x, rngs={"dropout": keys[3]})
+        logits = classify.clone(train=train).apply({"params": _layers(params[TASK])}, x, rngs={"dropout": keys[3]})
         labelled, right = (target >= 0).astype(jnp.float32), jnp.maximum(target, 0)
         nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), right[..., None], -1)[..., 0]
         hit, even = labelled * (logits.argmax(-1) == target), labelled * jnp.asarray(inverse, jnp.float32)[right]
@@ -147,8 +158,9 @@ def standardised(
     taken = list(_some(batches))
     n = sum(int(batch["cell_mask"].sum()) for batch in taken)
     variables = {"params": params, **state.buffers}
-    x = infer.embed(module, model, variables, state.constants, taken, n, inputs=inputs).astype(np.float64)
     task = dict(state.params[TASK])
+    reader = heads.reader(module, model, variables, task)
+    x = infer.embed(module, *reader, state.constants, taken, n, inputs=inputs).astype(np.float64)
     whitened = dict(zip(("mean", "map"), whitening(x, task["map"].shape[1]), strict=True))
     task |= {name: jax.device_put(value.astype(np.float32), task[name].sharding) for name, value in whitened.items()}
     return state.replace(params={**state.params, TASK: task})
@@ -175,7 +187,7 @@ def features(task: Mapping[str, Any], cells: Array) -> Array:
 
 
 def _layers(task: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in task.items() if name not in ("mean", "map")}
+    return {name: x for name, x in task.items() if name not in ("mean", "map", heads.BLOCK)}
 
 
 def _some(batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -15,8 +15,8 @@ Null: the same for genes that are as highly expressed in control cells, against 
 Ceiling (`reliability`): the cosine of the real shifts of two halves of the cells; near 0 nothing can be predicted.
 
 Ways to perturb (HOW): mask (what the model puts for hidden genes: `mask_gene` of its contract), delete (no counts,
-before normalisation), overexpress (as many counts as the cell's highest gene). The first two are of
-cells that express the gene.
+before normalisation), overexpress (as many counts as the cell's highest gene). The first two are of cells that express
+the gene and in which the model reads it (`read_genes`): beyond scEMB's 2,048 genes of a cell there is none to mask.
 """
 
 import functools
@@ -60,6 +60,28 @@ def changed(counts: sp.csr_matrix, genes: np.ndarray, how: str) -> sp.csr_matrix
         return new
     most = np.maximum(np.asarray(counts.max(1).todense()).ravel(), 1).astype(np.float32)
     return new + sp.csr_matrix((most, (np.arange(len(genes)), genes)), new.shape)
+
+
+def read_genes(
+    module: ModuleType, constants: Mapping[str, Any], config: Mapping[str, Any], counts: sp.csr_matrix
+) -> sp.csr_matrix:
+    """Return counts [n, V] without those of genes that the model is not given in the cell; all, where it reads all.
+
+    Args:
+      module, constants, config: as for `Embedder`.
+    """
+    if not hasattr(module, "gene_ids"):
+        return counts
+    inputs, labels = dict(config.get("inputs", {})), list(config.get("data", {}).get("labels", ()))
+    look = jax.jit(functools.partial(_gene_ids, module, inputs))
+    pairs = []
+    for index in bags.rules(module, config).batches([np.arange(counts.shape[0])]):
+        packed = bags.pack(counts[index[index >= 0]], index, labels=labels)
+        ids = np.asarray(look(constants, Batch(**{field: packed[field] for field in infer.FIELDS})))
+        place = np.nonzero((ids >= 0) & (index >= 0)[..., None])
+        pairs.append((index[place[:2]], ids[place]))
+    rows, genes = map(np.concatenate, zip(*pairs, strict=True))
+    return counts.multiply(sp.csr_matrix((np.ones(len(rows)), (rows, genes)), counts.shape)).tocsr()
 
 
 def shifts(
@@ -244,6 +266,11 @@ def _cells(module, model, inputs, variables, constants, batch: Batch) -> Array:
     """Return the embeddings of a batch, as `infer.embed` has them. [B, C, D]"""
     prepared = module.prepare(batch, constants, jax.random.key(0), step=0, train=False, **inputs)
     return model.apply(variables, prepared, train=False, rngs={"latent": jax.random.key(0)}).cells
+
+
+def _gene_ids(module, inputs, constants, batch: Batch) -> Array:
+    """Return which gene the model reads at each place of a cell, below 0 for none. [B, C, L]"""
+    return module.gene_ids(module.prepare(batch, constants, jax.random.key(0), step=0, train=False, **inputs))
 
 
 def _masked(mask, model, inputs, variables, constants, batch: Batch, gene: Array) -> Array:

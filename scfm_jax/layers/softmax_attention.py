@@ -9,8 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.dropout import kept, words
 from scfm_jax.layers.parts import equal_parts, join, scan, split
-from scfm_jax.models.scemb.dropout import kept, words
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**19}

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers import softmax_attention
+from scfm_jax.layers.dropout import dropped
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.product import dot_general, gelu
-from scfm_jax.models.scemb import softmax_attention
-from scfm_jax.models.scemb.dropout import dropped
 from scfm_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
