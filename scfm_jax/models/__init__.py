@@ -48,7 +48,7 @@ A model may have:
   fit({"train": batches, "val": ...}, constants, inputs) -> (constants, inputs)
                      what `prepare` must know of all cells, from one pass over them on the host before training: more
                      constants, which FITTED names, and options that the data decide.
-  FITTED             names of the constants that `fit` adds.
+  FITTED             names of the constants that `fit` adds and `prepare` needs; validation cells' own are val_<name>.
   project(params) -> params           done after every update, for parameters that are kept within bounds.
   BATCH              cells that are embedded at a time, for models of single cells.
   SAMPLE             True where the embedding of a cell is defined on all cells of its tissue sample, "bag" where it is
