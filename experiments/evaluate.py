@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "sample_key reading",
+    "sample_key scaler reading",
     workdir="Folder of a training run.",
     input="File of raw counts with labels in obs, not one of the training studies.",
     suite=(str, None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant."),
@@ -49,7 +49,8 @@ def main(_) -> None:
     cli.check_writable(FLAGS.workdir, f"--workdir={FLAGS.workdir}") if pathlib.Path(FLAGS.workdir).is_dir() else None
     options = {name: FLAGS[name].value for name in ("label", "batch")} | cli.reading()
     options |= {"seeds": range(FLAGS.seeds or 3), "sample_key": FLAGS.sample_key or None}
-    scores = embedding.evaluate(api.load(FLAGS.workdir), FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
+    run = api.load(FLAGS.workdir, scaler=FLAGS.scaler)
+    scores = embedding.evaluate(run, FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
     print(embedding.table(scores))
 
 

@@ -31,6 +31,8 @@ from scfm_jax.tasks.cells.labels import unlabelled
 LABEL = "cell_type"
 LEFT_OUT = "-"
 SPLIT = "split"
+UNSAID = {"reading": {}, "test_layer": None, "test_raw": None, "batch_cells": 0, "scaler": "training"}
+"""What a plan.json means where it has no such entry."""
 PREDICT = "cells without labels are named by experiments.predict, or by Run.annotate in Python"
 
 
@@ -46,6 +48,7 @@ class Plan:
       min_mapped: least share of genes that the models must know.
       reading: options of `h5ad.read_counts` that say where in all files the counts are, and "gene_table".
       test_layer, test_raw: where they are in the test file, if elsewhere.
+      batch_cells, scaler: see `config.tune` of fine-tuning.
     """
 
     train: tuple[str, ...]
@@ -60,6 +63,8 @@ class Plan:
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     test_layer: str | None = None
     test_raw: bool | None = None
+    batch_cells: int = 0
+    scaler: str = "training"
 
 
 def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -> list[str]:
@@ -70,7 +75,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
     plan_file = out / "plan.json"
     if plan_file.exists():
-        if (old := {"reading": {}, "test_layer": None, "test_raw": None} | output.read(plan_file)) != described:
+        if (old := UNSAID | output.read(plan_file)) != described:
             differ = ", ".join(key for key in described if old.get(key) != described[key])
             raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
         return open_classes(out)
