@@ -46,15 +46,17 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         "hide": False,
         "noise": False,
         "standardise": True,
+        "mean": "start",
     }
     config.optim = {
         "name": "adamw",
         "learning_rate": RATES[method],
         "schedule": "warmup_cosine",
         "warmup": 0.05,
+        "delay": 0.0,
         "weight_decay": 1e-3,
         "no_decay": ("bias$", "norm"),
-        "groups": ({"match": ("^task/linear_",), "rate": HEAD / RATES[method]},),
+        "groups": ({"match": ("^task/linear_",), "rate": HEAD / RATES[method], "delay": 0.0},),
         "frozen": (),
         "frozen_layers": 0,
         "clip_norm": 1.0,
