@@ -71,6 +71,7 @@ def with_scaler(run: api.Run, counts: np.ndarray) -> api.Run:
     logs = np.log1p(np.asarray(counts, np.float64) * 1e4 / np.maximum(counts.sum(1, keepdims=True), 1e-9))
     deviation = logs.std(0)
     scaler = {"mean": logs.mean(0), "scale": np.where(deviation > 1e-12, deviation, 1)}
+    scaler["expressed"] = logs.sum(0) / np.maximum((logs > 0).sum(0), 1)
     return dataclasses.replace(run, constants={name: x.astype(np.float32) for name, x in scaler.items()})
 
 
