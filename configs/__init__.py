@@ -87,6 +87,8 @@ def finetuning(method: str, *, steps: int, every: int) -> ConfigDict:
         "length": 10,
         "vectors": placeholder(str),
         "start": "base",
+        "scaler": "training",
+        "batch_cells": 0,
     }
     config.task = {}
     return config

@@ -19,7 +19,9 @@ size; their types among 5 neighbours (most common type: 0.52):
   3e-3                  0.00 0.00 0.12 0.19                 (head all but dead; at 1e-3 0.00 to the end)
   3e-3, positive head   0.77 0.85 0.81 0.80   0.03   0.54
   1e-3, positive head   0.40 0.75 0.84 0.87   0.05   0.63
-So look at both: explained variance alone does not tell whether cells are told apart.
+So look at both: explained variance alone does not tell whether cells are told apart. Exceiver's numbers here are of
+values before the norm, without a bias for each gene, with an L2 term on the table (--config.model.gene_bias=False
+--config.model.value_scale=before_norm --config.optim.no_decay="()"); the entry as it is now is not yet run.
 scLong learns at 3e-3: at 1e-2 it ended at a validation loss of 1.12, above 1.05, what the mean of each gene plus the
 mean residual of the cell's visible genes has (the gene's mean alone: 1.65); at 3e-3 it is below 0.96 from the first
 quarter on. And its cells are embedded as `cells` "outsiders" has it, one number for each position: the mean over the

@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "cell_layer reading",
+    "cell_layer scaler reading",
     train=(list, [], "Files of labelled cells, raw counts."),
     test=(str, None, "File of the cells to annotate, of another study, with their true types."),
     split=(str, None, "Instead of --test: obs column, such as donor_id, whose values are held out."),
@@ -33,6 +33,7 @@ OPTIONS = cli.options(
     methods=(list, ["frozen", "lora", "full"], "Of frozen, lora, prefix, full, twin (frozen, random weights)."),
     seeds=(int, 3, "Number of seeds of trainings and baselines.", 1),
     steps=(int, 300, "Updates of a training.", 1),
+    batch_cells=(int, 0, "Cells of an update, the same for all runs; 0 for as many as each was trained with.", 0),
     test_cells=(int, 0, "Annotate about so many cells, of each type alike; 0 for all.", 0),
     test_layer=(str, None, 'The same of --test, "" for none; as for --train, if left out.'),
     test_raw=(bool, None, "The same of --test; as for --train, if left out."),
@@ -81,7 +82,8 @@ def main(_) -> None:
 
 def _plan(make: Callable[..., Any]) -> Any:
     """Return what `annotation.Plan` makes of the flags."""
-    same = ("test", "label", "test_cells", "steps", "min_mapped", "test_layer", "test_raw", "cell_layer")
+    same = ("test", "label", "test_cells", "steps", "min_mapped", "test_layer", "test_raw")
+    same += ("cell_layer", "batch_cells", "scaler")
     reading = {name: value for name, value in cli.reading().items() if value and name != "min_mapped"}
     return make(
         train=tuple(FLAGS.train),

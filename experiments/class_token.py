@@ -14,7 +14,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output reading",
+    "workdir output scaler reading",
     input=(list, None, "Files of raw counts with labels in obs."),
     label=(str, None, "obs column of the truth; by default what the model was trained to tell."),
     seeds=(int, 3, "Number of seeds of hidden genes and random twins.", 1),
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     cli.check_free(FLAGS.output)
     cli.check_paths("input", "gene_table")
     options = {name: FLAGS[name].value for name in ("label", "seeds")} | cli.reading()
-    result = class_token.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    result = class_token.evaluate(api.load(FLAGS.workdir, scaler=FLAGS.scaler), FLAGS.input, **options)
     text = class_token.table(result)
     title = f"# The class token of {result['model']}\n\nWeights: {result['weights']}.\n\n"
     output.write(FLAGS.output, {"class_token.md": f"{title}{text}\n", "class_token.json": result})

@@ -66,6 +66,11 @@ SHARED = {
         "genenames.org, or one in GENCODE's style.",
     ),
     "min_mapped": Option(float, 0.5, "Least share of the input's genes that the model must know.", 0, 1),
+    "scaler": Option(
+        ("training", "file"),
+        "training",
+        "Whose means and deviations of genes Exceiver takes: the training cells', or each file's own, as in its paper.",
+    ),
     "seed": Option(int, 0, "Seed of everything random."),
 }
 """Options that several commands have."""

@@ -12,7 +12,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir input step cell_layer sample_key reading",
+    "workdir input step cell_layer sample_key scaler reading",
     output="File to write, .h5ad; must not exist.",
     max_cells=(int, None, "Cut larger samples into random parts.", 1),
     replace=(bool, False, "Replace an embedding of the same name that the input has."),
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     from scfm_jax import api
 
     which = int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step
-    run = api.load(FLAGS.workdir, which)
+    run = api.load(FLAGS.workdir, which, scaler=FLAGS.scaler)
     embedding = run.embed(
         FLAGS.input,
         **cli.reading(),

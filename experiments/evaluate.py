@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "cell_layer sample_key reading",
+    "cell_layer sample_key scaler reading",
     workdir="Folder of a training run.",
     input="File of raw counts with labels in obs, not one of the training studies.",
     suite=(str, None, "Tasks to score by, configs/suite_NAME.py, or NAME:variant."),
@@ -50,7 +50,8 @@ def main(_) -> None:
     options = {name: FLAGS[name].value for name in ("label", "batch")} | cli.reading()
     options |= {"seeds": range(FLAGS.seeds or 3), "sample_key": FLAGS.sample_key or None}
     options["cell_layer"] = FLAGS.cell_layer
-    scores = embedding.evaluate(api.load(FLAGS.workdir), FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
+    run = api.load(FLAGS.workdir, scaler=FLAGS.scaler)
+    scores = embedding.evaluate(run, FLAGS.input, pathlib.Path(FLAGS.workdir), **options)
     print(embedding.table(scores))
 
 

@@ -17,7 +17,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output sample_key reading",
+    "workdir output sample_key scaler reading",
     edges=(str, None, "Protein interactions: a table with columns such as gene_a and gene_b."),
     sets=(list, [], "Gene sets, GMT files."),
     input="File of raw counts that says which genes are expressed.",
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     names = ("edges", "sets", "vectors", "min_expressed", "cells", "neighbours", "resolution", "draws", "seeds")
     options = {name: FLAGS[name].value for name in names} | cli.reading()
     options |= {"source": FLAGS.input, "sample_key": FLAGS.sample_key or None}
-    result = gene_clusters.evaluate(api.load(FLAGS.workdir), **options)
+    result = gene_clusters.evaluate(api.load(FLAGS.workdir, scaler=FLAGS.scaler), **options)
     files = {"gene_clusters.md": gene_clusters.page(result), "gene_clusters.json": gene_clusters.records(result)}
     picture = gene_clusters.picture(result)
     output.write(FLAGS.output, files | ({"gene_clusters.png": picture} if picture else {}))

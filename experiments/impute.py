@@ -25,7 +25,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "sample_key reading",
+    "sample_key scaler reading",
     workdir="Folder of a training run.",
     input="File of raw counts, not one of the training studies.",
     task=(str, "gene", "What to hide: gene, cell or fixed_gene."),
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     names = ("seeds", "cells", "bag", "ruler", "bin_value", "reference")
     options: dict[str, Any] = {name: FLAGS[name].value for name in names} | cli.reading()
     options |= {"sample_key": FLAGS.sample_key or None, "rates": _numbers(FLAGS.rates, task.RATES)}
-    scores = imputation_analysis.evaluate(api.load(workdir), FLAGS.input, FLAGS.task, **options)
+    scores = imputation_analysis.evaluate(api.load(workdir, scaler=FLAGS.scaler), FLAGS.input, FLAGS.task, **options)
     written = workdir / f"imputation_{FLAGS.task}.json"
     output.write_file(written, json.dumps(scores, indent=1) + "\n")
     print(imputation_analysis.table(scores))

@@ -14,7 +14,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output sample_key reading",
+    "workdir output sample_key scaler reading",
     input="File of raw counts with metadata in obs.",
     columns=(list, [], "obs columns to compare with; all that have few labels, if left out."),
     seeds=(int, 3, "Number of seeds of k-means, PCA and twins.", 1),
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     cli.check_free(FLAGS.output)
     options = {"columns": FLAGS.columns} | cli.reading()
     options |= {"seeds": range(FLAGS.seeds), "sample_key": FLAGS.sample_key or None}
-    result = latent_ami.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    result = latent_ami.evaluate(api.load(FLAGS.workdir, scaler=FLAGS.scaler), FLAGS.input, **options)
     text = latent_ami.table(result)
     title = f"# What the clusters of {result['model']} tell of {result['input']}\n\nWeights: {result['weights']}.\n\n"
     files = {"latent_ami.md": f"{title}{text}\n", "latent_ami.json": result}

@@ -18,7 +18,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "output sample_key reading",
+    "output sample_key scaler reading",
     workdir="Folder of a training run.",
     input="File of raw counts with labels in obs.",
     labels=(str, "cell_type", "obs column of the cell types."),
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     known_markers = {label: marker_table.of_type(table, name) for label, name in types.items()}
     names = ("labels", "top", "cells", "min_expressed", "seeds")
     options = {name: FLAGS[name].value for name in names} | {"sample_key": FLAGS.sample_key or None} | cli.reading()
-    result = markers.evaluate(api.load(FLAGS.workdir), FLAGS.input, known_markers, **options)
+    result = markers.evaluate(api.load(FLAGS.workdir, scaler=FLAGS.scaler), FLAGS.input, known_markers, **options)
     result["markers"] = f"{os.path.basename(FLAGS.markers)}, {', '.join(FLAGS.tissue) or 'all tissues'}"
     markers.write(result, FLAGS.output)
     print(markers.table(result))

@@ -16,7 +16,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "workdir output reading",
+    "workdir output scaler reading",
     input="File of raw counts of control and perturbed cells.",
     column=(str, "perturbation", "obs column that says what was done to a cell."),
     control=(str, None, "Its value for control cells."),
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     names = ("column", "control", "how", "within", "filter", "cells", "null", "seed")
     options = {name: FLAGS[name].value for name in names} | cli.reading()
     options["targets"] = [text.rpartition("=")[::2] for text in FLAGS.targets]
-    result = perturbation.evaluate(api.load(FLAGS.workdir), FLAGS.input, **options)
+    result = perturbation.evaluate(api.load(FLAGS.workdir, scaler=FLAGS.scaler), FLAGS.input, **options)
     text = perturbation.table(result)
     title = f"# {result['model']}: genes perturbed in silico in {result['input']}\n\nWeights: {result['weights']}.\n\n"
     files = {"perturb.md": f"{title}{text}\n", "perturb.json": result, "perturb.png": perturbation.picture(result)}

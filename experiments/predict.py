@@ -19,7 +19,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "input step reading cell_layer sample_key",
+    "input step scaler reading cell_layer sample_key",
     workdir="A run fine-tuned to cell types, or with --reference any run.",
     output="File to write, .h5ad; must not exist.",
     base=(str, None, "For a tuned.safetensors: the run that it began with, if that is elsewhere now."),
@@ -49,7 +49,8 @@ def main(argv: list[str]) -> None:
 
     names = [f"{FLAGS.key}_type", f"{FLAGS.key}_probability"]
     obs_columns.check_free(FLAGS.input, names, names[0])
-    run = api.load(FLAGS.workdir, int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step, FLAGS.base)
+    which = int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step
+    run = api.load(FLAGS.workdir, which, FLAGS.base, FLAGS.scaler)
     options = cli.reading() | {
         "seed": FLAGS.seed,
         "cell_layer": FLAGS.cell_layer,

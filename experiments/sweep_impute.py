@@ -22,7 +22,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "reading",
+    "scaler reading",
     workdir="Folder of a training run.",
     input="File of raw counts, not one of the training studies.",
     rate=(float, 0.15, "Share of the genes of every cell that is hidden.", 0.001, 0.999),
@@ -45,7 +45,7 @@ def main(_) -> None:
     from experiments.pages import output
     from scfm_jax import api
 
-    run = api.load(FLAGS.workdir)
+    run = api.load(FLAGS.workdir, scaler=FLAGS.scaler)
     table = run.gene_table(FLAGS.gene_table)
     rows: list[dict[str, Any]] = []
     with h5ad.read_counts(FLAGS.input, **h5ad.place(cli.reading())) as counts:

@@ -103,7 +103,7 @@ def pretrain(
     base = None
     if options.get("tune"):
         source = training_data.given(options.get("init_from"), "init_from", "the run that fine-tuning begins with")
-        base = api.load(source)
+        base = api.load(source, scaler=options["tune"].get("scaler", "training"))
         options = finetuning.resolve(options, base)
     module = models.get(options["model_name"])
     check(options, module)

@@ -81,12 +81,13 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     options = {"min_mapped": plan.min_mapped, "gene_table": tables_of(plan)}
     config.data.update({"store": str(out / "data/store"), **options})
     config.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
-    config.tune.start = "random" if method == "twin" else "base"
+    config.tune.update({"start": "random" if method == "twin" else "base", "scaler": plan.scaler})
+    config.tune.batch_cells = plan.batch_cells
     config.train.update({"steps": plan.steps, "seed": seed, "log_every": max(1, plan.steps // 4), "eval_every": 0})
     config.train.update({"checkpoint_every": max(1, plan.steps // 4), "keep": 1, "tensorboard": False})
     train.pretrain(config, str(out / "runs" / key))
     trained = time.process_time() - began
-    run = api.load(out / "runs" / key)
+    run = api.load(out / "runs" / key, scaler=plan.scaler)
     shares = pd.concat([run.annotate(path, **options, say=lambda _: None) for path in files(out, "test")])
     row = {"model": run.name, "run": str(source), "name": name, "method": method, "seed": seed}
     return write(out, key, row | {"cpu_s": trained}, shares.to_numpy(), list(shares.columns))

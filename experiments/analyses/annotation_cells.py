@@ -31,6 +31,8 @@ from scfm_jax.tasks.cells.labels import unlabelled
 LABEL = "cell_type"
 LEFT_OUT = "-"
 SPLIT = "split"
+UNSAID = {"reading": {}, "test_layer": None, "test_raw": None, "cell_layer": None, "batch_cells": 0, "scaler": "training"}
+"""What a plan.json means where it has no such entry."""
 PREDICT = "cells without labels are named by experiments.predict, or by Run.annotate in Python"
 
 
@@ -47,6 +49,7 @@ class Plan:
       reading: options of `h5ad.read_counts` that say where in all files the counts are, and "gene_table".
       test_layer, test_raw: where they are in the test file, if elsewhere.
       cell_layer: of which layers a cell's embedding is, see `Run.with_cell_layer`; as in training, if left out.
+      batch_cells, scaler: see `config.tune` of fine-tuning.
     """
 
     train: tuple[str, ...]
@@ -62,6 +65,8 @@ class Plan:
     test_layer: str | None = None
     test_raw: bool | None = None
     cell_layer: str | None = None
+    batch_cells: int = 0
+    scaler: str = "training"
 
 
 def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -> list[str]:
@@ -72,8 +77,7 @@ def prepare(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
     plan_file = out / "plan.json"
     if plan_file.exists():
-        later = {"reading": {}, "test_layer": None, "test_raw": None, "cell_layer": None}
-        if (old := later | output.read(plan_file)) != described:
+        if (old := UNSAID | output.read(plan_file)) != described:
             differ = ", ".join(key for key in described if old.get(key) != described[key])
             raise ValueError(f"--output={out}: holds a table with another {differ}; choose another folder")
         return open_classes(out)

@@ -1,10 +1,12 @@
-"""Train a model on a new study from its weights and from random ones, and draw both by epoch: runs, table, picture."""
+"""Train a model on a new study from its weights and from random ones, and draw all by epoch: runs, table, picture."""
 
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -20,7 +22,6 @@ from scfm_jax.tasks.cells import transfer as task
 from scfm_jax.training import loop, pace
 from scfm_jax.types import TrainState
 
-STARTS = ("pretrained", "random")
 NAMES = {
     "explained_variance": "explained variance, all masked entries",
     "slot_variance": "explained variance by mask slot",
@@ -33,6 +34,8 @@ def evaluate(
     runs: pathlib.Path,
     *,
     epochs: int = 10,
+    epochs_random: int | None = None,
+    starts: Sequence[str] = (),
     seeds: int = 5,
     batch: int | None = None,
     learning_rate: float | None = None,
@@ -42,9 +45,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return {"rows": a validation each, {start, seed, epoch, metrics}, ...}; epoch 0 is before the first update.
 
+    "floors" has {floor, seed, metrics} of the tables that stand beside a model of values.
+
     Args:
       runs: folder of the runs, <start>_<seed> each; a run that is there goes on from its newest checkpoint.
-      epochs: of each run. seeds: runs of each start. validation: share of the cells.
+      epochs: of each run. epochs_random: of those whose network starts from random weights, if it is another number.
+      starts: of `task.STARTS`, by default all that the model has. seeds: runs of each.
+      validation: share of the cells.
       batch, learning_rate: those that the model was trained with, if left out.
       options: of `model_cells.read`.
 
@@ -53,11 +60,15 @@ def evaluate(
     """
     cells = model_cells.read(run, source, say=say, **options)
     rows: list[dict[str, Any]] = []
+    tables: list[dict[str, Any]] = []
+    starts = starts or task.starts(run.module, run.variables, len(run.genes))
+    lengths = {start: (epochs_random or epochs) if start in task.FROM_RANDOM else epochs for start in starts}
     for seed in pace.counted(range(seeds), "trained seed", say):
         prepared = _prepared(run, cells, seed, batch, validation)
-        for start in pace.counted(STARTS, "trained start", say):
+        tables += _floors(run, prepared, seed) if task.has_floor(run.module) else []
+        for start in pace.counted(starts, "trained start", say):
             folder = runs / f"{start}_{seed}"
-            rows += _curve(run, cells, prepared, start, seed, epochs, learning_rate, folder)
+            rows += _curve(run, cells, prepared, start, seed, lengths[start], learning_rate, folder)
             say(f"{start}, seed {seed}: {_line(rows[-1])}")
     return {
         "model": run.name,
@@ -70,6 +81,8 @@ def evaluate(
         },
         "epoch_steps": prepared["loader"].epoch_steps,
         "epochs": epochs,
+        "lengths": lengths,
+        "floors": tables,
         "seeds": seeds,
         "rows": rows,
     }
@@ -99,6 +112,20 @@ def _prepared(
     }
 
 
+def _floors(run: Run, prepared: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Return what tables learnt from the cells to train on score on the others, where the same genes are hidden."""
+    batches, constants = prepared["loader"].epoch_batches(), prepared["constants"]
+    floor = task.Floor(run.module, prepared["inputs"], constants, batches)
+    key, zero = jax.random.key_data(jax.random.key(seed)), np.zeros((), np.int32)
+    state = TrainState(step=zero, rng=key, params={}, opt_state=(), buffers={}, constants=dict(constants))
+    rows, mesh = [], sharding.make_mesh()
+    for name in task.FLOORS:
+        objective = floor.objective(name, run.meta["config"].get("loss", {}))
+        with jax.set_mesh(mesh):
+            rows.append({"floor": name, "seed": seed, **loop.validator(objective, prepared["validation"], mesh)(state)})
+    return rows
+
+
 def _curve(
     run: Run,
     cells: model_cells.ModelCells,
@@ -124,8 +151,8 @@ def _curve(
     before = folder / "start.json"
 
     def begin(state: TrainState) -> TrainState:
-        if start == "pretrained":
-            state = finetuning.begin_with(run.variables, run.source, say=lambda _: None)(state)
+        weights = task.beginning(start, run.module, run.variables, cells.measured, seed)
+        state = finetuning.begin_with(weights, run.source, say=lambda _: None)(state) if weights else state
         validate = loop.validator(objective, prepared["validation"], sharding.make_mesh())
         output.write_file(before, validate(state))
         return state
@@ -160,15 +187,19 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Return the scores as Markdown: before training, after one epoch, after half of them and all."""
-    frame = pd.DataFrame(found["rows"])
-    epochs = sorted({0, 1, found["epochs"] // 2, found["epochs"]})
+    """Return the scores as Markdown: before training, after one epoch, after half of them and all; the floors below."""
+    frame, last = pd.DataFrame(found["rows"]), {found["epochs"], *found["lengths"].values()}
+    epochs = sorted({0, 1, found["epochs"] // 2, *last})
     head, lines = ["start", "metric", *(f"epoch {epoch}" for epoch in epochs)], []
+    head += [f"epochs to the {task.FLOORS[0]}"] if found["floors"] else []
     for metric in metrics(found):
-        for start in STARTS:
+        for start in found["lengths"]:
             of_start = frame[frame.start == start]
             values = [output.spread(of_start[of_start.epoch == epoch][metric].tolist()) for epoch in epochs]
-            lines.append([start, NAMES.get(metric, metric), *values])
+            lines.append([task.STARTS[start], NAMES.get(metric, metric), *values, *_needed(found, start, metric)])
+        for floor in task.FLOORS if found["floors"] else ():
+            score = output.spread([row[metric] for row in found["floors"] if row["floor"] == floor])
+            lines.append([floor, NAMES.get(metric, metric), *[score] * len(epochs), ""])
     text = output.markdown(head, lines)
     text += f"\n\n{found['input']}: {found['cells']['train']:,} cells to train, {found['cells']['validation']:,} to "
     text += f"validate, {found['genes']:,} genes, {found['epoch_steps']} steps an epoch; mean ± half the range over "
@@ -178,21 +209,42 @@ def table(found: Mapping[str, Any]) -> str:
     return text
 
 
+def reached(found: Mapping[str, Any], start: str, metric: str = "explained_variance") -> list[int | None]:
+    """Return the first epoch at which each run of a start is at least level with the gene's mean, None where never."""
+    epochs: list[int | None] = []
+    for floor in (row for row in found["floors"] if row["floor"] == task.FLOORS[0]):
+        runs = [row for row in found["rows"] if row["start"] == start and row["seed"] == floor["seed"]]
+        level = sorted(row["epoch"] for row in runs if row[metric] >= floor[metric])
+        epochs.append(level[0] if level else None)
+    return epochs
+
+
+def _needed(found: Mapping[str, Any], start: str, metric: str) -> list[str]:
+    """Return the cell of the table that says `reached`, nothing where there are no floors."""
+    if not found["floors"] or metric not in NAMES:
+        return [""] * bool(found["floors"])
+    last = found["lengths"][start]
+    return [", ".join(f"> {last}" if epoch is None else str(epoch) for epoch in reached(found, start, metric))]
+
+
 def picture(found: Mapping[str, Any]) -> bytes:
-    """Draw every metric by epoch, a thin line for each seed and a thick one for the mean, as PNG."""
+    """Draw every metric by epoch, a thin line for each seed and a thick one for the mean, floors dashed, as PNG."""
     frame, shown = pd.DataFrame(found["rows"]), metrics(found)
-    figure = Figure(figsize=(1 + 3.4 * len(shown), 3.3), layout="constrained")
+    figure = Figure(figsize=(1 + 3.4 * len(shown), 3.3 + 0.2 * len(found["lengths"])), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for start, colour, mark in zip(STARTS, figures.COLOURS, "os", strict=False):
+        for start, colour, mark in zip(found["lengths"], figures.COLOURS, "os^D", strict=False):
             curves = frame[frame.start == start].pivot(index="epoch", columns="seed", values=metric)
             axes.plot(curves.index, curves, color=colour, lw=0.7, alpha=0.45)
-            name = f"{start} weights"
+            name = task.STARTS[start]
             axes.plot(curves.index, curves.mean(axis=1), color=colour, lw=2.2, marker=mark, ms=4, label=name)
+        for floor, dash in zip(task.FLOORS if found["floors"] else (), ("--", ":"), strict=False):
+            level = np.mean([row[metric] for row in found["floors"] if row["floor"] == floor])
+            axes.axhline(level, color=figures.COLOURS[6], ls=dash, lw=1.4, label=floor)
         axes.set_xlabel("epoch on the new study")
         axes.set_title(NAMES.get(metric, metric), fontsize=10, loc="left")
         axes.grid(color=figures.FAINT, lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figures.encoded(figure, "png")
 
 

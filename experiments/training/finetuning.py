@@ -41,7 +41,8 @@ def resolve(options: Mapping[str, Any], base: Run) -> dict[str, Any]:
     if options.get("model_name") not in (None, base.name):
         raise ValueError(f"config.init_from={options['init_from']}: a run of {base.name}, not {options['model_name']}")
     tune, task = dict(options["tune"]), dict(options.get("task") or {})
-    start = tune.pop("start", "base")
+    start, scaler = tune.pop("start", "base"), tune.pop("scaler", "training")
+    batch_cells = tune.pop("batch_cells", 0)
     if start not in STARTS:
         raise ValueError(f"tune.start={start!r}: must be one of {', '.join(STARTS)}")
     settings.check_names("config.tune", tune, settings.keywords(tuning.options))
@@ -57,6 +58,7 @@ def resolve(options: Mapping[str, Any], base: Run) -> dict[str, Any]:
     data = {name: value for name, value in data.items() if value is not None or name not in AS_THERE}
     model = {name: value for name, value in (options.get("model") or {}).items() if value is not None}
     base.with_cell_layer(model.get("cell_layer"))
+    data |= equal_cells(batch_cells, base.rules, data.get("bag") or 1) if batch_cells else {}
     data["labels"] = (task["label"],) if task else ()
     data |= {"unlabelled": tuple(sorted(UNLABELLED))} if task else {}
     return {
@@ -66,7 +68,7 @@ def resolve(options: Mapping[str, Any], base: Run) -> dict[str, Any]:
         "inputs": inputs | (options.get("inputs") or {}),
         "loss": {**theirs.get("loss", {}), **(options.get("loss") or {})},
         "data": data,
-        "tune": {**tune, "start": start},
+        "tune": {**tune, "start": start, "scaler": scaler, "batch_cells": batch_cells},
         "task": task,
         "optim": _optim(options["optim"], task),
     }
@@ -82,8 +84,19 @@ def _optim(options: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any
 
 def accepted(options: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the keys that the sections tune and task may have; both may be absent."""
-    keys = {"tune": [*settings.keywords(tuning.options), "start"]}
+    keys = {"tune": [*settings.keywords(tuning.options), "start", "scaler", "batch_cells"]}
     return keys | ({"task": _task_keys(options["task"])} if options.get("task") else {})
+
+
+def equal_cells(cells: int, rules: bags.Rules, bag: int) -> dict[str, int]:
+    """Return the bags of an update of so many cells: those of `bag` cells, or one of fewer where the model takes any.
+
+    Raises ValueError where no bags make so many cells.
+    """
+    bag = rules.fixed_bag or min(bag, cells)
+    if cells < 1 or cells % bag:
+        raise ValueError(f"tune.batch_cells={cells}: {bag} cells are seen together in this run; give a multiple of it")
+    return {"bag": bag, "batch": cells // bag}
 
 
 def objective(module: ModuleType, model: nn.Module, options: Mapping[str, Any], store: Store) -> step.Objective:

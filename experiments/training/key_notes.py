@@ -30,6 +30,8 @@ NOTES = {
     "train.mesh.fsdp": "devices that split the parameters too",
     "train.mesh.seq": "devices that split the cells of a bag",
     "task.name": "a file of scfm_jax/tasks with an objective",
+    "tune.batch_cells": "cells of an update, bags and batches being made of them; 0: bags and batches of init_from",
+    "tune.scaler": '"training": statistics of genes that came with init_from; "file": those of these cells',
     "tune.start": '"base": weights of init_from; "random": a random twin of it',
 } | {f"data.{name}": note for name, note in data.OPTIONS.items()}
 """Notes of keys whose own functions do not say them."""

@@ -32,7 +32,12 @@ PUBLISHED_EDGES = 21
 """Edges into each gene that are taken from scLong's csv, which lists more."""
 
 
-def load(path: str | os.PathLike, which: int | str | None = None, base: str | os.PathLike | None = None) -> Run:
+def load(
+    path: str | os.PathLike,
+    which: int | str | None = None,
+    base: str | os.PathLike | None = None,
+    scaler: str = "training",
+) -> Run:
     """Return the run of a workdir, a folder of checkpoints, one checkpoint, or a weights file.
 
     That of `Run.export` has all weights, that of `tuning.save` what fine-tuning has trained of them: then the run that
@@ -42,12 +47,18 @@ def load(path: str | os.PathLike, which: int | str | None = None, base: str | os
       which: a step, or "best"; by default the newest valid one. Another step is never taken for it. Where there is a
         moving average of the weights, that is what is loaded.
       base: the run that a fine-tuned one began with, if it is elsewhere now.
+      scaler: "training" or "file", see `Run.with_scaler`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: what there is is damaged, or of a model that this version does not know; the run was not validated, so
         there is no best step.
     """
+    return _load(path, which, base).with_scaler(scaler)
+
+
+def _load(path: str | os.PathLike, which: int | str | None, base: str | os.PathLike | None) -> Run:
+    """Return what `load` does, the scaler as it came."""
     path = pathlib.Path(path)
     if path.is_file():
         tree, meta = weights_file.read(path)
@@ -179,8 +190,9 @@ def build(meta: dict[str, Any], variables: dict[str, Any], constants: dict[str, 
     fields = dict(meta["config"]["model"])
     model = module.Model(**fields | {field: fields.get(field) or size for field, size in sizes.items()})
     params = tuning.merged(variables.get("params", {}), meta["config"].get("tune"))
-    task = params.pop(tuning.TASK, None) or None
-    return Run(module, model, {**variables, "params": params}, constants, meta, source, task)
+    variables = {**variables, "params": params}
+    task = {**(params.pop(tuning.TASK, None) or {}), **variables.pop(tuning.TASK, {})}
+    return Run(module, model, variables, constants, meta, source, task or None)
 
 
 def _tuned(path: pathlib.Path, tree: dict[str, Any], content: dict[str, Any], base: str | os.PathLike | None) -> Run:
@@ -191,5 +203,6 @@ def _tuned(path: pathlib.Path, tree: dict[str, Any], content: dict[str, Any], ba
     params = tuning.complete(path, content, tree["params"], whole.variables["params"])
     meta = content["run"]
     variables = {"params": params, **tree.get("buffers", {})}
-    constants = {**whole.constants, **tree.get("constants", {})}
+    fitted = tree.get("constants", {})  # to the cells that it was tuned on
+    constants = {**(whole.with_scaler("file") if fitted else whole).constants, **fitted}
     return build(meta, variables, constants, f"{path.name}, step {meta['step']}, on {whole.source}")

@@ -29,6 +29,7 @@ from scfm_jax.types import Array
 
 MAX_CELLS = 16384
 """Cells of a sample that are embedded at a time by models that look at the whole sample."""
+SCALERS = ("training", "file")
 GENE_BYTES = 128 << 20
 """Memory for the gene representations of the cells that a model of single cells is given at a time."""
 
@@ -210,6 +211,20 @@ class Run:
         """Return the constants for batches in the model's vocabulary, see `bags.complete_constants`."""
         inputs = self.meta["config"].get("inputs")
         return bags.complete_constants(self.module, self.constants, batches, inputs, measured=measured, say=say)
+
+    def with_scaler(self, scaler: str) -> "Run":
+        """Return the run with another answer to whose statistics of genes it takes (Exceiver's means and deviations).
+
+        Args:
+          scaler: "training", those of its training cells, where it has them; "file", of each file that it is given
+            those of the file's own cells, as Exceiver's paper has it. `export` then writes none.
+
+        Raises ValueError for another word. A model that takes no statistics stays as it is.
+        """
+        if scaler not in SCALERS:
+            raise ValueError(f"scaler={scaler!r}: must be one of {', '.join(SCALERS)}")
+        constants = self.constants if scaler == "training" else bags.unfitted(self.module, self.constants)
+        return dataclasses.replace(self, constants=constants)
 
     def annotate(self, source: Any, **options: Any) -> pd.DataFrame:
         """Return the probability of each cell type for every cell, in its order, under its name. [n, classes]

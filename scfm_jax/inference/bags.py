@@ -207,6 +207,11 @@ def missing(module: ModuleType, constants: Mapping[str, Any]) -> list[str]:
     return [name for name in fitted(module) if name not in constants]
 
 
+def unfitted(module: ModuleType, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constants without those that the model takes from a pass over cells."""
+    return {name: value for name, value in constants.items() if name.removeprefix("val_") not in fitted(module)}
+
+
 def complete_constants(
     module: ModuleType,
     constants: Mapping[str, Any],
@@ -228,7 +233,7 @@ def complete_constants(
     constants = {**constants, **({} if measured is None else own_vocabulary(measured))}
     names = missing(module, constants)
     if names:
-        say(f"{', '.join(names)} did not come with the weights: those of these cells are taken")
+        say(f"{', '.join(names)} are taken of these cells, not of the training cells")
         constants, _ = module.fit({"train": batches}, constants, dict(inputs or {}))
     return constants
 
@@ -244,5 +249,5 @@ def refitted(
     Args:
       parts: batches of "train" and "val", see `scfm_jax.models`.
     """
-    kept = {name: value for name, value in constants.items() if name not in fitted(module)}
+    kept = unfitted(module, constants)
     return module.fit(parts, kept, dict(inputs)) if hasattr(module, "fit") else (kept, dict(inputs))

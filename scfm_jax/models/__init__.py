@@ -49,7 +49,7 @@ A model may have:
                      what `prepare` must know of all cells, from one pass over them on the host before training: more
                      constants, which FITTED names, and options that the data decide.
   FITTED             names of the constants that `fit` adds and that, where weights came without them, are taken from
-                     the cells at hand; not those that only training cells can tell.
+                     the cells at hand; not those that only training cells can tell. Validation cells' own are val_<name>.
   project(params) -> params           done after every update, for parameters that are kept within bounds.
   BATCH              cells that are embedded at a time, for models of single cells.
   SAMPLE             True where the embedding of a cell is defined on all cells of its tissue sample, "bag" where it is

@@ -89,7 +89,8 @@ class Layers:
       frozen: regular expressions of parameter paths that are not trained; they cost neither backward pass nor moments.
       frozen_layers: so many of the first layers are not trained, nor what comes before them; see `freezing`.
       groups: {"match": regular expressions of parameter paths, "rate": factor of the learning rate, "schedule",
-        "weight_decay"} of parameters that have their own; what is left out is as for all, and the first match counts.
+        "delay", "weight_decay"} of parameters that have their own; what is left out is as for all, and the first match
+        counts.
     """
 
     no_decay: Sequence[str] = ()
@@ -116,7 +117,7 @@ def build(params: Any, *, steps: int, layers: Mapping[str, Any] | None = None, *
     """
     schedule, rule, some = sections(options)
     trained = _trained(params, some.frozen, some.frozen_layers, layers)
-    default = {"rate": 1.0, "schedule": schedule.schedule, "weight_decay": rule.weight_decay}
+    default = {"rate": 1.0, "weight_decay": rule.weight_decay, "schedule": schedule.schedule, "delay": schedule.delay}
     number, groups = _grouped(params, some.groups, default)
     undecayed = matches(params, some.no_decay, "optim.no_decay")
     decay = []
@@ -126,7 +127,7 @@ def build(params: Any, *, steps: int, layers: Mapping[str, Any] | None = None, *
     transform = rule.transform(decay)
     if trained is not None:
         transform = optax.masked(transform, jax.tree.map(lambda t: bool(np.any(t)), trained))
-    rates = [schedule.rate(group["schedule"], group["rate"], steps) for group in groups]
+    rates = [schedule.rate(group["schedule"], group["rate"], steps, group["delay"]) for group in groups]
     by_group = jax.tree.map(lambda n: rates[n], number) if len(groups) > 1 else None
     return Optimizer(transform, schedule.rate(schedule.schedule, 1.0, steps), trained, rule.ema, by_group)
 

@@ -20,7 +20,8 @@ class Schedule:
       schedule: constant, warmup (linear, then constant), warmup_cosine, warmup_linear, cosine_restarts (`restarts`).
       warmup: steps of the linear warm-up, or where it is below 1 the share of the schedule that they are.
       warmup_from: the learning rate of step 0 where there is a warm-up, in units of the peak.
-      decay_steps: length of the schedule, the whole run by default.
+      delay: steps at a rate of 0 before the schedule begins, or where it is below 1 their share of the run.
+      decay_steps: length of the schedule, by default what is left of the run.
       final_rate: the last learning rate, in units of the peak; with restarts the least.
       cycle, cycle_growth, cycle_peak: of `restarts`.
       schedule_every: updates that the schedule counts as one step (`experiments.train` gives those of an epoch where
@@ -31,6 +32,7 @@ class Schedule:
     schedule: str = "warmup_cosine"
     warmup: float = 0
     warmup_from: float = 0.0
+    delay: float = 0
     decay_steps: int | None = None
     final_rate: float = 0.0
     cycle: int = 15
@@ -38,18 +40,27 @@ class Schedule:
     cycle_peak: float = 0.9
     schedule_every: int = 1
 
-    def rate(self, kind: str, factor: float, steps: int) -> optax.Schedule:
-        """Return the learning rates of a run of `steps` updates, by the schedule `kind`, times a factor."""
+    def rate(self, kind: str, factor: float, steps: int, delay: float | None = None) -> optax.Schedule:
+        """Return the learning rates of a run of `steps` updates, by the schedule `kind`, times a factor.
+
+        `delay`: another than the schedule's own.
+        """
         every = self.schedule_every
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"optim.schedule_every={every!r}: must be a positive number of updates")
-        decay_steps, peak = self.decay_steps or max(1, steps // every), factor * self.learning_rate
+        delay = self.delay if delay is None else delay
+        if not 0 <= delay <= steps:
+            raise ValueError(f"optim.delay={delay:g}: must be from 0 to {steps}, the updates of the run, or a share")
+        wait = int(delay * steps // every) if delay < 1 else int(delay)
+        decay_steps, peak = self.decay_steps or max(1, steps // every - wait), factor * self.learning_rate
         if kind == "cosine_restarts":
             cycles = int(self.warmup), self.cycle, self.cycle_growth, self.cycle_peak
             by = restarts(peak, self.final_rate, *cycles, decay_steps)
         else:
             by = _schedule(kind, peak, (self.warmup_from, self.warmup), decay_steps, self.final_rate)
-        return lambda step: by(step // every)
+        if not wait:
+            return lambda step: by(step // every)
+        return lambda step: jnp.where(step // every < wait, 0.0, by(jnp.maximum(step // every - wait, 0)))
 
 
 def restarts(

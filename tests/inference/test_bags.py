@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import functools
+import pathlib
+import tempfile
 import types
 
 import jax
@@ -16,7 +18,7 @@ from data_pipeline.genes import vocab
 from data_pipeline.store.ingest import file_sources, ingest
 from experiments import train
 from experiments.analyses import cells as model_cells
-from experiments.analyses import class_token, gene_clusters, perturbation, transfer
+from experiments.analyses import class_token, gene_clusters, perturbation, prediction, transfer
 from experiments.suite import entrants
 from experiments.suite import tuning as suite_tuning
 from scfm_jax import api, models
@@ -25,7 +27,7 @@ from scfm_jax.tasks.imputation import bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
 from tests.harness import ROOT
 
-SAID = "mean, scale did not come with the weights"
+SAID = "mean, scale are taken of these cells"
 V = 120
 
 
@@ -43,7 +45,15 @@ def genes() -> list[str]:
     return list(study().var["ensembl_id"])
 
 
-def bare() -> api.Run:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> pathlib.Path:
+    """Exported weights without a scaler."""
+    path = tmp_path_factory.mktemp("weights") / "bare.safetensors"
+    made().export(path)
+    return path
+
+
+def made() -> api.Run:
     """Return a tiny Exceiver of random weights, with a class token and a head for types, that lacks its scaler."""
     config = models.options("exceiver", "tiny")
     config |= {"data": {"bag": 1, "batch": 16, "labels": ["tissue"]}, "task": {"name": "cell_type"}}
@@ -61,6 +71,7 @@ def with_scaler(run: api.Run, counts: np.ndarray) -> api.Run:
     logs = np.log1p(np.asarray(counts, np.float64) * 1e4 / np.maximum(counts.sum(1, keepdims=True), 1e-9))
     deviation = logs.std(0)
     scaler = {"mean": logs.mean(0), "scale": np.where(deviation > 1e-12, deviation, 1)}
+    scaler["expressed"] = logs.sum(0) / np.maximum((logs > 0).sum(0), 1)
     return dataclasses.replace(run, constants={name: x.astype(np.float32) for name, x in scaler.items()})
 
 
@@ -126,9 +137,18 @@ def suite_tuned(run: api.Run, say) -> dict:
     return suite_tuning.fine_tune(run, problem(), 0, steps=2, learning_rate=1e-2, changes={}).variables["params"]
 
 
+def predicted(run: api.Run, say) -> np.ndarray:
+    """Name types by the neighbours of cells in two files."""
+    how = {"label": "cell_type", "neighbours": 3, "say": say, "min_mapped": None}
+    with tempfile.TemporaryDirectory() as folder:
+        study().write_h5ad(f"{folder}/a.h5ad")
+        return prediction.by_neighbours(run, f"{folder}/a.h5ad", [f"{folder}/a.h5ad"], **how)[0].to_numpy()
+
+
 DOORS = {
     "embed": lambda run, say: run.embed(study(), say=say),
     "annotate": lambda run, say: run.annotate(study(), say=say).to_numpy(),
+    "predict": predicted,
     "gene_representations": lambda run, say: run.gene_representations(study(), say=say).mean("cell_type").values,
     "impute": impute,
     "perturb": perturb,
@@ -140,6 +160,7 @@ DOORS = {
 }
 VISIBLE = ("impute", "suite: fine-tuning")
 """Doors that are given the visible counts alone."""
+RUNS = ("run", "base", "entrant.run", "self.run")
 SILENT = ("transfer", "suite: embed", "suite: fine-tuning")
 """Doors that say nothing: transfer always takes the scaler of the new study; a suite keeps a table."""
 
@@ -150,13 +171,27 @@ def numbers(found) -> np.ndarray:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(door):
-    said, run = [], bare()
+def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(door, weights):
+    said, run = [], api.load(weights)
     counts = problem().counts if door in VISIBLE else study().X.toarray()
     found = numbers(DOORS[door](run, said.append))
     expected = numbers(DOORS[door](with_scaler(run, counts), lambda _: None))
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
-    assert sum(SAID in line for line in map(str, said)) == (door not in SILENT)
+    assert sum(SAID in line for line in map(str, said)) == (door not in SILENT) + (door == "predict")
+
+
+def test_each_file_has_its_own_scaler_where_asked(weights, tmp_path):
+    trained = with_scaler(api.load(weights), study().X.toarray() ** 2)
+    per_split = {f"val_{name}": x + 1 for name, x in trained.constants.items()}
+    dataclasses.replace(trained, constants=trained.constants | per_split).export(tmp_path / "trained.safetensors")
+    asked = {name: api.load(tmp_path / "trained.safetensors", scaler=name) for name in ("training", "file")}
+    quiet = {"say": lambda _: None}
+    found = {name: run.embed(study(), **quiet) for name, run in asked.items()}
+    np.testing.assert_array_equal(found["file"], api.load(weights).embed(study(), **quiet))
+    np.testing.assert_array_equal(found["training"], trained.embed(study(), **quiet))
+    assert np.abs(found["file"] - found["training"]).max() > 0.1
+    with pytest.raises(ValueError, match="scaler='x': must be one of training, file"):
+        api.load(weights, scaler="x")
 
 
 @pytest.mark.slow  # that tuning completes constants is also kept by the door "suite: fine-tuning"
@@ -164,22 +199,25 @@ def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(do
 def test_fine_tuning_begins_with_the_scaler_of_its_cells_and_keeps_it(config, tmp_path, capsys):
     study().write_h5ad(tmp_path / "cells.h5ad")
     assert not ingest(file_sources([str(tmp_path / "cells.h5ad")]), tmp_path / "store", workers=0, say=lambda _: None)
-    run = dataclasses.replace(bare(), task=None)
-    states = {}
-    for name, start in (("bare", run), ("whole", with_scaler(run, study().X.toarray()))):
+    run = dataclasses.replace(made(), task=None)
+    other, states = with_scaler(run, study().X.toarray() ** 2), {}
+    for name, start in (("bare", run), ("whole", with_scaler(run, study().X.toarray())), ("other", other)):
         start.export(tmp_path / f"{name}.safetensors")
         options = (finetune_pretraining if config == "pretraining" else finetune_cell_type).get_config("lora")
         options.init_from = str(tmp_path / f"{name}.safetensors")
+        options.tune.scaler = "file" if name == "other" else "training"
         options.data.update({"store": str(tmp_path / "store"), "buckets": (128,)})
         options.data.split = {"by": "cell", "val": 0.0, "test": 0.0, "seed": 0}
         options.train.update({"steps": 2, "log_every": 0, "eval_every": 0, "checkpoint_every": 0, "tensorboard": False})
         states[name] = train.pretrain(options, str(tmp_path / name))
-        assert (SAID in capsys.readouterr().out) == (name == "bare")
+        assert (SAID in capsys.readouterr().out) == (name != "whole")
     for part in ("constants", "params"):
-        one, two = (numbers(getattr(states[name], part)) for name in ("bare", "whole"))
+        one, two, three = (numbers(getattr(states[name], part)) for name in ("bare", "whole", "other"))
+        np.testing.assert_array_equal(one, three)
         np.testing.assert_allclose(one, two, rtol=2e-3, atol=2e-4)
-    tuned = api.load(tmp_path / "bare" / "tuned.safetensors")  # of another file the scaler stays the same
-    np.testing.assert_array_equal(tuned.constants["mean"], np.asarray(states["bare"].constants["mean"]))
+    for name in ("bare", "other"):  # of another file the scaler stays the same
+        tuned = api.load(tmp_path / name / "tuned.safetensors")
+        np.testing.assert_array_equal(tuned.constants["mean"], np.asarray(states[name].constants["mean"]))
 
 
 def test_a_model_does_not_make_up_constants_that_are_missing():
@@ -193,6 +231,18 @@ def test_a_model_does_not_make_up_constants_that_are_missing():
             step=0,
             train=False,
         )
+
+
+def test_whoever_reads_the_constants_of_a_run_completes_them():
+    """Elsewhere they are completed: by `Imputer`, by `bags.refitted`, by `TrainingData.complete`, or just hashed."""
+    completing = {"suite/counts", "suite/keys", "training/data", "training/finetuning"}
+    completing |= {f"analyses/{name}" for name in ("imputation", "shared_bins", "transfer")}
+    places = set()
+    for path in sorted((ROOT / "experiments").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "constants" and ast.unparse(node.value) in RUNS:
+                places.add(path.relative_to(ROOT / "experiments").with_suffix("").as_posix())
+    assert places == completing
 
 
 def test_what_a_model_says_of_bags_and_constants_is_read_in_one_place():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import pretrain_exceiver
 from data_pipeline import synthetic
 from data_pipeline.store.ingest import file_sources, ingest
 from experiments import parity
@@ -22,6 +23,7 @@ from scfm_jax.models.exceiver import scaler as gene_statistics
 from scfm_jax.models.exceiver.network import ZEROS, Head
 from scfm_jax.models.exceiver.objective import slot_variance
 from scfm_jax.saving import checkpoint
+from scfm_jax.training import optim
 from scfm_jax.types import Batch
 from tests.conftest import SHARED, needs_shared
 from tests.harness import commands, meshes, tiny
@@ -263,7 +265,7 @@ def test_a_positive_head_starts_so_whatever_the_seed_and_is_else_the_released_on
     free, safe = ([last(positive, seed) for seed in range(12)] for positive in (False, True))
     assert min(free) < 0 < max(free) and safe == [abs(x) for x in free]
     options = {name: variant["model"].get("positive_head", False) for name, variant in exceiver.VARIANTS.items()}
-    assert {name for name, positive in options.items() if positive} == {"tiny", "small"}
+    assert {name for name, positive in options.items() if positive} == {"tiny", "small", "paper"}
 
 
 @pytest.mark.parametrize("attend", [lambda *x: latent_attention.attend(*x)[0], latent_attention.attend_in_order])
@@ -389,9 +391,11 @@ def test_hidden_genes_are_distinct_expressed_and_as_many_as_asked():
 def test_values_are_seen_only_where_they_come_after_the_norm():
     """The released norm divides by the value: a change of values by half hardly moves the latents, a sign does."""
     inputs, moved = prepared(bag()), {}
+    assert all(exceiver.VARIANTS[name]["model"]["value_scale"] == "after_norm" for name in ("tiny", "small"))
+    noise = jnp.exp(jax.random.normal(jax.random.key(5), inputs["values"].shape))
+    signs = jnp.where(jax.random.uniform(jax.random.key(6), noise.shape) < 0.2, -1, 1)
     for scale in ("before_norm", "after_norm"):
         model, variables = built(inputs, value_scale=scale)
-        noise = jnp.exp(jax.random.normal(jax.random.key(5), inputs["values"].shape))
         encode = quick(
             lambda values, model=model, v=variables, i=inputs: model.apply(
                 v, i | {"values": values}, jnp.zeros_like(i["hidden"]), False, method="encode"
@@ -399,8 +403,10 @@ def test_values_are_seen_only_where_they_come_after_the_norm():
         )
         latents = encode(inputs["values"])
         spread = float((latents - latents.mean(0)).std())
-        moved[scale] = float((encode(inputs["values"] * noise) - latents).std()) / spread
-    assert moved["before_norm"] < 0.1 < 0.3 < moved["after_norm"], moved
+        for factor in (noise, signs):
+            moved.setdefault(scale, []).append(float((encode(inputs["values"] * factor) - latents).std()) / spread)
+    (values, flipped), (after, _) = moved.values()
+    assert values < 0.1 < 0.3 < min(after, flipped), moved
 
 
 def test_a_masked_value_is_not_seen_by_its_prediction():
@@ -524,6 +530,47 @@ def test_explained_variance_flat_and_by_slot():
     assert slots == pytest.approx((1 - error.var(0) / truth.var(0)).mean(), rel=1e-4, abs=1e-5)
     still = jnp.array([[1.0, 1, 2], [1, 1, 3]])
     assert slot_variance(jnp.array([[1.0, 0, 2], [1, 5, 3]]), still) == pytest.approx(2 / 3)
+
+
+def test_predictions_start_at_the_mean_of_each_gene_where_it_is_expressed():
+    batch = bag(9)
+    known, _ = exceiver.fit(
+        {"train": [{name: np.asarray(value) for name, value in vars(batch).items() if name != "labels"}]},
+        {"slots": np.arange(GENES + 1), "measured": np.ones((1, GENES), bool)},
+        {},
+    )
+    inputs = prepared(batch, known)
+    genes, values = (np.asarray(inputs[name]).ravel() for name in ("genes", "values"))
+    means = [values[genes == gene].mean() if (genes == gene).any() else 1.0 for gene in range(GENES)]
+    assert values.max() < 11, "a clipped value"
+    options = dict(n_genes=GENES, **TINY)
+    model = exceiver.Model(**options, gene_bias=True)
+    params = quick(lambda: model.init(jax.random.key(0), inputs, train=True))()["params"]
+    same(params["output"]["bias"], np.asarray(means))
+    read = quick(lambda bias: model.apply({"params": params | {"output": {"bias": bias}}}, inputs, train=True).logits)
+    same(
+        read(params["output"]["bias"])["genes"] - read(jnp.zeros(GENES))["genes"], np.asarray(means)[inputs["targets"]]
+    )
+
+
+@pytest.mark.parametrize("variant", ["tiny", "published"])
+def test_the_vector_of_a_gene_that_is_never_seen_stays_unless_the_release_is_followed(variant):
+    options = pretrain_exceiver.get_config(variant).optim.to_dict() | {"learning_rate": 1e-3, "warmup": 0}
+    params = {"genes": jnp.ones((2, 4)), "output": {"bias": jnp.ones(2)}, "latents": jnp.ones(3)}
+    built = optim.build(params, steps=300, **options)
+
+    def update(step, state):
+        grads = jax.tree.map(jnp.zeros_like, params)
+        grads["genes"] = grads["genes"].at[0].set(jnp.sin(step.astype(float)))
+        return optim.update(built, grads, state[1], state[0], step)
+
+    ours, _ = jax.jit(lambda: jax.lax.fori_loop(0, 300, update, (params, built.transform.init(params))))()
+    if variant == "published":
+        assert (ours["genes"][1] < 0.8).all()
+    else:
+        np.testing.assert_array_equal(ours["genes"][1], 1.0)
+        np.testing.assert_array_equal(ours["output"]["bias"], 1.0)
+    assert (ours["latents"] < 0.8).all() and (ours["genes"][0] != 1).all()
 
 
 def test_unknown_labels_and_padding_do_not_count():

@@ -26,6 +26,7 @@ from scfm_jax.inference import bags, infer
 from scfm_jax.saving import checkpoint
 from scfm_jax.tasks.cells import annotation_baselines, cell_type, heads
 from scfm_jax.types import Batch
+from tests.harness import suites
 
 LITTLE = {"data.bag": 32, "data.batch": 1, "data.buckets": (64,), "train.eval_every": 0, "train.checkpoint_every": 0}
 LITTLE |= {"train.tensorboard": False, "train.log_every": 0}
@@ -208,6 +209,33 @@ def test_a_table_asks_for_the_layers_of_its_plan(table, tmp_path, monkeypatch):
     assert [config.model.cell_layer for config in asked] == ["all_layers", None]
     with pytest.raises(ValueError, match="cell_layer=all_layers: cellplm has no choice of layers"):
         finetuning.resolve(asked[0].to_dict(), api.load(table[2]))
+def test_a_running_mean_is_that_of_the_batches_and_what_shifts_all_cells_is_not_seen():
+    module, model = little("embedder")
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
+    packed = bags.pack(counts, np.array([[0, 1, 2, 3, 4, 5, -1, -1]]), labels=["cell_type"])
+    packed["labels"]["cell_type"] = np.array([[0, 1, 0, 1, 0, 1, -1, -1]], np.int32)
+    batch = Batch(**{name: packed[name] for name in infer.FIELDS})
+    constants = bags.own_vocabulary(np.ones((1, 12), bool))
+    made = cell_type.objective(module, model, {"mask_node_rate": 0.0}, [3, 3], mean="running")
+    buffers = dict(made.init(jax.random.key(0), batch, constants))
+    params = buffers.pop("params")
+    own = {name: x for name, x in params.items() if name != "task"}
+    inputs = module.prepare(batch, constants, jax.random.key(0), step=0, train=False, mask_node_rate=0.0)
+    cells = np.asarray(model.apply({"params": own}, inputs).cells)[0, :6]
+
+    def loss(mean, train):
+        value, (_, changed) = made.loss(
+            params, {**buffers, "task": {"mean": mean}}, batch, constants, jax.random.key(0), 0, train
+        )
+        return float(value), np.asarray(changed["task"]["mean"])
+
+    here, moved = loss(np.ones(32), True)
+    np.testing.assert_allclose(moved, 0.95 + 0.05 * cells.mean(0), rtol=1e-5)
+    seen, kept = loss(cells.mean(0), False)
+    assert here == pytest.approx(seen, rel=1e-5) and here != pytest.approx(loss(np.ones(32), False)[0], rel=1e-3)
+    np.testing.assert_array_equal(kept, cells.mean(0))
+    with pytest.raises(ValueError, match=r"task\.mean='x': must be one of start, running"):
+        cell_type.objective(module, model, {}, [3, 3], mean="x")
 
 
 def test_balanced_weighs_types_alike():
@@ -307,6 +335,22 @@ def test_a_task_or_method_that_there_is_not_is_refused(table, tmp_path):
     config = finetune_cell_type.get_config("frozen")
     with pytest.raises(ValueError, match="init_from is missing"):
         train.pretrain(config, str(tmp_path / "run"))
+
+
+def test_an_update_has_as_many_cells_of_every_model_where_asked():
+    alone, samples, fixed = bags.Rules(), bags.Rules(True, bag=64), bags.Rules("bag", bag=10)
+    cases = (alone, 1, (1, 60)), (samples, 64, (60, 1)), (samples, 20, (20, 3)), (fixed, 10, (10, 6))
+    for rules, bag, expected in cases:
+        assert finetuning.equal_cells(60, rules, bag) == dict(zip(("bag", "batch"), expected, strict=True))
+    for cells, rules in ((96, samples), (64, fixed), (5, fixed), (-1, alone)):
+        with pytest.raises(ValueError, match=rf"tune\.batch_cells={cells}: .*give a multiple"):
+            finetuning.equal_cells(cells, rules, rules.bag)
+    run = suites.entrant("scemb", "run", bag=10, batch=2).run
+    task = {"name": "cell_type", "label": "cell_type"}
+    options = {"init_from": "x", "tune": {"method": "frozen", "batch_cells": 60}, "task": task, "data": {}}
+    assert finetuning.resolve(options, run)["data"]["batch"] == 6
+    options["tune"]["batch_cells"] = 0
+    assert finetuning.resolve(options, run)["data"]["batch"] == 2
 
 
 # ---------------------------------------------------------------------------------------------------------- scores

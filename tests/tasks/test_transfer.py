@@ -2,17 +2,22 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import sparse
 
 from data_pipeline import synthetic
+from experiments.analyses import cells as model_cells
 from experiments.analyses import class_token as class_token_analysis
 from experiments.analyses import transfer as transfer_analysis
 from scfm_jax import api, models
-from scfm_jax.inference import bags
+from scfm_jax.inference import bags, infer
+from scfm_jax.saving.leaves import flatten, nest
 from scfm_jax.tasks.cells import class_token, transfer
-from tests.harness import commands
+from scfm_jax.types import Batch
+from tests.harness import commands, suites
 
 QUIET = {"say": lambda _: None}
 
@@ -61,22 +66,83 @@ def test_an_epoch_is_every_cell_once_in_another_order_and_resumes():
         transfer.CellsInMemory(counts, rows, bag=2, batch=16)
 
 
-@pytest.mark.slow
-def test_both_starts_learn_and_a_stopped_command_goes_on(tmp_path):
+def test_an_arm_takes_over_its_part_of_the_weights():
+    for run in (exceiver(), suites.entrant("scemb", "run").run):
+        n, measured = len(run.genes), np.arange(len(run.genes)) < 20
+        assert transfer.starts(run.module, run.variables, n) == list(transfer.STARTS)
+        arms = {x: transfer.beginning(x, run.module, run.variables, measured, 0) for x in transfer.STARTS}
+        assert arms.pop("random") == {}
+        before, genes, permuted = (flatten(arms[start]["params"]) for start in ("pretrained", "genes", "permuted"))
+        assert all(np.array_equal(x, before[name]) for name, x in flatten(run.variables["params"]).items())
+        table, _ = transfer.gene_table(run.module, run.variables, n)
+        assert list(genes) == [table] and np.array_equal(genes[table], before[table])
+        changed = [name for name in before if not np.array_equal(before[name], permuted[name])]
+        assert changed == [table] and (before[table] != permuted[table]).any(1).sum() <= 20
+        old, new = (np.asarray(run.module.gene_vectors({"params": nest(x)}, n)) for x in (before, permuted))
+        assert np.array_equal(old[20:], new[20:]) and (old[:20] != new[:20]).any(1).mean() > 0.8
+        assert sorted(map(tuple, old.tolist())) == sorted(map(tuple, new.tolist()))
+    module = models.get("sct")
+    assert transfer.starts(module, run.variables, n) == ["pretrained", "random"]
+    with pytest.raises(ValueError, match="starts=genes: this model has no table of gene vectors"):
+        transfer.beginning("genes", module, run.variables, measured, 0)
+
+
+def test_a_floor_is_the_mean_of_the_gene_on_the_genes_that_the_model_is_asked_for():
     run = exceiver(seed=7)
-    first = transfer_analysis.evaluate(run, study(), tmp_path, epochs=2, seeds=1, **QUIET)
+    prepared = transfer_analysis._prepared(run, model_cells.read(run, study(), **QUIET), 0, None, 0.3)
+    floor = transfer.Floor(run.module, prepared["inputs"], prepared["constants"], prepared["loader"].epoch_batches())
+    constants = jax.tree.map(jnp.asarray, prepared["constants"])
+    counts, sums = np.asarray(study().X[prepared["rows"][0]].todense()), []
+    logs = np.log1p(counts * 1e4 / counts.sum(1, keepdims=True))
+    z = np.minimum((logs - logs.mean(0)) / np.where(logs.std(0) > 1e-9, logs.std(0), 1), 10) + 1
+    mean = np.where(counts > 0, z, 0).sum(0) / np.maximum((counts > 0).sum(0), 1)
+    arrays = next(prepared["validation"].epoch_batches())
+    batch, key = Batch(**{name: arrays[name] for name in infer.FIELDS}), jax.random.key(4)
+    made = run.module.prepare(batch, constants, jax.random.split(key, 3)[0], step=0, train=False, **prepared["inputs"])
+    error = (mean[made["targets"]] - made["truth"])[np.asarray(made["weights"]) > 0]
+    for name in transfer.FLOORS:
+        _, (metrics, _) = floor.objective(name, {}).loss({}, {}, batch, constants, key, 0, False)
+        sums.append(float(metrics["mse"][0] / metrics["mse"][1]))
+    assert sums[0] == pytest.approx(float((error**2).mean()), rel=1e-4) and sums[1] != sums[0]
+
+
+def test_epochs_are_counted_until_a_run_is_level_with_the_mean_of_the_gene():
+    rows = [
+        {"start": start, "seed": seed, "epoch": epoch, "explained_variance": x}
+        for start, seed, curve in (
+            ("pretrained", 0, (0.1, 0.6, 0.5)),
+            ("random", 0, (0, 0.1, 0.2)),
+            ("random", 1, (0.4,)),
+        )
+        for epoch, x in enumerate(curve)
+    ]
+    levels = {"gene mean": 0.5, "gene mean + depth": 0.7}
+    floors = [{"floor": f, "seed": s, "explained_variance": x - 0.2 * s} for f, x in levels.items() for s in (0, 1)]
+    result = {"rows": rows, "floors": floors}
+    assert transfer_analysis.reached(result, "pretrained") == [1, None]
+    assert transfer_analysis.reached(result, "random") == [None, 0]
+
+
+@pytest.mark.slow
+def test_all_starts_learn_and_a_stopped_command_goes_on(tmp_path):
+    run = exceiver(seed=7)
+    first = transfer_analysis.evaluate(run, study(), tmp_path, epochs=2, epochs_random=3, seeds=1, **QUIET)
     rows = {(row["start"], row["epoch"]): row for row in first["rows"]}
-    assert set(rows) == {(start, epoch) for start in transfer_analysis.STARTS for epoch in (0, 1, 2)}
-    for start in transfer_analysis.STARTS:
+    late = {(start, 3) for start in transfer.FROM_RANDOM}
+    assert set(rows) == {(start, epoch) for start in transfer.STARTS for epoch in (0, 1, 2)} | late
+    for start in transfer.STARTS:
         assert rows[start, 2]["loss"] < rows[start, 0]["loss"]
         assert {"explained_variance", "slot_variance"} <= rows[start, 0].keys() and "skipped" not in rows[start, 1]
     assert rows["pretrained", 0]["loss"] != rows["random", 0]["loss"]
-    again = transfer_analysis.evaluate(run, study(), tmp_path, epochs=2, seeds=1, **QUIET)
-    assert again["rows"] == first["rows"]
+    again = transfer_analysis.evaluate(run, study(), tmp_path, epochs=2, epochs_random=3, seeds=1, **QUIET)
+    assert again["rows"] == first["rows"] and again["floors"] == first["floors"]
+    losses = {start: rows[start, 0]["loss"] for start in transfer.STARTS}
+    assert len(set(losses.values())) == 4, losses
     other = transfer_analysis.evaluate(exceiver(seed=8), study(), tmp_path / "b", epochs=1, seeds=1, **QUIET)
     pairs = [next(r for r in found["rows"] if r["start"] == "random") for found in (first, other)]
     assert pairs[0] == pairs[1]  # random weights are the seed's, whatever was pretrained
-    assert "| pretrained | explained variance, all masked entries |" in transfer_analysis.table(first)
+    text = transfer_analysis.table(first)
+    assert "| pretrained weights | explained variance, all masked entries |" in text and "| gene mean + depth |" in text
     assert transfer_analysis.picture(first)[:4] == b"\x89PNG"
 
 
@@ -126,7 +192,7 @@ def test_commands_write_all_or_nothing(tmp_path):
         out = tmp_path / command
         done = commands.run(command, *args, f"--output={tmp_path}/no/where", folder=tmp_path, timeout=600)
         assert done.code == 2 and "its folder is not there; make it first" in done.err
-        more = ["--seeds=1", *(["--epochs=1"] if command == "transfer" else [])]
+        more = ["--seeds=1", *(["--epochs=1", "--starts=pretrained,genes"] if command == "transfer" else [])]
         done = commands.run(command, *args, f"--output={out}", *more, folder=tmp_path, timeout=600)
         assert done.code == 0, done.err
         assert {p.name for p in out.iterdir()} == names

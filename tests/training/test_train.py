@@ -147,6 +147,8 @@ def test_schedules_have_the_rates_they_promise():
     cosine = rates([0, 10, 55, 100], schedule="warmup_cosine", warmup=0.1, final_rate=0.1)
     np.testing.assert_allclose(cosine, [0, 2, 1.1, 0.2], atol=1e-6)
     np.testing.assert_allclose(rates([0, 50, 100]), [2, 1, 0], atol=1e-6)
+    late = rates([0, 49, 50, 100], schedule="warmup_cosine", delay=0.5, warmup=0)
+    np.testing.assert_allclose(late, [0, 0, 2, 0], atol=1e-6)
     for schedule in ("warmup", "warmup_cosine"):
         half = rates([0, 5, 10], schedule=schedule, warmup=10, warmup_from=0.5)
         np.testing.assert_allclose(half, [1, 1.5, 2], atol=1e-6)

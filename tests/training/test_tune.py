@@ -95,7 +95,7 @@ def outputs(run: api.Run, params) -> np.ndarray:
 @pytest.mark.parametrize("name", SLOW)
 def test_lora_trains_its_factors_alone_and_a_tuned_run_acts_like_any(name, store, base, tmp_path):
     there = own(flatten(checkpoint.restore(base(name) / "checkpoints").state))
-    leaves = tuned(store, base(name), tmp_path / "run")
+    leaves = tuned(store, base(name), tmp_path / "run", **{"task.mean": "running"})
     assert same(there, own(leaves)), "a frozen weight has changed"
     factors = {n: x for n, x in leaves.items() if n.startswith("params/lora/")}
     assert factors and all(np.abs(x).max() > 0 for x in factors.values())
@@ -114,6 +114,7 @@ def test_lora_trains_its_factors_alone_and_a_tuned_run_acts_like_any(name, store
     run.export(tmp_path / "merged.safetensors")
     part = tmp_path / "run" / tuning.FILE
     assert part.stat().st_size < 0.8 * (tmp_path / "merged.safetensors").stat().st_size
+    assert np.array_equal(run.task["mean"], leaves["buffers/task/mean"]) and "task" not in run.variables
     for other in (api.load(part), api.load(tmp_path / "merged.safetensors")):
         assert same(flatten(run.variables), flatten(other.variables)) and same(flatten(run.task), flatten(other.task))
 
@@ -127,9 +128,10 @@ def test_a_tuned_file_is_refused_on_another_base(store, base, tmp_path):
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(store, base, tmp_path):
-    whole = tuned(store, base("scemb"), tmp_path / "whole", steps=4, **{"optim.schedule": "constant"})
-    tuned(store, base("scemb"), tmp_path / "parts", steps=2, **{"optim.schedule": "constant"})
-    parts = tuned(store, base("scemb"), tmp_path / "parts", steps=4, **{"optim.schedule": "constant"})
+    options = {"optim.schedule": "constant", "optim.delay": 1, "task.mean": "running"}
+    whole = tuned(store, base("scemb"), tmp_path / "whole", steps=4, **options)
+    tuned(store, base("scemb"), tmp_path / "parts", steps=2, **options)
+    parts = tuned(store, base("scemb"), tmp_path / "parts", steps=4, **options)
     assert same(whole, parts)
 
 

@@ -14,6 +14,8 @@ Where paper and released code differ, both are options; `VARIANTS` "paper" and "
   class_token_in_encoder   True (paper: also among the genes that the latents read) | False (code: a query alone)
   scaler        train (statistics of the training cells, for all) | per_split (code: validation cells have their own)
   explained variance   of all masked entries | `slotwise`, as the code logs it: per mask slot, then the mean
+Ours, off in those variants: `value_scale` "after_norm" (as printed and released, a norm follows at once, and all that
+the latents see of a value is its sign), `gene_bias` (predictions start at each gene's mean).
 Shared by both, kept: z-scores are clipped at 10 from above only and targets with them; all layers of the latents start
 from the same weights (`same_start`); decoder and encoder have four heads whatever `num_heads` is.
 """

@@ -36,7 +36,7 @@ def prepare(
 
     Args:
       constants: "slots" [G + 1] and "measured" [S, V] (see the contract), and what `fit` adds: "mean" and "scale" [V]
-        of log1p of normalised counts ("val_mean", "val_scale").
+        of log1p of normalised counts ("val_mean", "val_scale"), and "expressed" [V], its mean over expressed entries.
       target_sum: counts of a cell, over the model's genes, are scaled to this sum.
       n_mask: genes hidden in every cell that expresses twice as many, other cells are not scored; `fit` sets it. 0 or
         below: `mask_rate` of each cell's expressed genes.
@@ -46,7 +46,8 @@ def prepare(
 
     Returns a dict: genes int32 [B, C, P], slots of expressed genes, V for none; values [B, C, P]; hidden bool
     [B, C, P]; targets int32 [B, C, M], slots of the hidden genes, their truth and weights [B, C, M]; zeros [V], the
-    value of a gene without counts; label [B, C], -1 where unknown; cell_mask [B, C].
+    value of a gene without counts, and expressed [V], that of one with its mean count; label [B, C], -1 where unknown;
+    cell_mask [B, C].
     """
     del step
     n_genes = constants["measured"].shape[1]
@@ -79,6 +80,7 @@ def prepare(
         "truth": jnp.take_along_axis(values, places, -1),
         "weights": chosen.astype(jnp.float32),
         "zeros": jnp.minimum(-mean / scale, CLIP) + SHIFT,
+        "expressed": jnp.minimum((constants.get("expressed", mean) - mean) / scale, CLIP) + SHIFT,
         "label": batch.labels.get(label, jnp.full_like(batch.study, -1)),
         "cell_mask": batch.cell_mask,
     }
@@ -87,10 +89,11 @@ def prepare(
 def fit(
     cells: Mapping[str, Iterable[Mapping[str, np.ndarray]]], constants: dict[str, np.ndarray], inputs: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return (constants, inputs) with what one pass over the cells tells: the scaler, and the number of genes to hide.
+    """Return (constants, inputs) with what one pass over the cells tells: the scaler, and how many genes to hide.
 
     The scaler is the mean and the population deviation of log1p of normalised counts over all cells whose study
-    measured the gene, zeros included; a gene that never varies has deviation 1. In float64, in one pass.
+    measured the gene, zeros included; a gene that never varies has deviation 1. "expressed" is the mean without the
+    zeros. In float64, in one pass.
 
     Args:
       cells: batches (dicts with the fields of `Batch`, numpy) of "train" and, where there are any, of "val".
@@ -107,8 +110,9 @@ def fit(
         for batch in cells[part]:
             statistics.add(batch)
         fitted |= {f"{prefix}{name}": value for name, value in statistics.scaler().items()}
-        if part == "train" and options["n_mask"] == 0:
-            options["n_mask"] = max(1, int(statistics.median() * options["mask_rate"]))
+        if part == "train":
+            fitted["expressed"] = statistics.expressed()
+            options["n_mask"] = options["n_mask"] or max(1, int(statistics.median() * options["mask_rate"]))
     return fitted, inputs | {"n_mask": options["n_mask"]}
 
 

@@ -53,6 +53,8 @@ class Model(nn.Module):
     has no gradient: the output is a constant for thousands of updates.
     `value_scale`: where a gene's vector is multiplied by its value. "before_norm", as released: the norm that follows
     divides by the value again, and all that the latents see of it is its sign. "after_norm": the value stays.
+    `gene_bias`: a number for each gene is added to its prediction, at first its mean over the entries of the training
+    cells that are expressed (before they are clipped), so that what is left to learn is of the cell.
     `prefix`: learned keys and values of each of the latents' layers, see `layers.prefix`.
     Intermediates: encoder_latent, output of every layer [L, N, Q, D], decoder_out. `attention` gives maps.
     """
@@ -72,6 +74,7 @@ class Model(nn.Module):
     same_start: bool = True
     positive_head: bool = False
     value_scale: str = "before_norm"
+    gene_bias: bool = False
     chunk: int = 0
     in_order: bool = False
     dtype: str = "float32"
@@ -90,6 +93,8 @@ class Model(nn.Module):
         self.encoder = CrossBlock(self.query_dim, self.seq_dim, HEADS, self.chunk, self.dtype)
         self.decoder = CrossBlock(self.seq_dim, self.query_dim, HEADS, self.chunk, self.dtype)
         self.gene_head = Head(self.seq_dim, 1, self.positive_head)
+        if self.gene_bias:
+            self.output = GeneBias()
         options = (self.num_heads, self.ffn_dim, self.dropout, self.chunk, self.dtype, self.prefix)
         self.process = LatentStack(self.num_layers, self.same_start, *options)
 
@@ -103,6 +108,8 @@ class Model(nn.Module):
         read = self.decoder(queries, latents)
         self.sow("intermediates", "decoder_out", read)
         logits = {"genes": self.gene_head(read[:, : targets.shape[1]])[..., 0]}
+        if self.gene_bias:
+            logits["genes"] += self.output(targets, inputs["expressed"])
         if self.n_classes:
             logits["classes"] = self.class_head(read[:, -1])
         shape, genes = inputs["cell_mask"].shape, None
@@ -243,6 +250,14 @@ class Head(nn.Module):
 
     def __call__(self, x: Array) -> Array:  # [N, M, S] -> [N, M, features]
         return self.linear_1(gelu(self.linear_0(self.norm(x.astype(jnp.float32)))))
+
+
+class GeneBias(nn.Module):
+    """A number for each gene, at first that of `start` [V]."""
+
+    @nn.compact
+    def __call__(self, genes: Array, start: Array) -> Array:  # [N, M] -> [N, M]
+        return self.param("bias", lambda key: start)[genes]
 
 
 def gene_vectors(variables: Mapping[str, Any], n_genes: int) -> Array:

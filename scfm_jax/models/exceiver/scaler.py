@@ -1,4 +1,4 @@
-"""Mean and deviation of each gene over cells, and the genes that a cell expresses, in one pass and in float64."""
+"""Mean and deviation of each gene, and how many genes a cell expresses, in one pass over cells and in float64."""
 
 from collections.abc import Mapping
 
@@ -19,6 +19,7 @@ class Statistics:
         n_studies, n_genes = measured.shape
         self._sums, self._squares = np.zeros(n_genes + 1), np.zeros(n_genes + 1)
         self._cells, self._numbers = np.zeros(n_studies, int), np.zeros(n_genes + 1, int)
+        self._expressed = np.zeros(n_genes + 1, int)
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Fold a batch in."""
@@ -29,6 +30,7 @@ class Statistics:
         logs = np.log1p(counts * (self._target / np.maximum(counts.sum(1, keepdims=True), 1e-9)))
         self._sums += np.bincount(slots.ravel(), logs.ravel(), width)
         self._squares += np.bincount(slots.ravel(), (logs**2).ravel(), width)
+        self._expressed += np.bincount(slots.ravel(), minlength=width)
         self._cells += np.bincount(np.asarray(batch["study"])[real], minlength=len(self._cells))
         self._numbers += np.bincount((slots < width - 1).sum(1), minlength=width)
 
@@ -40,6 +42,10 @@ class Statistics:
         eps = np.finfo(np.float64).eps
         constant = variance <= n * eps * variance + (n * mean * eps) ** 2 + eps * mean**2
         return {"mean": mean.astype(np.float32), "scale": np.sqrt(np.where(constant, 1, variance)).astype(np.float32)}
+
+    def expressed(self) -> np.ndarray:
+        """Return the mean of each gene over the cells that express it, 0 where none does, float32. [V]"""
+        return (self._sums / np.maximum(self._expressed, 1))[:-1].astype(np.float32)
 
     def median(self) -> float:
         """Return the median number of expressed genes of a cell."""

@@ -1,26 +1,43 @@
-"""Does pre-training help on a new study: the same model trained on from its weights and from random ones.
+"""What pre-training brings to a new study: the same model trained on from its weights and from random ones.
 
 Exceiver (Connell et al., LMRL 2022): five models each, 70 % of the cells to train and 30 % to validate, masked genes
 alone, explained variance by epoch; renal carcinoma went from 0.52 before the first update to 0.94 in ten epochs, and
 from random weights to 0.73 in 350. Both see the same batches and hide the same genes: a seed decides the split, the
 order, the masks and the random weights. The new study's scaler is that of its own training cells.
 
-Here is what such a run needs beside `scfm_jax.training.loop`: the study in memory as a loader, and the objective.
+What of it is the gene table's and what the network's is told by two more arms (`STARTS`), and what is more than the
+genes' means by two tables, learnt from the same cells and scored on the same hidden genes: `Floor`.
+
+Here is what such a run needs beside `scfm_jax.training.loop`: the study in memory as a loader, where an arm starts, and
+the objectives.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from flax import linen as nn
 
 from scfm_jax import models
-from scfm_jax.inference import bags
+from scfm_jax.inference import bags, infer
+from scfm_jax.saving.leaves import flatten, nest
+from scfm_jax.tasks.floors import ValueTable
 from scfm_jax.training import step
+from scfm_jax.types import Array, Batch, Outputs
 
 VALIDATION = 0.3
+STARTS = {
+    "pretrained": "pretrained weights",
+    "random": "random weights",
+    "genes": "random weights, pretrained gene table",
+    "permuted": "pretrained weights, gene table permuted",
+}
+FROM_RANDOM = ("random", "genes")
+FLOORS = ("gene mean", "gene mean + depth")
 
 
 def split(n: int, seed: int, share: float = VALIDATION) -> tuple[np.ndarray, np.ndarray]:
@@ -101,5 +118,120 @@ def objective(
     module: ModuleType, model: nn.Module, inputs: Mapping[str, Any], loss: Mapping[str, Any]
 ) -> step.Objective:
     """Return the pre-training objective, with explained variance by slot where the model reports it if asked."""
-    asked = {"slotwise": True} if "slotwise" in models.defaults(module, "loss") else {}
-    return step.pretraining(module, model, dict(inputs), {**loss, **asked})
+    return step.pretraining(module, model, dict(inputs), {**loss, **_asked(module)})
+
+
+def _asked(module: ModuleType) -> dict[str, Any]:
+    return {"slotwise": True} if "slotwise" in models.defaults(module, "loss") else {}
+
+
+# --------------------------------------------------------------------------------------------------------------- starts
+
+
+def gene_table(module: ModuleType, variables: Mapping[str, Any], n_genes: int) -> tuple[str, np.ndarray] | None:
+    """Return the name of the parameter that holds the genes' vectors, and where in it they are, flat [V, D].
+
+    None where the model has no such table.
+    """
+    numbered, n = {}, 0  # every parameter's numbers are all different, so those of the table tell where they are
+    for name, x in flatten(variables["params"]).items():
+        numbered[name] = n + np.arange(x.size).reshape(x.shape)
+        n += x.size
+    numbers = module.gene_vectors({"params": nest(numbered)}, n_genes) if hasattr(module, "gene_vectors") else None
+    if numbers is None:
+        return None
+    name = next(name for name, x in numbered.items() if x.flat[0] <= numbers.flat[0] <= x.flat[-1])
+    return name, numbers - numbered[name].flat[0]
+
+
+def starts(module: ModuleType, variables: Mapping[str, Any], n_genes: int) -> list[str]:
+    """Return the arms that a model can have: two of them need a table of gene vectors."""
+    table = gene_table(module, variables, n_genes)
+    return [start for start in STARTS if table or start in ("pretrained", "random")]
+
+
+def beginning(
+    start: str, module: ModuleType, variables: Mapping[str, Any], measured: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Return the weights that an arm takes over from the pretrained ones, {} for none.
+
+    Args:
+      start: of STARTS. measured: genes that the study has, among which "permuted" exchanges vectors. bool [V]
+      seed: of that permutation.
+
+    Raises ValueError where the model has no table of gene vectors that an arm asks for.
+    """
+    if start == "random":
+        return {}
+    if start == "pretrained":
+        return dict(variables)
+    table = gene_table(module, variables, len(measured))
+    if table is None:
+        raise ValueError(f"starts={start}: this model has no table of gene vectors; leave it out")
+    name, places = table
+    flat = flatten(variables["params"])
+    if start == "genes":
+        return {"params": nest({name: flat[name]})}
+    genes, other = np.flatnonzero(measured), np.array(flat[name])
+    other.flat[places[genes]] = other.flat[places[np.random.default_rng(seed).permutation(genes)]]
+    return {**variables, "params": nest({**flat, name: other})}
+
+
+# --------------------------------------------------------------------------------------------------------------- floors
+
+
+class Floor:
+    """A table that knows the gene, and perhaps how deep the cell is, in a model's place; see `ValueTable`.
+
+    Args:
+      module, inputs, constants: of a model that predicts the values of hidden genes (Exceiver).
+      batches: the cells to learn from, dicts with the fields of `Batch`.
+    """
+
+    def __init__(
+        self,
+        module: ModuleType,
+        inputs: Mapping[str, Any],
+        constants: Mapping[str, Array],
+        batches: Iterable[Mapping[str, Any]],
+    ):
+        self._module, self._inputs, self._scale = module, dict(inputs), np.asarray(constants["scale"])
+        self._n_genes, entries = len(self._scale), []
+        constants = jax.tree.map(jnp.asarray, dict(constants))
+        prepare = jax.jit(lambda x: module.prepare(x, constants, jax.random.key(0), step=0, train=True, **inputs))
+        for arrays in batches:
+            batch = Batch(**{name: arrays[name] for name in infer.FIELDS})
+            made = prepare(batch)
+            genes, values = (np.asarray(made[name]) for name in ("genes", "values"))
+            at = (genes < self._n_genes) & batch.cell_mask[..., None]
+            depth = np.log(np.maximum(batch.counts.sum(-1, keepdims=True, dtype=np.float64), 1))
+            entries.append((genes[at], values[at], np.broadcast_to(depth, at.shape)[at] / self._scale[genes[at]]))
+        genes, values, depths = (np.concatenate(part) for part in zip(*entries, strict=True))
+        self._table = ValueTable.fit(genes, values.astype(np.float64), depths, self._n_genes)
+
+    def objective(self, name: str, loss: Mapping[str, Any]) -> step.Objective:
+        """Return the objective by which the table of that name is validated as the model is.
+
+        The depth of a cell is the logarithm of its visible counts, for the share of its expressed genes that they are.
+        """
+        slope = self._table.slope if name == "gene mean + depth" else 0.0
+        mean, depth, scale = (jnp.asarray(x, jnp.float32) for x in (self._table.mean, self._table.depth, self._scale))
+
+        def forward(params, buffers, batch, constants, rng, step, train):
+            key = jax.random.split(rng, 3)[0]  # as in `step.pretraining`: the same genes are hidden
+            made = self._module.prepare(batch, constants, key, step=step, train=train, **self._inputs)
+            expressed, targets = made["genes"] < self._n_genes, made["targets"]
+            shown = expressed & ~made["hidden"]
+            share = shown.sum(-1) / jnp.maximum(expressed.sum(-1), 1)
+            counts = jnp.log(jnp.maximum((batch.counts * shown).sum(-1), 1) / jnp.maximum(share, 1e-9))
+            values = mean[targets] + slope * (counts[..., None] / scale[targets] - depth[targets])
+            outputs = Outputs(cells=None, genes=None, logits={"genes": values})
+            value, metrics = self._module.loss(outputs, made, **{**loss, **_asked(self._module)})
+            return value, (metrics, buffers)
+
+        return step.Objective(lambda *_: {}, forward, lambda *_: 0.0)
+
+
+def has_floor(module: ModuleType) -> bool:
+    """Return whether the model predicts values of hidden genes, which `Floor` does, too."""
+    return bool(_asked(module))
