@@ -1,13 +1,13 @@
 """The ablations of CellPLM (Wen et al., ICLR 2024) at a size for two CPU cores: spatial data, attention, mixture prior.
 
   python -m experiments.sweep --sweep=configs/sweep_cellplm_ablation.py --workdir=runs/cellplm_ablation \
-      --config.data.store=STORE --evaluate.input=HELD_OUT.h5ad --evaluate.spatial=SPATIAL.h5ad \
+      --config.data.store=STORE --evaluate.input=HELD_OUT.h5ad --evaluate.spatial=SLIDE.h5ad \
       --evaluate.reference=SINGLE_CELLS.h5ad
 
 STORE has single-cell and spatial studies, whose obs column "assay" names the technique: the point without spatial data
 leaves out the cells of SPATIAL. Scored as the paper scores its own: nothing is fine-tuned; expressed entries of
-HELD_OUT that were flipped to zero are denoised, and genes are predicted that were taken from a spatial study and that
-single cells still have (`experiments.sweep_expression`). No file of the three is in STORE. All points train for the
+HELD_OUT that were flipped to zero are denoised, and genes are predicted that were taken from SLIDE and that
+SINGLE_CELLS still have (`experiments.sweep_expression`). None of the three files is in STORE. All points train for the
 same number of steps on bags of the same size, with five seeds; differences from the base are paired by seed.
 
 The base is the printed model: the mixture as the paper has it, sinusoidal positions within the field of view. Batch and

@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy import sparse
 
-from data_pipeline.files import h5ad, panels
+from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
-from data_pipeline.store import spatial
 from scfm_jax import __version__
+from scfm_jax.api import cells as file_cells
 from scfm_jax.inference import bags, infer
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import weights as weights_file
@@ -161,7 +161,7 @@ class Run:
             self.mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(self.mapping.report))
             parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed)
-            per_cell, measured = self._per_cell(counts, self.mapping, sample_key)
+            per_cell, measured = file_cells.of_file(counts, self.mapping, len(self.genes), rules, sample_key)
             once = self._batches(counts, parts, self.mapping, rules.cells, per_cell)
             constants = self.complete_constants(once, measured, say)
             embedding = infer.embed(
@@ -242,7 +242,7 @@ class Run:
             obs = counts.obs.iloc[rows]
             parts, how = bags.seen_together(rules, obs, sample_key, max_cells, seed)
             ids = np.unique(mapping.index[mapping.index >= 0])
-            per_cell, measured = self._per_cell(counts, mapping, sample_key)
+            per_cell, measured = file_cells.of_file(counts, mapping, len(self.genes), rules, sample_key)
             once = self._batches(counts, [rows[part] for part in parts], mapping, rules.cells, per_cell)
             args = (self.module, self.model, self.variables, self.complete_constants(once, measured, say))
             options = {"inputs": self.meta["config"].get("inputs")}
@@ -286,24 +286,11 @@ class Run:
         cells: int,
         per_cell: Mapping[str, np.ndarray],
     ) -> Iterator[dict[str, Any]]:
-        """Yield a batch for each part of the cells, see `bags.Rules.index`; `per_cell`: of `_per_cell`."""
+        """Yield a batch for each part of the cells, see `bags.Rules.index`; `per_cell`: of `file_cells.of_file`."""
         for rows in parts:
             fields = {name: values[rows] for name, values in per_cell.items()}
             index = self.rules.index(rows, cells)
             yield bags.pack(mapping.apply(counts.take(rows)), index, labels=self._labels(), **fields)
-
-    def _per_cell(
-        self, counts: h5ad.Counts, mapping: vocab.Mapping, sample_key: str | None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return (arguments of `bags.pack` for all cells of a file, genes that each of its panels measured [P, V])."""
-        panel, measured = panels.onto(counts, mapping.index, len(self.genes))
-        per_cell = {"panel": panel}
-        if "spatial" in counts.obsm:
-            per_cell["coords"] = np.asarray(counts.obsm["spatial"][:, :2], np.float32)
-            if self.rules.together:
-                fields = bags.sample_codes(counts.obs, sample_key)
-                per_cell["field_coords"] = spatial.in_fields(per_cell["coords"], fields)
-        return per_cell, measured
 
     def _provenance(self, counts: h5ad.Counts, how: str, width: int) -> dict[str, Any]:
         config = json.dumps(self.meta["config"], sort_keys=True)

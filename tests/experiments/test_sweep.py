@@ -365,6 +365,15 @@ def test_table_is_mean_and_students_interval_and_differences_are_paired(tmp_path
     assert "no result" not in (tmp_path / "table.md").read_text() and not list(tmp_path.glob("*.partial"))
 
 
+def test_every_metric_has_its_paired_difference():
+    plan = types.SimpleNamespace(metrics={"a": "one", "b": "two"})
+    base = report.Row("base", "x", True, {}, {"a": [1, 2], "b": [3, 5]}, {}, 1.0, 2)
+    other = report.Row("size", "y", False, {}, {"a": [2, 3], "b": [3, 4]}, {"a": [1, 1], "b": [0, -1]}, 1.0, 2)
+    text = report.markdown(plan, [base, other])
+    assert "| 4.000 ± 12.706 |" in text and "| 3.500 ± 6.353 (-0.500 ± 6.353) |" in text
+    assert "difference from the base, paired by seed" in text
+
+
 def test_a_table_of_half_a_sweep_says_what_is_missing(tmp_path):
     plan = read(tmp_path)
     assert report.write(plan, tmp_path) == "" and not (tmp_path / "table.md").exists()

@@ -22,6 +22,7 @@ from experiments.analyses import class_token, gene_clusters, perturbation, trans
 from experiments.suite import entrants
 from experiments.suite import tuning as suite_tuning
 from scfm_jax import api, models
+from scfm_jax.api import cells as file_cells
 from scfm_jax.inference import bags
 from scfm_jax.tasks.imputation import bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
@@ -255,9 +256,9 @@ def test_a_file_says_what_its_batches_measured_and_where_cells_lie_in_their_fiel
     cells.obs["batch"] = names
     cells.obsm["spatial"] = np.random.default_rng(0).random((60, 2)) * 90
     cells.var["measured_a"] = np.arange(V) % 2 == 0
-    run = dataclasses.replace(bare(), module=types.SimpleNamespace(**vars(models.get("exceiver")), SAMPLE=True))
     with h5ad.read_counts(cells) as counts:
-        per_cell, measured = run._per_cell(counts, run.map_genes(counts, None, 0.5), "batch")
+        mapping, rules = vocab.onto(counts, genes()), bags.Rules(together=True)
+        per_cell, measured = file_cells.of_file(counts, mapping, V, rules, "batch")
     assert measured.sum(1).tolist() == [V, V // 2] and (per_cell["panel"] == (names == "a")).all()
     for name in "ab":
         rows = per_cell["field_coords"][names == name]

@@ -333,26 +333,25 @@ def test_what_layers_add_up_stays_in_float32():
     np.testing.assert_allclose(y - x, 0.16, rtol=0.01)
 
 
-def test_the_graphs_vectors_are_what_the_network_makes_of_it():
-    model, variables = built(gene_table=False)
+def test_the_graphs_vectors_are_the_convolution_of_their_table():
+    model = sclong.Model(n_genes=GENES, **TINY | {"gene_table": False})
+    rng, edges = np.random.default_rng(0), constants()
+    rows, kernel, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((GENES + 1, 16), (16, 16), 16))
+    identity = {"graph_genes": rows, "graph_0": {"linear": {"kernel": kernel, "bias": bias}}}
+    variables = {"params": {"identity": identity}}
+    spread = np.zeros((GENES + 1, GENES + 1))
+    np.add.at(spread, (edges["graph_target"], edges["graph_source"]), edges["graph_weight"])
+    vectors = gene_clusters.vectors("sclong", variables, GENES, "graph", model, edges)
+    np.testing.assert_allclose(vectors, (spread @ rows @ kernel + bias)[:GENES], rtol=1e-4, atol=1e-4)
 
-    @quick
-    def inside(variables, inputs):
-        return model.apply(variables, inputs, method=lambda model, x: model.identity(None, x["graph"]))
+    def kinds(graph: bool, **table) -> list[str]:
+        parts = {"model": model.clone(graph=graph), "variables": {"params": {"identity": identity | table}}}
+        return gene_clusters.kinds(types.SimpleNamespace(module=sclong, **parts))
 
-    vectors = quick(lambda variables: sclong.graph_vectors(model, variables, constants()))(variables)
-
-    def kinds(model, variables):
-        return gene_clusters.kinds(types.SimpleNamespace(module=sclong, model=model, variables=variables))
-
-    np.testing.assert_allclose(vectors, inside(variables, prepared(bag(1)))[:GENES], rtol=1e-6)
-    assert kinds(model, variables) == ["graph"]
-    table = {"params": {"identity": {"genes": jnp.ones((GENES + 1, 16)), **variables["params"]["identity"]}}}
-    assert kinds(model, table) == ["table", "graph"]
-    none = model.clone(graph=False)
-    assert kinds(none, table) == ["table"]
+    assert kinds(True) == ["graph"] and kinds(True, genes=rows) == ["table", "graph"]
+    assert kinds(False, genes=rows) == ["table"]
     with pytest.raises(ValueError, match="no graph convolution; give an input"):
-        gene_clusters.vectors("sclong", table, GENES, "graph", none, {})
+        gene_clusters.vectors("sclong", variables, GENES, "graph", model.clone(graph=False), {})
 
 
 def test_the_heads_second_layer_starts_as_torchs_do_or_as_before():

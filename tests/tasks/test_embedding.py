@@ -112,7 +112,8 @@ def test_a_void_embedding_is_called_so_where_its_scores_are_shown():
     void = embedding.void
     assert void(1e-6 * noise) and not void(noise) and not void(np.c_[noise[:, :1], np.ones((20, 9))])
     names = ("sclong", "random twin")
-    rows = [{"embedding": name, "seed": 0, "accuracy": 0.5} | {"void": True} * (name == names[1]) for name in names]
+    rows = [{"embedding": name, "seed": 0, "accuracy": 0.5} for name in names]
+    rows[1]["void"] = True
     text = analysis.table({"rows": rows, "cells": 20, "types": 2})
     assert text.count("the embedding of random twin is void") == 1 == text.count(" is void")
     metrics = dict.fromkeys(cell_type.METRICS, 0.5) | {"model": "sclong", "seed": 0, "cpu_s": 1.0}
