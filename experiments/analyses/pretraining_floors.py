@@ -65,7 +65,7 @@ class Pool:
         loader = transfer.CellsInMemory(self.counts, rows, bag=1, batch=min(size, len(rows)))
         for arrays in loader.epoch_batches():
             arrays["study"] = self.study[np.maximum(arrays["index"], 0)].astype(np.int32)
-            yield Batch(**{field: arrays.get(field) for field in Batch.__dataclass_fields__})
+            yield Batch(**{field: arrays[field] for field in Batch.__dataclass_fields__})
 
 
 def pretraining(pool: Pool, seed: int = 0) -> Iterator[dict[str, Any]]:

@@ -58,7 +58,7 @@ def embed(
     result, seen, pending, made = np.zeros((n, 0), np.float32), np.zeros(n, bool), None, set()
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         for batch in batches:
-            arrays = jax.tree.map(place, Batch(**{field: batch.get(field) for field in FIELDS}))
+            arrays = jax.tree.map(place, Batch(**{field: batch[field] for field in FIELDS}))
             arguments = (module, model, options, state["variables"], state["constants"], arrays, key)
             if arrays.genes.shape not in made:
                 _forward.lower(*arguments).compile()  # the call below finds it
@@ -106,8 +106,7 @@ def genes(
     kept, key = np.asarray(kept, np.int32), jax.random.key(seed)
     for batch in batches:
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-            arrays = Batch(**{name: batch.get(name) for name in FIELDS})
-            arrays = jax.tree.map(functools.partial(_place, mesh=mesh), arrays)
+            arrays = jax.tree.map(functools.partial(_place, mesh=mesh), Batch(**{name: batch[name] for name in FIELDS}))
             values = _genes(module, model, options, state["variables"], state["constants"], arrays, kept, key)
         yield np.asarray(batch["index"]), values
 
@@ -122,7 +121,7 @@ def gene_width(
     inputs: Mapping[str, Any] | None = None,
 ) -> int:
     """Return D of what `genes` yields for a batch, from shapes alone; ValueError as there."""
-    arrays = Batch(**{name: batch.get(name) for name in FIELDS})
+    arrays = Batch(**{name: batch[name] for name in FIELDS})
     kept, key, options = np.zeros(1, np.int32), jax.random.key(0), _hashable(inputs or {})
     return _genes.eval_shape(module, model, options, variables, constants, arrays, kept, key).shape[-1]
 
@@ -146,7 +145,7 @@ def initial(
     counts = sp.csr_matrix((np.ones(bag), np.zeros(bag, int), np.arange(bag + 1)), (bag, width))
     batch = bags.pack(counts, np.arange(bag)[None], labels=labels)
     constants = bags.complete_constants(module, constants, [batch], inputs, say=lambda _: None)
-    arrays = Batch(**{field: batch.get(field) for field in FIELDS})
+    arrays = Batch(**{field: batch[field] for field in FIELDS})
     return dict(_init(module, model, _hashable(inputs), constants, arrays, jax.random.key(seed)))
 
 

@@ -199,7 +199,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _to_batch(arrays: Mapping[str, Any]) -> Batch:
-    return Batch(**{name: arrays.get(name) for name in _FIELDS})
+    return Batch(**{name: arrays[name] for name in _FIELDS})
 
 
 def _compiler(
