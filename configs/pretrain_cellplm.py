@@ -5,6 +5,8 @@
 Variants: `tiny` (a smoke test), `small` (minutes on 2 CPU cores, for about ten studies), `paper_5m`, `paper_10m`,
 `paper_40m` (the paper's sizes: Performer, mixture latent, sinusoidal positions, masked squared error) and
 `published_20230926`, `published_20231027` (the layout of the released weights: Flowformer, negative binomial).
+The table of gene vectors may start from gene2vec's text file or another matrix, config.data.gene_vectors, of the width
+config.model.enc_hid.
 
 Expect, on 2 CPU cores: `tiny`, 600 steps on 700 PBMCs x 765 genes, validation loss 681 after a minute (the quickstart);
 `small`, 400 steps on ten studies of 18,555 cells x 19,374 genes, 11 to 14 minutes beside other work, 5-NN accuracy 0.78
@@ -38,6 +40,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     parts = models.options("cellplm", "tiny" if variant == "small" else variant)
     config = pretraining("cellplm", parts, **{key: size[key] for key in ("bag", "batch", "steps", "every")})
     config.data.labels = ("batch",)
+    config.data.gene_vectors = placeholder(str)
     if variant == "small":
         config.model.update(SMALL)
     if variant in ("tiny", "small"):

@@ -21,7 +21,11 @@ OPTIONS = cli.options(
     edges=(str, None, "Protein interactions: a table with columns such as gene_a and gene_b."),
     sets=(list, [], "Gene sets, GMT files."),
     input="File of raw counts that says which genes are expressed.",
-    vectors=(("auto", "table", "mean"), "auto", "The model's table, or means over cells of --input."),
+    vectors=(
+        ("auto", "table", "graph", "mean"),
+        "auto",
+        "The model's table, the output of its graph convolution, or means over cells of --input.",
+    ),
     min_expressed=(float, 0.05, "Least share of the input's cells that express a gene.", 0, 1),
     cells=(int, 200, "Cells of the input to average gene representations over.", 1),
     neighbours=(int, 15, "Of a gene in the graph that is clustered.", 2),

@@ -28,6 +28,7 @@ OPTIONS = cli.options(
     top=(int, 50, "Genes to choose.", 2),
     cells=(int, 50, "Cells of a type, drawn at random; 0 for all.", 0),
     min_expressed=(float, 0.1, "Least share of the type's cells that express a gene to be ranked.", 0, 1),
+    linkage=(("similarity", "rows"), "similarity", "Heat maps cluster genes by this; rows is seaborn's way."),
     seeds=(int, 3, "Number of seeds.", 1),
 )
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     options = {name: FLAGS[name].value for name in names} | {"sample_key": FLAGS.sample_key or None} | cli.reading()
     result = markers.evaluate(api.load(FLAGS.workdir, scaler=FLAGS.scaler), FLAGS.input, known_markers, **options)
     result["markers"] = f"{os.path.basename(FLAGS.markers)}, {', '.join(FLAGS.tissue) or 'all tissues'}"
-    markers.write(result, FLAGS.output)
+    markers.write(result, FLAGS.output, FLAGS.linkage)
     print(markers.table(result))
 
 

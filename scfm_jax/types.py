@@ -24,6 +24,8 @@ class Batch:
       study: index of the cell's study in the store, 0 in the padding, int32. [B, C]
       coords: spatial coordinates in the units of the data, NaN where there are none, float32. [B, C, 2]
       labels: class index of every requested obs column, -1 where unknown, int32. {name: [B, C]}
+      panel: row of the cell's genes in the table of measured ones, int32; the study's, where left out. [B, C]
+      field_coords: coordinates scaled to [0, 1] over the cell's whole field of view, where that is known. [B, C, 2]
     """
 
     genes: Array
@@ -32,6 +34,8 @@ class Batch:
     study: Array
     coords: Array
     labels: dict[str, Array]
+    panel: Array | None = None
+    field_coords: Array | None = None
 
 
 @struct.dataclass
@@ -65,7 +69,7 @@ class TrainState:
       params: what is trained.
       opt_state: optax state.
       buffers: Flax collections that are not trained but change or belong to the network (`constants`, `buffers`).
-      constants: arrays of the data that the model needs: `slots` [G + 1], `measured` [S, V].
+      constants: arrays of the data that the model needs: `slots` [G + 1], `measured` [panels, V].
       ema: exponential moving average of the parameters, or None.
     """
 

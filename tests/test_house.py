@@ -110,6 +110,7 @@ OPTIONAL = {
     "mask_gene": ["model", "variables", "batch", "constants", "gene", "inputs"],
     "input_flops": ["model", "inputs"],
     "gene_vectors": ["variables", "n_genes"],
+    "graph_vectors": ["model", "variables", "constants"],
     "gene_ids": ["inputs"],
     "fit": None,
     "FITTED": None,

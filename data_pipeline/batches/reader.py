@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.batches import obs
+from data_pipeline.files import panels
+from data_pipeline.store import spatial
 
 BUCKETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 ROUND = 128  # the last bucket is the longest cell of the store, rounded up to a multiple of this
@@ -64,12 +66,15 @@ class Reader:
             name: np.concatenate([obs.class_codes(s, name, self.classes[name]) for s in self._studies])
             for name in labels
         }
+        self._panels = panels.rows(self._studies)
         self._coords = None
         if any(s.coords is not None for s in self._studies):
-            self._coords = np.full((int(self.offsets[-1]), 2), np.nan, np.float32)
+            self._coords = np.full((2, int(self.offsets[-1]), 2), np.nan, np.float32)  # as they are, in their field
             for start, study in zip(self.offsets, self._studies, strict=False):
                 if study.coords is not None:
-                    self._coords[start : start + study.n_cells] = study.coords
+                    field = np.repeat(np.arange(len(study.groups)), np.diff(study.group_starts))
+                    cells = slice(start, start + study.n_cells)
+                    self._coords[:, cells] = study.coords, spatial.in_fields(study.coords, field)
 
     def batch(self, rows: np.ndarray, share: slice = slice(None)) -> dict:
         """Read a share of the global batch of these rows, -1 in the padding; sizes are those of the whole. [B, C]
@@ -84,16 +89,18 @@ class Reader:
         rows = rows[share]
         here = rows >= 0
         genes, counts = self._counts(rows.reshape(-1), width)
-        coords = np.full((*rows.shape, 2), np.nan, np.float32)
+        coords = np.full((2, *rows.shape, 2), np.nan, np.float32)
         if self._coords is not None:
-            coords[here] = self._coords[rows[here]]
-        study = np.searchsorted(self.offsets, rows, side="right") - 1
+            coords[:, here] = self._coords[:, rows[here]]
+        study = np.where(here, np.searchsorted(self.offsets, rows, side="right") - 1, 0).astype(np.int32)
         return {
             "genes": genes.reshape(*rows.shape, width),
             "counts": counts.reshape(*rows.shape, width),
             "cell_mask": here,
-            "study": np.where(here, study, 0).astype(np.int32),
-            "coords": coords,
+            "study": study,
+            "panel": study if self._panels is None else np.where(here, self._panels[rows], 0),
+            "coords": coords[0],
+            "field_coords": coords[1],
             "labels": {name: np.where(here, codes[rows], np.int32(-1)) for name, codes in self._labels.items()},
             "index": rows,
         }

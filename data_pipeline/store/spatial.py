@@ -24,6 +24,23 @@ def neighbours(coords: np.ndarray, starts: np.ndarray, k: int = 50) -> np.ndarra
     return nearest
 
 
+def in_fields(coords: np.ndarray, fields: np.ndarray) -> np.ndarray:
+    """Return positions scaled to [0, 1] over each field of view, float32; NaN stays NaN. [n, 2]
+
+    Either axis by itself: no paper says that the shape of a field is kept.
+
+    Args:
+      coords: in the units of the data. [n, 2]
+      fields: number of each row's field. [n]
+    """
+    number = int(fields.max(initial=-1)) + 1
+    low, high = np.full((number, 2), np.inf), np.full((number, 2), -np.inf)
+    np.fmin.at(low, fields, coords)
+    np.fmax.at(high, fields, coords)
+    scaled = (coords - low[fields]) / np.maximum(high - low, 1e-9)[fields]
+    return np.where(np.isfinite(scaled), scaled, np.nan).astype(np.float32)
+
+
 def _self_first(near: np.ndarray) -> np.ndarray:
     """Move each row's own number to the front: spots at the very same place come in any order. [n, k]"""
     numbers = np.arange(len(near))[:, None]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from data_pipeline.files import panels
 from data_pipeline.store import manifest as ledger
 from data_pipeline.store.arrays import open_array
 from data_pipeline.store.manifest import PARTIAL, verify
@@ -112,8 +113,16 @@ class Study:
     def measured(self) -> np.ndarray:
         """Which genes of the store the study measured, bool. [G]"""
         measured = np.zeros(self._n_genes, bool)
-        measured[: self.record["shape"][1]] = self._table("var")["measured"].to_numpy()
+        measured[: self.record["shape"][1]] = self._var["measured"].to_numpy()
         return measured
+
+    @cached_property
+    def panels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row of each cell in a table [n_cells], the genes that were measured, bool [panels, G]; see `files.panels`."""
+        if not panels.flags(self._var):
+            return np.zeros(self.n_cells, np.int32), self.measured[None]
+        row, table = panels.of_cells(self._var, self.obs, self._var["measured"].to_numpy())
+        return row, np.pad(table, ((0, 0), (0, self._n_genes - table.shape[1])))
 
     @cached_property
     def coords(self) -> np.ndarray | None:
@@ -124,6 +133,10 @@ class Study:
     def neighbours(self) -> np.ndarray | None:
         """Rows of the nearest spots of the group, itself first, int32, -1 in the padding; or None. [n_cells, 50]"""
         return self._whole("obsm/neighbours") if self.record["spatial"] else None
+
+    @cached_property
+    def _var(self) -> pd.DataFrame:
+        return self._table("var")
 
     def _table(self, key: str) -> pd.DataFrame:
         from anndata.io import read_elem  # here, for what it costs to import

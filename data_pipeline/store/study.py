@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from data_pipeline.files import panels
 from data_pipeline.files.whole import checksums
 from data_pipeline.progress import Progress, silent
 from data_pipeline.store import arrays, filters, spatial
@@ -242,8 +243,7 @@ def _write_counts(
 def _var(counts, mapping, genes: list[str], zeroed: np.ndarray) -> pd.DataFrame:
     """Return the study's var: which genes it measured (per batch too, from `measured_<batch>`), which were zeroed."""
     sources = {"measured": np.ones(len(mapping.index), bool)}
-    flags = [c for c in counts.var if str(c).startswith("measured_") and pd.api.types.is_numeric_dtype(counts.var[c])]
-    sources |= {c: counts.var[c].to_numpy(dtype=bool) for c in flags}
+    sources |= {c: counts.var[c].to_numpy(dtype=bool) for c in panels.flags(counts.var)}
     mapped = mapping.index >= 0
     columns = {}
     for name, measured in sources.items():

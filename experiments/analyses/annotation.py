@@ -29,7 +29,7 @@ from experiments.analyses.annotation_cells import LABEL, Plan, open_classes, pre
 from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.saving import checkpoint, sealed
-from scfm_jax.tasks.cells import annotation_baselines, cell_type
+from scfm_jax.tasks.cells import annotation_baselines, cell_type, embedding
 
 __all__ = ["LABEL", "METHODS", "Plan", "baseline", "open_classes", "prepare", "read", "tune"]
 
@@ -90,6 +90,8 @@ def tune(plan: Plan, out: pathlib.Path, source: str, method: str, seed: int) -> 
     run = api.load(out / "runs" / key, scaler=plan.scaler)
     shares = pd.concat([run.annotate(path, **options, say=lambda _: None) for path in files(out, "test")])
     row = {"model": run.name, "run": str(source), "name": name, "method": method, "seed": seed}
+    if method == "twin" and embedding.void(run.embed(files(out, "test")[0], **options, say=lambda _: None)):
+        row["void"] = True
     return write(out, key, row | {"cpu_s": trained}, shares.to_numpy(), list(shares.columns))
 
 

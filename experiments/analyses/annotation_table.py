@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.analyses import annotation
 from experiments.pages import figures, output
 from scfm_jax.saving import sealed
-from scfm_jax.tasks.cells import cell_type
+from scfm_jax.tasks.cells import cell_type, embedding
 from scfm_jax.tasks.cells.annotation_baselines import BASELINES
 
 SAYS = "annotated as, all seeds together"
@@ -72,7 +72,8 @@ def table(rows: Sequence[Mapping[str, Any]], n: int) -> str:
     for name, group in groups(rows).items():
         scores = [output.spread([row[metric] for row in group]) for metric in cell_type.METRICS]
         lines.append([name, *scores, str(len(group)), output.spread([row["cpu_s"] for row in group], 0)])
-    return f"{output.markdown(head, lines)}\n\n{n} cells annotated; mean ± half the range over seeds"
+    void = "".join(f"; {embedding.VOID.format(name)}" for name, group in groups(rows).items() if group[0].get("void"))
+    return f"{output.markdown(head, lines)}\n\n{n} cells annotated; mean ± half the range over seeds{void}"
 
 
 def pooled(out: pathlib.Path, group: Sequence[Mapping[str, Any]], truth: Sequence[str]) -> tuple[np.ndarray, list[str]]:

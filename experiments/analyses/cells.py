@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from data_pipeline.files import h5ad
+from data_pipeline.files import h5ad, panels
 from data_pipeline.files.columns import text
 from data_pipeline.genes import vocab
+from data_pipeline.store import spatial
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
 from scfm_jax.tasks.cells.embedding import encode
@@ -88,6 +89,7 @@ class Cells:
 
     Attributes:
       measured: genes of the model that the file has. [V]
+      panel, panels: row of each cell in the genes that its batch measured. [n], [P, V]
       samples: code of the tissue sample of each cell. [n]
       coords: positions, or None. [n, 2]
     """
@@ -95,7 +97,8 @@ class Cells:
     def __init__(self, counts: h5ad.Counts, genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float):
         mapping = vocab.onto(counts, genes, table=table, min_mapped=min_mapped)
         self.counts, self.mapping, self.n = counts, mapping, counts.n_cells
-        self.measured = np.isin(np.arange(len(genes)), mapping.index)
+        self.panel, self.panels = panels.onto(counts, mapping.index, len(genes))
+        self.measured = self.panels[0]
         self.samples = np.zeros(self.n, int)
         self.coords = np.asarray(counts.obsm["spatial"])[:, :2] if "spatial" in counts.obsm else None
 
@@ -105,6 +108,11 @@ class Cells:
         for code, rows in enumerate(parts):
             self.samples[rows] = code
         return how
+
+    @property
+    def field_coords(self) -> np.ndarray | None:
+        """Positions scaled to [0, 1] over each sample, or None. [n, 2]"""
+        return None if self.coords is None else spatial.in_fields(self.coords, self.samples)
 
     def draw(self, size: int, most: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Return bags of at most `size` cells of one sample, at random: of `most` cells together, or one bag.

@@ -84,6 +84,7 @@ def evaluate(
     for seed, name in pace.counted([(seed, name) for seed in seeds for name in ways], "scored", say):
         x = ways[name](seed)
         rows.append({"embedding": name, "seed": seed, **task.score(x, labels, batches, seed=seed)})
+        rows[-1] |= {"void": True} if task.void(x) else {}
         first.setdefault(name, x.astype(np.float32))
     scores = {
         "input": pathlib.Path(source).name,
@@ -133,5 +134,6 @@ def table(scores: dict[str, Any]) -> str:
             f"{name:14}" + "".join(f"{f'{row[m]:.3f} ± {row[m + chr(32) + chr(177)]:.3f}':>18}" for m in metrics)
         )
     seeds = len({row["seed"] for row in scores["rows"]})
+    lines += [task.VOID.format(name) for name in dict.fromkeys(r["embedding"] for r in scores["rows"] if r.get("void"))]
     lines.append(f"{scores['cells']} cells of {scores['types']} types; mean ± half the range over {seeds} seeds")
     return "\n".join(lines)

@@ -45,8 +45,8 @@ def evaluate(
       source: cells; then only genes are clustered that a share `min_expressed` of them express, the null exchanges
         genes of like expression, and a baseline without a model is added: loadings of 50 principal components of the
         genes' standardised expression.
-      vectors: "table" (the model's own), "mean" (its gene representations, the mean over at most `cells` cells of the
-        source), "auto": the table where there is one.
+      vectors: "table" (the model's own), "graph" (what its graph convolution makes of a table), "mean" (its gene
+        representations, the mean over at most `cells` cells of the source), "auto": the first of these that it has.
       seeds: of Leiden, the null and the twin's weights.
       options: of `model_cells.read` and `Run.gene_representations`.
 
@@ -55,10 +55,10 @@ def evaluate(
     """
     if not edges and not sets:
         raise ValueError("--edges and --sets are both missing: give interactions, gene sets, or both to test with")
-    if vectors not in ("auto", "table", "mean") or (vectors == "mean" and source is None):
-        raise ValueError(f"--vectors={vectors}: auto, table, or with --input mean")
+    if vectors not in ("auto", "table", "graph", "mean") or (vectors == "mean" and source is None):
+        raise ValueError(f"--vectors={vectors}: auto, table, graph, or with --input mean")
     if vectors == "auto":
-        vectors = "table" if task.has_vectors(run.module) else "mean"
+        vectors = next(iter(task.kinds(run)), "mean")
     if vectors == "mean" and source is None:
         raise ValueError(
             f"--input is missing: {run.name} has no table of gene vectors, so cells are needed to average over"
@@ -73,8 +73,9 @@ def evaluate(
     for seed in pace.counted(range(seeds), "clustered with seed", say):
         spaces = {}
         for name, model in ((run.name, run), ("random twin", run.twin(seed))):
-            if vectors == "table":
-                spaces[name] = task.vectors(run.name, model.variables, len(run.genes))[chosen]
+            if vectors != "mean":
+                parts = (len(run.genes), vectors, model.model, model.constants)
+                spaces[name] = task.vectors(run.name, model.variables, *parts)[chosen]
             else:
                 tell = say if seed == 0 and model is run else lambda _: None
                 spaces[name] = _means(model, source, data, chosen, cells, seed, gene_table, options, tell)
@@ -215,7 +216,8 @@ def page(found: Mapping[str, Any]) -> str:
     row = found["rows"][0]
     files = [found["edges"]["file"]] if found["edges"] else []
     files += found["sets"]["files"] if found["sets"] else []
-    origin = "its table of genes" if found["vectors"] == "table" else f"means over cells of {found['input']}"
+    origins = {"table": "its table of genes", "graph": "its graph convolution"}
+    origin = origins.get(found["vectors"], f"means over cells of {found['input']}")
     lines = [f"# Clusters of {found['model']}'s genes", "", f"Weights: {found['weights']}. Vectors: {origin}."]
     lines += [f"Tested with {', '.join(files)}.", "", table(found), "", "## Clusters of the first seed", ""]
     genes = np.array(found["genes"])

@@ -117,13 +117,13 @@ def problems(
     bags = file.draw(bag, cells, rng)
     chosen = np.concatenate(bags)
     truth = file.take(chosen)
-    coords = None if file.coords is None else file.coords[chosen]
+    where = {"coords": file.coords, "field_coords": file.field_coords, "samples": file.samples}
+    where = {name: values if values is None else values[chosen] for name, values in where.items()}
+    measured = file.panels[file.panel[chosen]]
     bags = np.split(np.arange(len(chosen)), np.cumsum([len(part) for part in bags])[:-1])
     true_ruler = bins.fit(truth, truth.sum(1), **binning)
     for hidden, parts in imputation.get(task).cases(truth, file.measured, bags, rates, rng):
-        problem = imputation.pose(
-            truth, file.measured, hidden, bags, samples=file.samples[chosen], coords=coords, reference=others
-        )
+        problem = imputation.pose(truth, measured, hidden, bags, **where, reference=others)
         seen = problem.counts, problem.depth
         if ruler == "cell":
             n = len(truth)

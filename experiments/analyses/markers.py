@@ -266,8 +266,8 @@ def page(found: dict[str, Any], pictures: Mapping[str, Mapping[str, str]]) -> st
     return "\n".join(lines) + "\n"
 
 
-def write(found: dict[str, Any], folder: str | os.PathLike) -> None:
-    """Write markers.md, markers.json and the heat maps to a new folder, all or nothing."""
+def write(found: dict[str, Any], folder: str | os.PathLike, linkage: str = "similarity") -> None:
+    """Write markers.md, markers.json and the heat maps (clustered by `linkage`) to a new folder, all or nothing."""
     files: dict[str, Any] = {}
     pictures: dict[str, dict[str, str]] = {label: {} for label in found["heat_maps"]}
     for ranking in DRAWN:
@@ -278,7 +278,7 @@ def write(found: dict[str, Any], folder: str | os.PathLike) -> None:
             title = f"{label} in {found['input']}, {found['model']}: {what}"
             short = re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_")
             pictures[label][ranking] = f"heat_map_{number}_{short}_{ranking}.png"
-            files[pictures[label][ranking]] = heat_map.draw(similarities, names, markers, title, limits)
+            files[pictures[label][ranking]] = heat_map.draw(similarities, names, markers, title, limits, linkage)
     kept = {name: value for name, value in found.items() if name != "heat_maps"} | {"pictures": pictures}
     files |= {"markers.md": page(found, pictures), "markers.json": json.dumps(kept, indent=1) + "\n"}
     output.write(folder, files)

@@ -19,10 +19,11 @@ def of_seed(
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of the model, its random twin and the baselines on `cells` random cells of a file."""
     rng = np.random.default_rng(seed)
-    truth = file.take(rng.permutation(file.n)[:cells])
+    chosen = rng.permutation(file.n)[:cells]
+    truth = file.take(chosen)
     hidden, _ = next(imputation.get("gene").cases(truth, file.measured, [], [rate], rng))
     bags = [np.arange(start, min(start + bag, len(truth))) for start in range(0, len(truth), bag)]
-    problem = imputation.pose(truth, file.measured, hidden, bags)
+    problem = imputation.pose(truth, file.panels[file.panel[chosen]], hidden, bags)
     imputer = Imputer(run.module, run.model, run.meta["config"], run.constants)
     seen = (truth, truth.sum(1)) if ruler == "cell" else (problem.counts, problem.depth)
 

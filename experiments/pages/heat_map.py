@@ -18,13 +18,21 @@ INK, MARKER = "#1b2430", "#000000"
 
 
 def draw(
-    similarities: np.ndarray, names: Sequence[str], markers: np.ndarray, title: str, limits: tuple[float, float]
+    similarities: np.ndarray,
+    names: Sequence[str],
+    markers: np.ndarray,
+    title: str,
+    limits: tuple[float, float],
+    linkage: str = "similarity",
 ) -> bytes:
-    """Draw similarities [M, M] of genes, clustered; `markers` bool [M]; `limits` of the colours, low and high."""
+    """Draw similarities [M, M] of genes, clustered; `markers` bool [M]; `limits` of the colours, low and high.
+
+    `linkage`: of `marker_genes.order`.
+    """
     matplotlib.use("Agg")
     import seaborn
 
-    tree = marker_genes.order(similarities)
+    tree = marker_genes.order(similarities, linkage)
     size = max(6.0, 0.2 * len(names) + 2.2)
     plain = [shown.label(name, 24) for name in names]
     labels = [f"● {name}" if is_marker else name for name, is_marker in zip(plain, markers, strict=True)]

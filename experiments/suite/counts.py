@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.files import panels
 from data_pipeline.genes import vocab
+from data_pipeline.store import spatial
 from experiments.analyses import cells as model_cells
 from experiments.suite import tasks
 from experiments.suite.entrants import Entrant, SharedGenes, Study
@@ -42,14 +44,16 @@ class Table:
     """Cells of a study as counts of the shared genes.
 
     Attributes:
-      columns: genes of the file. counts: [n, K]. bags: rows seen together. samples: [n]. coords: [n, 2] or None.
+      columns: genes of the file. counts: [n, K]. bags: rows seen together. samples: [n].
+      where: coords and field_coords of a `Problem`. measured: genes that the batch of each cell measured, bool [n, K].
     """
 
     columns: SharedGenes
     counts: np.ndarray
     bags: list[np.ndarray]
     samples: np.ndarray
-    coords: np.ndarray | None
+    where: dict[str, np.ndarray]
+    measured: np.ndarray
 
 
 @dataclasses.dataclass
@@ -77,8 +81,12 @@ def draw(study: Study, columns: SharedGenes, seed: int, cells: int) -> Table:
     rows = np.concatenate(bags)
     counts = columns.of(study.counts.take(rows)).toarray().astype(np.float32)
     borders = np.cumsum([len(bag) for bag in bags])[:-1]
-    coords = None if study.coords is None else study.coords[rows]
-    return Table(columns, counts, np.split(np.arange(len(rows)), borders), samples[rows], coords)
+    where = {}
+    if study.coords is not None:
+        where = {"coords": study.coords[rows], "field_coords": spatial.in_fields(study.coords, samples)[rows]}
+    panel, measured = panels.onto(study.counts, columns.gene, len(columns))
+    parts = np.split(np.arange(len(rows)), borders)
+    return Table(columns, counts, parts, samples[rows], where, measured[panel[rows]])
 
 
 @functools.cache

@@ -34,15 +34,15 @@ def score(
       learn: fine-tunes the run and its twin on all visible counts first. Without it they are asked as they are, and
         models whose cells attend to each other are given the reference cells together with the study's.
     """
-    table, measured = counts.draw(study, columns, seed, cells), np.ones(len(columns), bool)
+    table = counts.draw(study, columns, seed, cells)
     held = spatial_imputation.hold_out(table.counts, seed)
     others = counts.reference_counts(study, columns, reference, reference_cells, seed)
     genes = np.flatnonzero(held & others[1])
     hidden = np.broadcast_to(np.isin(np.arange(len(columns)), genes), table.counts.shape)
-    where = {"samples": table.samples, "coords": table.coords}
-    problem = imputation.pose(table.counts, measured, hidden, table.bags, **where, reference=others)
+    where = {"samples": table.samples, **table.where}
+    problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **where, reference=others)
     together = spatial_imputation.together if learn is None else None
     for prediction in counts.predictions(entrant, study, table, problem, seed, together=together, learn=learn):
         expected = np.zeros(table.counts.shape, np.float32)
-        expected[hidden] = prediction.counts(problem.entries[0])
+        expected[problem.hidden] = prediction.counts(problem.entries[0])
         yield from prediction.rows("", spatial_imputation.score(expected, table.counts, genes))

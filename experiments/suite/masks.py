@@ -37,8 +37,8 @@ def score(
     measured = np.ones(len(columns), bool)
     true_ruler = bins.fit(table.counts, table.counts.sum(1))
     for hidden, parts in task.cases(table.counts, measured, table.bags, rates, rng):
-        where = {"samples": table.samples, "coords": table.coords}
-        problem = imputation.pose(table.counts, measured, hidden, table.bags, **where, reference=others)
+        where = {"samples": table.samples, **table.where}
+        problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **where, reference=others)
         ruler = bins.fit(problem.counts, problem.depth)
         tables = _never_zero(problem, ruler) if entrant is None else ()
         for prediction in itertools.chain(counts.predictions(entrant, study, table, problem, seed), tables):

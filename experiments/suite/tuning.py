@@ -49,9 +49,11 @@ class Bags:
         self._parts = [np.flatnonzero(problem.samples == code) for code in np.unique(problem.samples)] + others
         self._counts = sp.csr_matrix(problem.counts)
         self._width = bags.size_up(int(np.diff(self._counts.indptr).max()), 256)
-        self._coords = np.full((len(problem.counts), 2), np.nan, np.float32)
-        if problem.coords is not None:
-            self._coords[:n] = problem.coords
+        self._coords = np.full((2, len(problem.counts), 2), np.nan, np.float32)
+        self._fields = problem.field_coords is not None
+        for place, coords in zip(self._coords, (problem.coords, problem.field_coords), strict=True):
+            if coords is not None:
+                place[:n] = coords
         self.measured = np.stack([problem.known[rows].any(0) for rows in self._parts])
 
     def batch(self, step: int) -> dict[str, Any]:
@@ -76,7 +78,9 @@ class Bags:
         """Return the fields of a batch; all have the same shape, so that there is one compilation."""
         index = np.full(self._shape, -1, np.int64)
         index.flat[: len(rows)] = rows
-        packed = bags.pack(self._counts[rows], index, self._coords[rows], self._labels)
+        coords, in_field = self._coords[:, rows]
+        fields = in_field if self._fields else None
+        packed = bags.pack(self._counts[rows], index, coords, self._labels, field_coords=fields)
         wide = [(0, 0), (0, 0), (0, self._width - packed["genes"].shape[-1])]
         packed["genes"] = np.pad(packed["genes"], wide, constant_values=self._counts.shape[1])
         packed["counts"] = np.pad(packed["counts"], wide)

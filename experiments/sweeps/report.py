@@ -101,11 +101,19 @@ def markdown(plan: Plan, rows: Sequence[Row]) -> str:
         label = f"**{row.label}** (base)" if row.base else row.label
         paper = f"{row.paper[first]:.2f}" if first in row.paper else "–"
         cells = [row.axis, label, f"{row.seeds} of {row.of}", _cell(row.scores[first])]
-        cells += [_cell(row.difference.get(first, ()), sign="+"), paper, *(_cell(row.scores[m]) for m in others)]
+        cells += [_cell(row.difference.get(first, ()), sign="+"), paper, *(_both(row, m) for m in others)]
         lines.append([*cells, "–" if math.isnan(row.seconds) else f"{row.seconds:.0f}"])
     meaning = "; ".join(f"{name}: {what}" for name, what in plan.metrics.items())
     note = f"Mean ± half the 95 % interval over training seeds (Student's t). {meaning}."
+    if others and any(row.difference.get(m) for row in rows for m in others):
+        note += " In brackets: the difference from the base, paired by seed."
     return f"{output.markdown(head, lines)}\n\n{note}"
+
+
+def _both(row: Row, metric: str) -> str:
+    """Return the mean, and the difference from the base where there is one."""
+    apart = row.difference.get(metric, ())
+    return _cell(row.scores[metric]) + (f" ({_cell(apart, sign='+')})" if apart else "")
 
 
 def _cell(values: Sequence[float], sign: str = "") -> str:

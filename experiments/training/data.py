@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from data_pipeline.batches.loader import Loader
+from data_pipeline.files import panels
 from data_pipeline.genes.vocab import GeneTable, learn, map_genes, read_genes, read_table
 from data_pipeline.store.store import Store, open_store
 from scfm_jax import api
@@ -138,10 +139,11 @@ def second_names(store: Store, genes: Sequence[str], slots: np.ndarray, base: Se
 
 
 def measured(store: Store, slots: np.ndarray, n_genes: int) -> np.ndarray:
-    """Return which model genes each study measured, bool. [S, V]"""
-    table = np.zeros((len(store.studies), n_genes + 1), bool)
-    for study in map(store.study, store.studies):
-        table[study.index, slots[:-1][study.measured]] = True
+    """Return which model genes each study measured, then each batch that says so, bool. [S + batches, V]"""
+    stored = panels.table([store.study(name) for name in store.studies])
+    table = np.zeros((len(stored), n_genes + 1), bool)
+    for row, genes in zip(table, stored, strict=True):
+        row[slots[:-1][genes]] = True
     return table[:, :n_genes]
 
 

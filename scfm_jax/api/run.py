@@ -21,6 +21,7 @@ from scipy import sparse
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from scfm_jax import __version__, models
+from scfm_jax.api import cells as file_cells
 from scfm_jax.inference import bags, infer
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import weights as weights_file
@@ -186,15 +187,15 @@ class Run:
             self.mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(self.mapping.report))
             parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed)
-            measured = np.isin(np.arange(len(self.genes)), self.mapping.index)[None]
-            once = self._batches(counts, parts, self.mapping, rules.cells)
+            per_cell, measured = file_cells.of_file(counts, self.mapping, len(self.genes), rules, sample_key)
+            once = self._batches(counts, parts, self.mapping, rules.cells, per_cell)
             constants = self.complete_constants(once, measured, say)
             embedding = infer.embed(
                 self.module,
                 chosen.model,
                 self.variables,
                 constants,
-                self._batches(counts, pace.counted(parts, "embedded batch", say), self.mapping, rules.cells),
+                self._batches(counts, pace.counted(parts, "embedded batch", say), self.mapping, rules.cells, per_cell),
                 counts.n_cells,
                 inputs=self.meta["config"].get("inputs"),
                 mesh=mesh,
@@ -287,11 +288,11 @@ class Run:
             obs = counts.obs.iloc[rows]
             parts, how = bags.seen_together(rules, obs, sample_key, max_cells, seed)
             ids = np.unique(mapping.index[mapping.index >= 0])
-            measured = np.isin(np.arange(len(self.genes)), ids)[None]
-            once = self._batches(counts, [rows[part] for part in parts], mapping, rules.cells)
+            per_cell, measured = file_cells.of_file(counts, mapping, len(self.genes), rules, sample_key)
+            once = self._batches(counts, [rows[part] for part in parts], mapping, rules.cells, per_cell)
             args = (self.module, self.model, self.variables, self.complete_constants(once, measured, say))
             options = {"inputs": self.meta["config"].get("inputs")}
-            one = bags.pack(sparse.csr_matrix(measured.shape), np.zeros((1, 1), int), labels=self._labels())
+            one = bags.pack(sparse.csr_matrix(measured[:1].shape), np.zeros((1, 1), int), labels=self._labels())
             width = infer.gene_width(*args, one, **options)
             provenance = self._provenance(counts, mapping, how, width)
         most = max(1, min(rules.cells, GENE_BYTES // (4 * len(ids) * width)))
@@ -301,7 +302,7 @@ class Run:
         def batches() -> Iterator[tuple[np.ndarray, Array]]:
             with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
                 taken = pace.counted([rows[part] for part in parts], "read genes of batch", say)
-                packed = self._batches(counts, taken, mapping, most)
+                packed = self._batches(counts, taken, mapping, most, per_cell)
                 yield from infer.genes(*args, packed, ids, **options, mesh=mesh)
 
         return GeneRepresentations([self.genes[i] for i in ids], ids, width, rows, obs, batches, provenance)
@@ -324,13 +325,18 @@ class Run:
         return list(self.meta["config"].get("data", {}).get("labels", ()))
 
     def _batches(
-        self, counts: h5ad.Counts, parts: Iterable[np.ndarray], mapping: vocab.Mapping, cells: int
+        self,
+        counts: h5ad.Counts,
+        parts: Iterable[np.ndarray],
+        mapping: vocab.Mapping,
+        cells: int,
+        per_cell: Mapping[str, np.ndarray],
     ) -> Iterator[dict[str, Any]]:
-        """Yield a batch for each part of the cells, see `bags.Rules.index`."""
-        coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None
+        """Yield a batch for each part of the cells, see `bags.Rules.index`; `per_cell`: of `file_cells.of_file`."""
         for rows in parts:
-            where = None if coords is None else coords[rows]
-            yield bags.pack(mapping.apply(counts.take(rows)), self.rules.index(rows, cells), where, self._labels())
+            fields = {name: values[rows] for name, values in per_cell.items()}
+            index = self.rules.index(rows, cells)
+            yield bags.pack(mapping.apply(counts.take(rows)), index, labels=self._labels(), **fields)
 
     def _provenance(self, counts: h5ad.Counts, mapping: vocab.Mapping, how: str, width: int) -> dict[str, Any]:
         config = json.dumps(self.meta["config"], sort_keys=True)

@@ -142,11 +142,24 @@ def _fractions(values: pd.Series) -> bool:
     return bool(pd.api.types.is_float_dtype(values) and (values.dropna() % 1 != 0).any())
 
 
+def sample_codes(obs: pd.DataFrame, sample_key: str | None) -> np.ndarray:
+    """Return the number of each cell's tissue sample; see `samples`. [n]"""
+    codes = np.zeros(len(obs), int)
+    for number, rows in enumerate(samples(obs, sample_key, max(len(obs), 1), 0)[0]):
+        codes[rows] = number
+    return codes
+
+
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
 def pack(
-    counts: sp.csr_matrix, index: np.ndarray, coords: np.ndarray | None = None, labels: Sequence[str] = ()
+    counts: sp.csr_matrix,
+    index: np.ndarray,
+    coords: np.ndarray | None = None,
+    labels: Sequence[str] = (),
+    panel: np.ndarray | None = None,
+    field_coords: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return a batch, the fields of `types.Batch` and "index", from raw counts in the model's own vocabulary.
 
@@ -157,7 +170,14 @@ def pack(
       index: the cell's row in the result, -1 in the padding. [B, C]
       coords: their positions. [cells, 2]
       labels: names of the labels that the model expects.
+      panel, field_coords: of `types.Batch`, where they are known. [cells], [cells, 2]
+
+    Raises:
+      ValueError: a count is negative.
     """
+    if counts.nnz and counts.data.min() < 0:
+        least = counts.data.min()
+        raise ValueError(f"counts: {least:g}: counts, and values, are 0 or more; below that scLong reads its mask")
     lengths = np.diff(counts.indptr)
     width = size_up(int(lengths.max(initial=0)), GENES_SIZE)
     here = index >= 0
@@ -166,15 +186,20 @@ def pack(
     genes = np.full((index.size, width), counts.shape[1], np.int32)
     values = np.zeros((index.size, width), np.float32)
     genes[row, column], values[row, column] = counts.indices, counts.data
-    where = np.full((*index.shape, 2), np.nan, np.float32)
-    if coords is not None:
-        where[here] = coords
+    where = np.full((2, *index.shape, 2), np.nan, np.float32)
+    for place, positions in zip(where, (coords, field_coords), strict=True):
+        if positions is not None:
+            place[here] = positions
+    rows = np.zeros(index.shape, np.int32)
+    rows[here] = 0 if panel is None else panel
     return {
         "genes": genes.reshape(*index.shape, width),
         "counts": values.reshape(*index.shape, width),
         "cell_mask": here,
         "study": np.zeros(index.shape, np.int32),
-        "coords": where,
+        "panel": None if panel is None else rows,
+        "coords": where[0],
+        "field_coords": None if field_coords is None else where[1],
         "labels": {name: np.full(index.shape, -1, np.int32) for name in labels},
         "index": index,
     }

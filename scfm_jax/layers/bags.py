@@ -33,8 +33,9 @@ def draw_mask(key: Array, shape: tuple[int, int, int], rate: float, beta: bool) 
 
 
 def measured_genes(table: Array, batch: Batch) -> Array:
-    """Return the genes that every study of the bag measured. [S, V] -> [B, V]"""
-    here = (jax.nn.one_hot(batch.study, table.shape[0], dtype=bool) & batch.cell_mask[..., None]).any(1)  # [B, S]
+    """Return the genes that every study, or batch of one, in the bag measured. [panels, V] -> [B, V]"""
+    panel = batch.study if batch.panel is None else batch.panel
+    here = (jax.nn.one_hot(panel, table.shape[0], dtype=bool) & batch.cell_mask[..., None]).any(1)  # [B, panels]
     return ~(here[:, :, None] & ~table[None]).any(1)
 
 

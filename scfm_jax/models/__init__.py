@@ -21,8 +21,9 @@ Every model has:
                        "slots"     int32 [G + 1], the model's gene for each id of the store; V for a gene that the
                                    model does not have, and for the padding. `constants["slots"][batch.genes]` is thus
                                    [B, C, P], and what is V there is dropped. No two ids share a slot below V.
-                       "measured"  bool [S, V], which genes each study measured (`batch.study` is its row). A zero of
-                                   a gene that was not measured is no zero. V is `constants["measured"].shape[1]`.
+                       "measured"  bool [panels, V], which genes each study measured, then each batch of one that
+                                   measured fewer (`batch.panel` is the row, `batch.study` where there is none). A zero
+                                   of a gene that was not measured is no zero. V is `constants["measured"].shape[1]`.
                      Others are there where the data have them: see `api.gene_constants`, and `fit` below.
   loss(outputs, inputs, **config.loss) -> (scalar, {name: (weighted sum, weight)})
   flops(model, inputs, embed=False) -> float     FLOPs of one forward pass of a batch in pre-training, or with `embed`
@@ -43,6 +44,7 @@ A model may have:
   input_flops(model, inputs) -> float     of these, those of layers that see the data alone: no gradient passes to what
                      they read, so they count once less in a backward pass. 0 where it is left out.
   gene_vectors(variables, n_genes) -> [V, D]     the model's table of gene vectors; None where a run keeps none.
+  graph_vectors(model, variables, constants) -> [V, D]     what a graph convolution makes of each gene; None: no graph.
   gene_ids(inputs) -> int [B, C, L]   vocabulary id of each position of `Outputs.genes`, -1 for none, where the
                      positions are not the vocabulary's genes in order (with at most one more).
   fit({"train": batches, "val": ...}, constants, inputs) -> (constants, inputs)

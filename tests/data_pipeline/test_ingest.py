@@ -389,4 +389,8 @@ def test_real_studies_come_back(tmp_path):
     chemistry = ad.read_zarr(store.study(0).path)
     measured = [column for column in chemistry.var if column.startswith("measured_")]
     assert len(measured) == 3 and (chemistry.var[measured].any(axis=1) <= chemistry.var["measured"]).all()
+    row, table = store.study(0).panels
+    assert len(table) == 4 and row.min() == 1, "every batch says what it measured"
+    for panel, genes in enumerate(table[:, : chemistry.n_vars]):
+        assert not chemistry.X[row == panel][:, ~genes].nnz, "a count of a gene that was not measured"
     assert os.path.getsize(tmp_path / "store/manifest.json") < 1 << 20

@@ -21,6 +21,7 @@ from data_pipeline.batches.loader import Loader, Options
 from data_pipeline.batches.obs import Filter
 from data_pipeline.batches.sampler import Eligible, Sampler
 from data_pipeline.batches.split import PARTS
+from data_pipeline.files import panels
 from data_pipeline.files.h5ad import read_counts
 from data_pipeline.genes.vocab import map_genes
 from data_pipeline.store.store import open_store, write_study
@@ -685,3 +686,29 @@ def test_the_bench_prints_a_table_and_the_same_as_json(tmp_path):
     bad = subprocess.run([*command[:3], "brew"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert bad.returncode == 2
     assert bad.stderr == "error: bench brew: say what to measure: loader, step, infer, lengths\n"
+
+
+def test_a_cell_says_what_its_batch_measured_and_lies_at_one_place_of_its_field(store, tmp_path):
+    assert len(panels.table([store.study(name) for name in store.studies])) == 3, "a store without such columns"
+    with_flags = study("blood", 0)
+    with_flags.var["measured_2"] = np.arange(len(GENES)) % 4 > 0
+    for name, adata in {"blood": with_flags, "slide": study("slide", 2)}.items():
+        with read_counts(adata) as counts:
+            write_study(tmp_path, name, counts, map_genes(counts.genes, GENES), GENES, Settings(group_by="batch"))
+    flagged = open_store(tmp_path)
+    table = panels.table([flagged.study(name) for name in flagged.studies])
+    assert table.sum(1).tolist() == [400, 400, 300] and not table[2, ::4].any()
+    two = np.concatenate([flagged.study(name).obs["batch"] == "2" for name in flagged.studies])
+    slide = flagged.study("slide")
+    side = (slide.obs["batch"] == "right").to_numpy()
+    low, high = (np.stack([f(slide.coords[side == s], 0) for s in (False, True)])[side * 1] for f in (np.min, np.max))
+    places = np.full((len(two), 2), np.nan)
+    places[flagged.offsets[1] :] = (slide.coords - low) / (high - low)
+    for opened in (flagged, store):
+        for batch in first(Loader(opened, batch=4, bag=16), 20):
+            mask, index = batch["cell_mask"], batch["index"][batch["cell_mask"]]
+            if opened is store:
+                np.testing.assert_array_equal(batch["panel"], batch["study"])
+                continue
+            np.testing.assert_array_equal(batch["panel"][mask], np.where(two[index], 2, batch["study"][mask]))
+            np.testing.assert_allclose(batch["field_coords"][mask], places[index], atol=1e-6)

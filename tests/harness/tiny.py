@@ -115,7 +115,8 @@ class Loader:
             "study": rng.integers(0, STUDIES, (BAGS, CELLS), np.int32),
             "coords": np.full((BAGS, CELLS, 2), np.nan, np.float32),
         }
-        return {name: array[self.share] for name, array in arrays.items()} | {"labels": {}, "index": None}
+        unknown = dict.fromkeys(("index", "panel", "field_coords"))
+        return {name: array[self.share] for name, array in arrays.items()} | {"labels": {}} | unknown
 
     def iter(self, start_state: dict | None = None) -> "Batches":
         """Return the endless batches from a state on."""

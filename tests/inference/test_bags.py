@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from configs import finetune_cell_type, finetune_pretraining
 from data_pipeline import synthetic
+from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from data_pipeline.store.ingest import file_sources, ingest
 from experiments import train
@@ -22,6 +24,7 @@ from experiments.analyses import class_token, gene_clusters, perturbation, predi
 from experiments.suite import entrants
 from experiments.suite import tuning as suite_tuning
 from scfm_jax import api, models
+from scfm_jax.api import cells as file_cells
 from scfm_jax.inference import bags
 from scfm_jax.tasks.imputation import bins, imputation
 from scfm_jax.tasks.imputation.imputer import Imputer
@@ -289,3 +292,28 @@ def test_measurements_name_no_samples():
     with pytest.raises(ValueError, match="sample_key=batch: this obs column holds measurements"):
         bags.samples(obs, "batch", 10, 0)
     assert [part.tolist() for part in bags.samples(obs, "lane", 10, 0)[0]] == [[0, 2], [1]]
+
+
+def test_a_negative_value_is_refused_where_cells_are_packed():
+    counts = sparse.csr_matrix(np.array([[0.0, -1.5, 2.0]], np.float32))
+    with pytest.raises(ValueError, match=r"counts: -1.5: .* 0 or more; below that scLong reads its mask"):
+        bags.pack(counts, np.zeros((1, 1), int))
+
+
+def test_a_file_says_what_its_batches_measured_and_where_cells_lie_in_their_field():
+    cells = study().copy()
+    names = np.where(np.arange(60) < 20, "a", "b")
+    cells.obs["batch"] = names
+    cells.obsm["spatial"] = np.random.default_rng(0).random((60, 2)) * 90
+    cells.var["measured_a"] = np.arange(V) % 2 == 0
+    with h5ad.read_counts(cells) as counts:
+        mapping, rules = vocab.onto(counts, genes()), bags.Rules(together=True)
+        per_cell, measured = file_cells.of_file(counts, mapping, V, rules, "batch")
+    assert measured.sum(1).tolist() == [V, V // 2] and (per_cell["panel"] == (names == "a")).all()
+    for name in "ab":
+        rows = per_cell["field_coords"][names == name]
+        assert rows.min(0).tolist() == [0, 0] and rows.max(0).tolist() == [1, 1]
+    three = {name: values[18:21] for name, values in per_cell.items()}
+    packed = bags.pack(sparse.csr_matrix((3, V)), np.array([[0, 1, 2, -1]]), **three)
+    assert packed["panel"].tolist() == [[1, 1, 0, 0]] and np.isnan(packed["field_coords"][0, 3]).all()
+    np.testing.assert_array_equal(packed["field_coords"][0, :3], per_cell["field_coords"][18:21])

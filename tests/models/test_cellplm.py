@@ -17,7 +17,7 @@ from scfm_jax.models.cellplm import latent, likelihood
 from scfm_jax.models.cellplm import objective as cellplm_objective
 from scfm_jax.models.cellplm import published as convert
 from scfm_jax.models.cellplm.objective import gene_logits
-from scfm_jax.types import Batch
+from scfm_jax.types import Batch, Outputs
 
 KEY = jax.random.key(0)
 B, C, P, G, V, S = 2, 12, 10, 40, 36, 2
@@ -382,6 +382,65 @@ def test_the_printed_decoder_adds_covariates_to_the_latent_and_ends_linear():
     hidden = np.where(hidden > 0, hidden, np.asarray(p["prelu_0"]["slope"]) * hidden)
     hidden = norms.norm(model.norm).apply({"params": p["norm_0"]}, jnp.asarray(hidden))
     np.testing.assert_allclose(values, hidden @ p["kernel"] + p["bias"], rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_bag_is_scored_on_is_what_the_batches_of_its_studies_measured():
+    batch, constants = example()
+    table = jnp.concatenate([constants["measured"], constants["measured"][:1] & (jnp.arange(V) % 3 > 0)])
+    studies = bags.measured_genes(table, batch)
+    np.testing.assert_array_equal(studies, table[:2])
+    panel = batch.study.at[0, :5].set(2).at[1, 8:].set(2)  # some cells of the first bag; padding of the second
+    np.testing.assert_array_equal(bags.measured_genes(table, batch.replace(panel=panel)), table[jnp.array([2, 1])])
+
+
+def test_a_cell_lies_at_one_place_of_its_field_in_every_bag():
+    batch, _ = example()
+    places = np.where(np.asarray(batch.cell_mask)[..., None], np.random.default_rng(3).random((B, C, 2)), np.nan)
+    known = batch.replace(field_coords=jnp.asarray(places, jnp.float32))
+    half = jax.tree.map(lambda x: x[:, :6], known)
+    for bag in (known, half):
+        seen = prepare(bag, coords="field")["coords"]
+        np.testing.assert_array_equal(seen, places[:, : seen.shape[1]].astype(np.float32))
+    scaled = [np.asarray(prepare(bag, coords="scaled")["coords"])[:, :6] for bag in (known, half)]
+    assert np.abs(scaled[0] - scaled[1]).max() > 0.01, "within the bag, as before, a place depends on the others"
+    np.testing.assert_array_equal(prepare(batch, coords="field")["coords"], prepare(batch)["coords"])
+    shuffled = np.asarray(prepare(known, coords="shuffled")["coords"])
+    assert (shuffled != places).any(-1)[np.asarray(batch.cell_mask)].mean() > 0.5
+    for b, n in enumerate((12, 8)):
+        np.testing.assert_array_equal(np.sort(shuffled[b, :n, 0]), np.sort(places[b, :n, 0].astype(np.float32)))
+    with pytest.raises(ValueError, match="there are field, scaled, shuffled, raw"):
+        prepare(batch, coords="bag")
+
+
+def test_genes_that_a_relu_has_killed_are_counted():
+    inputs = prepare(train=True) | {"measured": jnp.arange(V)[None] < jnp.array([[10], [20]])}
+    logits = np.ones((*inputs["weights"].shape, V), np.float32)
+    logits[..., :5] = -1
+    logits[0, 2, 3], logits[1, 7, 4] = 1, 1  # alive in one scored cell; in one that is not scored
+    assert float(inputs["weights"][0, 2]) == 1 and float(inputs["weights"][1, 7]) == 0
+    head = {"hidden": jnp.asarray(logits), "kernel": jnp.eye(V), "bias": jnp.zeros(V)}
+    outputs = Outputs(cells=None, logits=head)
+    for objective in ("mse", "recon"):
+        share, weight = cellplm.loss(outputs, inputs, objective=objective)[1]["dead_genes"]
+        assert float(share) == pytest.approx(4 / 20) and float(weight) == 1
+    head["linear"] = jnp.ones(())
+    assert "dead_genes" not in cellplm.loss(outputs, inputs, objective="mse")[1]
+
+
+def test_given_gene_vectors_start_the_table():
+    model, (batch, constants) = cellplm.Model(**TINY), example()
+    vectors = np.zeros((V, TINY["enc_hid"]), np.float32)
+    vectors[::2] = np.random.default_rng(0).normal(size=vectors[::2].shape)
+
+    def table(**known):
+        inputs = cellplm.prepare(batch, constants | known, KEY, step=0, train=False)
+        return jit(lambda x: model.init({"params": KEY, "latent": KEY}, x)["params"]["genes"])(inputs)
+
+    drawn, started = table(), table(gene_vectors=jnp.asarray(vectors))
+    assert float(drawn.std()) == pytest.approx(0.005, rel=0.1)
+    np.testing.assert_array_equal(started, np.where(vectors != 0, vectors, drawn))
+    with pytest.raises(ValueError, match=r"gene vectors of width 7: model.enc_hid=64 must be the same"):
+        table(gene_vectors=jnp.asarray(vectors[:, :7]))
 
 
 def test_vae_weight_rises_to_one_step_below_its_peak():

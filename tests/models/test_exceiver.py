@@ -489,6 +489,9 @@ def test_the_scaler_is_that_of_all_cells_zeros_included():
     assert options["n_mask"] == int(np.median((counts > 0).sum(1)) * 0.15)
     same(fitted["val_mean"], logs[:14].mean(0), 1e-6, 1e-6)
     assert exceiver.fit({"train": batches}, known, {"n_mask": -1})[1]["n_mask"] == -1
+    for batch in batches:  # the same, said of a batch of one study
+        batch["panel"], batch["study"] = batch["study"], np.zeros_like(batch["study"])
+    same(exceiver.fit({"train": batches}, known, {"n_mask": -1})[0]["mean"], mean, 1e-6, 1e-6)
 
 
 @pytest.mark.parametrize("numbers", [[3], [4, 9], [5, 1, 2], [1, 1, 8, 9], [2, 2, 2, 30, 31]])

@@ -30,7 +30,7 @@ OTHER: dict[str, dict[str, Any]] = {
         activation="relu", norm="groupnorm", enc_head=2, mask_node_rate=0.7, mask_feature_rate=0.2, drop_node_rate=0.1,
         max_batch_size=7, cat_dim=3, conti_dim=3, pe_type="learned", cat_pe=True, gene_emb=None, latent_mod="gmvae",
         w_li=2.0, w_en=2.0, w_ce=2.0, head_type="embedder", dsbn=True, ecs=True, dar=True, input_covariate=True,
-        num_clusters=5, dae=False, lamda=0.1, mask_beta=True,
+        num_clusters=5, dae=False, lamda=0.1, mask_beta=True, objective="imputation",
     ),
     "exceiver": dict(
         seq_len=8, seq_dim=4, query_len=5, query_dim=4, classify_dim=3, num_layers=2, nhead=2, dim_feedforward=16,

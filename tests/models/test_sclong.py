@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,18 @@ from data_pipeline.genes import gene_vectors, graph_file
 from experiments import parity
 from scfm_jax import api, models
 from scfm_jax.layers import graph
+from scfm_jax.layers.gene_start import start
+from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.models import sclong
 from scfm_jax.models.sclong import performer
 from scfm_jax.models.sclong import published as convert
-from scfm_jax.models.sclong.genes import GeneVectors, start
+from scfm_jax.models.sclong.genes import GeneHead, GeneVectors
 from scfm_jax.models.sclong.inputs import MASK, TRANSFORMS, to_counts
 from scfm_jax.models.sclong.network import split
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.published import torch_state
+from scfm_jax.tasks.cells import embedding
+from scfm_jax.tasks.genes import gene_clusters
 from scfm_jax.training import optim, step
 from scfm_jax.types import Batch, Outputs
 from tests.conftest import SHARED, needs_shared
@@ -328,6 +333,42 @@ def test_what_layers_add_up_stays_in_float32():
     np.testing.assert_allclose(y - x, 0.16, rtol=0.01)
 
 
+def test_the_graphs_vectors_are_the_convolution_of_their_table():
+    model = sclong.Model(n_genes=GENES, **TINY | {"gene_table": False})
+    rng, edges = np.random.default_rng(0), constants()
+    rows, kernel, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((GENES + 1, 16), (16, 16), 16))
+    identity = {"graph_genes": rows, "graph_0": {"linear": {"kernel": kernel, "bias": bias}}}
+    variables = {"params": {"identity": identity}}
+    spread = np.zeros((GENES + 1, GENES + 1))
+    np.add.at(spread, (edges["graph_target"], edges["graph_source"]), edges["graph_weight"])
+    vectors = gene_clusters.vectors("sclong", variables, GENES, "graph", model, edges)
+    np.testing.assert_allclose(vectors, (spread @ rows @ kernel + bias)[:GENES], rtol=1e-4, atol=1e-4)
+
+    def kinds(graph: bool, **table) -> list[str]:
+        parts = {"model": model.clone(graph=graph), "variables": {"params": {"identity": identity | table}}}
+        return gene_clusters.kinds(types.SimpleNamespace(module=sclong, **parts))
+
+    assert kinds(True) == ["graph"] and kinds(True, genes=rows) == ["table", "graph"]
+    assert kinds(False, genes=rows) == ["table"]
+    with pytest.raises(ValueError, match="no graph convolution; give an input"):
+        gene_clusters.vectors("sclong", variables, GENES, "graph", model.clone(graph=False), {})
+
+
+def test_the_heads_second_layer_starts_as_torchs_do_or_as_before():
+    for kind, bound in (("width", 64**-0.5), ("fan_in", 4**-0.5)):
+        params = GeneHead(400, 4, kind).init(jax.random.key(0), jnp.ones((1, 400, 64)))["params"]
+        for name, most in {"kernel": 0.125, "bias": 0.125, "out_kernel": bound, "out_bias": bound}.items():
+            assert 0.98 * most < float(jnp.abs(params[name]).max()) <= most, (kind, name)
+    assert sclong.VARIANTS["paper"]["model"]["head_init"] == "fan_in"
+
+
+def test_a_mean_over_what_a_norm_has_centred_is_void_at_the_start():
+    model = sclong.Model(n_genes=GENES, **TINY | {"cells": "outsiders"})
+    norm = np.random.default_rng(0).normal(size=(30, GENES, model.base_dim)).astype(np.float32)
+    norm = np.asarray(LayerNorm().apply({"params": {"scale": jnp.ones(16), "bias": jnp.zeros(16)}}, norm))
+    assert embedding.void(norm.sum(2)) and not embedding.void(norm.mean(1)) and not embedding.void(norm[:, 0, :1])
+
+
 def test_without_the_low_group_only_the_top_genes_count():
     inputs, run = prepared(bag(), False, mask_rate=0.0), compiled(context="top")
     order = np.argsort(-np.asarray(inputs["values"]), axis=-1, kind="stable")
@@ -523,11 +564,11 @@ def test_gene_vectors_of_every_format_start_the_tables(tmp_path):
         np.testing.assert_array_equal(found[1], vectors)
     given = api.gene_constants({"gene_vectors": tmp_path / "both.npz"}, ["A", "B", "C"])["gene_vectors"]
     np.testing.assert_array_equal(given, [[3, 4], [1, 2], [0, 0]])
-    table = start(jax.random.key(0), jnp.asarray(given), (4, 2))
+    table = start(jax.random.key(0), jnp.asarray(given), (4, 2), 0.3, "base_dim")
     np.testing.assert_array_equal(table[jnp.array([0, 1, 3])], [[3, 4], [1, 2], [0, 0]])
     assert (table[2] != 0).all(), "a gene without a vector starts at random"
     with pytest.raises(ValueError, match="base_dim=5"):
-        start(jax.random.key(0), jnp.asarray(given), (4, 5))
+        start(jax.random.key(0), jnp.asarray(given), (4, 5), 0.3, "base_dim")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from experiments.analyses import annotation_table
 from experiments.analyses import embedding as analysis
-from scfm_jax.tasks.cells import embedding, labels
+from scfm_jax.tasks.cells import cell_type, embedding, labels
 from tests.harness import ROOT
 
 
@@ -104,3 +105,17 @@ def test_a_file_of_one_type_is_refused_before_anything_is_embedded(tmp_path):
     obs = pd.DataFrame({"kind": ["T"] * 60}, [f"c{i}" for i in range(60)])
     with pytest.raises(ValueError, match=r"label=kind: fewer than two of them have 5 cells or more.*T \(60\)"):
         analysis.evaluate(None, anndata.AnnData(np.ones((60, 3), np.float32), obs), tmp_path, label="kind")
+
+
+def test_a_void_embedding_is_called_so_where_its_scores_are_shown():
+    noise = np.random.default_rng(0).normal(size=(20, 3))
+    void = embedding.void
+    assert void(1e-6 * noise) and not void(noise) and not void(np.c_[noise[:, :1], np.ones((20, 9))])
+    names = ("sclong", "random twin")
+    rows = [{"embedding": name, "seed": 0, "accuracy": 0.5} for name in names]
+    rows[1]["void"] = True
+    text = analysis.table({"rows": rows, "cells": 20, "types": 2})
+    assert text.count("the embedding of random twin is void") == 1 == text.count(" is void")
+    metrics = dict.fromkeys(cell_type.METRICS, 0.5) | {"model": "sclong", "seed": 0, "cpu_s": 1.0}
+    rows = [metrics | {"method": "frozen"}, metrics | {"method": "twin", "void": True}]
+    assert "the embedding of sclong, random twin is void" in annotation_table.table(rows, 20)

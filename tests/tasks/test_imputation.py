@@ -335,6 +335,21 @@ def test_gene_means_are_rates_of_known_entries_by_hand():
     np.testing.assert_allclose(baselines.nearest_neighbours(whole, baselines.distances(whole)), [4, 4, 8])
 
 
+def test_genes_that_a_cells_batch_did_not_measure_are_neither_zeros_nor_asked_for():
+    counts = two_types()
+    measured = np.ones((N, V), bool)
+    measured[: N // 2, :8] = False  # of the first batch
+    hidden = np.random.default_rng(0).random((N, V)) < 0.3
+    problem = imputation.pose(counts * measured, measured, hidden, [np.arange(N)])
+    assert not problem.hidden[: N // 2, :8].any() and not problem.known[: N // 2, :8].any() and problem.measured.all()
+    assert (problem.hidden == hidden)[N // 2 :].all()
+    rates = baselines.gene_rates(problem)
+    cells = np.flatnonzero(problem.known[:, 3])
+    assert cells.min() >= N // 2 and rates[3] == pytest.approx(counts[cells, 3].sum() / problem.depth[cells].sum())
+    visible = problem.known[0].sum()
+    assert problem.depth[0] == pytest.approx(problem.counts[0].sum() * (V - 8) / visible), "of what it measured"
+
+
 def test_reference_cells_tell_of_genes_hidden_everywhere():
     counts, measured = two_types(), np.arange(V) < V - 1
     hidden = np.broadcast_to(np.arange(V) < 4, (N, V))

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from flax import linen as nn
 from scipy import sparse, stats
+from scipy.cluster import hierarchy
 
 from scfm_jax import api, models
 from scfm_jax.tasks.expression import log_normalised
@@ -304,3 +305,12 @@ def test_candidates_and_draw_say_when_there_are_too_few():
     labels = ["a"] * 30 + ["b"] * 3 + [None] * 9 + ["c"] * 8
     rows = task.draw(labels, 10, np.random.default_rng(0))
     assert [int(np.isin(rows, part).sum()) for part in (range(30), range(30, 42), range(42, 50))] == [10, 0, 8]
+
+
+def test_genes_of_a_heat_map_are_linked_by_similarity_or_as_seaborn_does():
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    similarities = task.similarity(x)
+    rows = hierarchy.linkage(similarities, "average")
+    np.testing.assert_array_equal(task.order(similarities, "rows"), rows)
+    ours = task.order(similarities)
+    assert ours[:, 2].max() <= 2 and not np.allclose(ours[:, 2], rows[:, 2])

@@ -49,7 +49,7 @@ def _answers(
 ) -> Iterator[tuple[counts.Prediction, np.ndarray]]:
     """Yield the predictions of spoiled counts, and the same as counts. [n, K]"""
     everything = np.ones(spoiled.shape, bool)
-    problem = Problem(spoiled, everything, everything, everything[0], table.bags, table.samples, table.coords)
+    problem = Problem(spoiled, everything, everything, everything[0], table.bags, table.samples, **table.where)
     predictions = list(counts.predictions(entrant, study, table, problem, seed))
     if entrant is None:
         predictions.append(counts.Prediction("as it is", "baseline", spoiled.ravel()))

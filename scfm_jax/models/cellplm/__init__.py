@@ -11,7 +11,8 @@ Where paper and released code differ, both are options; `VARIANTS` "paper*" and 
   enc_mod       performer (paper) | flowformer (every published checkpoint)
   latent_mod    gmvae_paper (q(z|x), then q(y|z), no floor) | gmvae (20230926: y from h, z from h and y, a floor)
                 | vae (20231027, whose KL warms up and has a floor of 1)
-  pe            sin (paper; coordinates scaled per bag) | none (published: the term is multiplied away)
+  pe            sin (paper) | none (published: the term is multiplied away); `coords` of `prepare` scales coordinates
+                over the field of view (paper, and what we train) or over each bag
   pe_missing    cell (each cell for itself) | first (code: the first cell of a bag decides)
   objective     mse (paper: masked squared error of log1p counts, summed over a cell) | nb (published: masked plus all
                 entries) | recon (the code's own squared error) | imputation | denoise | annotation

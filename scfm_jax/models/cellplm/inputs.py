@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from scfm_jax.layers import bags, sparse
 from scfm_jax.types import Array, Batch
 
+COORDS = ("field", "scaled", "shuffled", "raw")
+
 
 def prepare(
     batch: Batch,
@@ -34,7 +36,8 @@ def prepare(
     `mask_node_rate` of them are hidden; every per-cell array of the result, labels included, is in that order.
 
     Args:
-      constants: "slots" [G + 1] and "measured" [S, V] (see the contract); no two store genes share a slot below V.
+      constants: "slots" [G + 1] and "measured" [panels, V] (see the contract); no two store genes share a slot below V;
+        "gene_vectors" [V, D], rows of zeros where unknown, may be there: what the table of genes starts from.
       mask_node_rate: share of cells with hidden entries; mask_feature_rate: share of entries hidden in them.
       mask_beta: draw each cell's share from Beta(5, 4 / rate - 3), at most 0.9, whose mode is the rate.
       drop_node_rate: training keeps int(n * (1 - rate)) of n cells; max_cells: and at most so many (0: no limit).
@@ -42,7 +45,9 @@ def prepare(
         decode cells of studies that it has never seen.
       keep_counts: probability with which the network sees each molecule (binomial thinning); targets keep all.
       score: "masked" scores the masked cells (all, in evaluation), "all" scores every cell.
-      coords: "scaled" maps each bag's coordinates to [0, 1], "raw" leaves them.
+      coords: "field" maps coordinates to [0, 1] over the whole field of view, so that a cell lies at the same place in
+        every bag (over the bag, where the batch does not know its fields); "scaled" over the bag; "shuffled" gives
+        each cell the place of another of its bag, a control; "raw" leaves them.
       covariates: give the decoder batch and study; False leaves them unknown, as imported weights need.
       draws: recorded randomness instead of `rng`: "mask" bool [B, R, V] (cells keep their order), "noise".
 
@@ -84,7 +89,7 @@ def prepare(
         "weights": weights.astype(jnp.float32),
         "measured": measured,
         "cell_mask": batch.cell_mask,
-        "coords": bags.unit_coordinates(batch.coords, batch.cell_mask) if coords == "scaled" else batch.coords,
+        "coords": _coordinates(batch, coords, jax.random.fold_in(rng, 4)),
         "batch": jnp.where(told, batches, -1),
         "study": jnp.where(told, batch.study, -1),
         "labels": batch.labels,
@@ -92,7 +97,26 @@ def prepare(
     }
     if mask_on and score == "masked":
         inputs["mask"] = hidden
+    if "gene_vectors" in constants:
+        inputs["gene_vectors"] = constants["gene_vectors"]
     return inputs | ({"noise": draws["noise"]} if "noise" in draws else {})
+
+
+def _coordinates(batch: Batch, kind: str, key: Array) -> Array:
+    """Return the positions of the cells as `coords` of `prepare` has them. [B, C, 2]"""
+    if kind not in COORDS:
+        raise ValueError(f"coords {kind!r}: there are {', '.join(COORDS)}")
+    if kind == "raw":
+        return batch.coords
+    if kind == "scaled" or batch.field_coords is None:
+        places = bags.unit_coordinates(batch.coords, batch.cell_mask)
+    else:
+        places = batch.field_coords
+    if kind != "shuffled":
+        return places
+    drawn = jnp.argsort(jax.random.uniform(key, batch.cell_mask.shape) + 2 * ~batch.cell_mask, axis=1)
+    rank = jnp.maximum(jnp.cumsum(batch.cell_mask, 1) - 1, 0)  # of each cell among the real ones
+    return jnp.take_along_axis(places, jnp.take_along_axis(drawn, rank, 1)[..., None], 1)
 
 
 def tokens(inputs: dict[str, Any]) -> Array:

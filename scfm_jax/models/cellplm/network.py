@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers import norms, sparse
+from scfm_jax.layers.gene_start import start
 from scfm_jax.layers.head import Head
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.position import Position
@@ -101,7 +102,8 @@ class Model(nn.Module):
     def embed(self, inputs: dict[str, Any], train: bool) -> Array:
         """Sum gene vectors weighted by log1p counts, add position and covariate, and pass one layer. [B, C, D]"""
         width = self.enc_hid
-        table = self.param("genes", nn.initializers.normal(0.005), (self.n_genes, width))
+        vectors = inputs.get("gene_vectors")
+        table = self.param("genes", lambda key: start(key, vectors, (self.n_genes, width), 0.005, "enc_hid"))
         x = sparse.scatter(inputs["slots"], inputs["values"].astype(self.dtype), self.n_genes)  # [B, C, V]
         x = jnp.einsum("bcv,vd->bcd", x, table.astype(self.dtype))
         self.sow("intermediates", "gene_embed", x)

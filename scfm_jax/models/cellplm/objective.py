@@ -33,9 +33,13 @@ def loss(
         value, weight = cross_entropy(outputs.logits, inputs, label)
         total = 0.0  # a head trains without the latent's loss
     elif objective == "mse":
-        value, weight, extra = masked_squared_error(decode(outputs.logits)[0], inputs)
+        mean = decode(outputs.logits)[0]
+        value, weight, extra = masked_squared_error(mean, inputs)
+        extra |= dead_genes(outputs.logits, mean, inputs)
     elif objective == "recon":
-        value, weight = reconstruction(decode(outputs.logits)[0], inputs)
+        mean = decode(outputs.logits)[0]
+        value, weight = reconstruction(mean, inputs)
+        extra = dead_genes(outputs.logits, mean, inputs)
     else:
         masked = dae and objective == "nb" and "mask" in inputs
         value, weight, extra = negative_binomial(outputs.logits, inputs, masked)
@@ -148,6 +152,18 @@ def reconstruction(mean: Array, inputs: dict[str, Any]) -> tuple[Array, Array]:
     error = mean * inputs["counts"].sum(-1, keepdims=True) - truth
     number = (inputs["weights"].sum(-1) * inputs["measured"].sum(-1)).sum()
     return jnp.where(_scored(inputs), error**2, 0).sum(), number
+
+
+def dead_genes(head: dict[str, Array], mean: Array, inputs: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
+    """Return the metric "dead_genes", the share of measured genes that are predicted above 0 in no scored cell.
+
+    A ReLU passes no gradient to those; other decoders have none, and no such metric.
+    """
+    if "linear" in head or "log_theta" in head:
+        return {}
+    measured = inputs["measured"].any(0)
+    alive = ((mean > 0) & (inputs["weights"] > 0)[..., None]).any((0, 1))
+    return {"dead_genes": ((measured & ~alive).sum() / jnp.maximum(measured.sum(), 1), jnp.ones(()))}
 
 
 def cross_entropy(logits: Array, inputs: dict[str, Any], label: str) -> tuple[Array, Array]:

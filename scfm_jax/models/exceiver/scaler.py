@@ -10,7 +10,7 @@ class Statistics:
 
     Args:
       slots: the model slot of each store id [G + 1], V for none.
-      measured: genes that each study measured, bool [S, V].
+      measured: genes that each study, or batch of one, measured, bool [panels, V].
       target_sum: counts of a cell are scaled to this sum before log1p.
     """
 
@@ -31,7 +31,8 @@ class Statistics:
         self._sums += np.bincount(slots.ravel(), logs.ravel(), width)
         self._squares += np.bincount(slots.ravel(), (logs**2).ravel(), width)
         self._expressed += np.bincount(slots.ravel(), minlength=width)
-        self._cells += np.bincount(np.asarray(batch["study"])[real], minlength=len(self._cells))
+        panel = batch["study"] if batch.get("panel") is None else batch["panel"]
+        self._cells += np.bincount(np.asarray(panel)[real], minlength=len(self._cells))
         self._numbers += np.bincount((slots < width - 1).sum(1), minlength=width)
 
     def scaler(self) -> dict[str, np.ndarray]:

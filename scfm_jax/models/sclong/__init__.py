@@ -21,14 +21,14 @@ Where paper and released code differ, both are options; `VARIANTS` "paper" and "
                  (log(1 + count / 10,000)) | none (log1p values already)
   max10          True (pre-training: the largest value of a cell is 10) | False (the code's downstream scripts)
   key_max        set (one cell) | global (code: the batch, which is the same at its micro-batch of 1) | per_head
-The paper does not say how wide its MLPs are; `head_dim` is ours.
+The paper does not say how wide its MLPs are or how they start; `head_dim` and `head_init` are ours.
 
 Differences on purpose: attention's feature maps never exist whole (`layers.attention`); genes without a given vector
 start at random.
 """
 
 from scfm_jax.models.sclong.inputs import prepare, tokens
-from scfm_jax.models.sclong.network import BATCH, SIZES, TUNING, Model, flops, gene_vectors, project
+from scfm_jax.models.sclong.network import BATCH, SIZES, TUNING, Model, flops, gene_vectors, graph_vectors, project
 from scfm_jax.models.sclong.objective import impute, loss, mask_gene
 from scfm_jax.models.sclong.variants import VARIANTS
 
@@ -40,6 +40,7 @@ __all__ = [
     "Model",
     "flops",
     "gene_vectors",
+    "graph_vectors",
     "impute",
     "loss",
     "mask_gene",

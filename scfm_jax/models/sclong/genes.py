@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jraph
 
 from scfm_jax.layers import graph
+from scfm_jax.layers.gene_start import start
 from scfm_jax.types import Array
 
 
@@ -20,7 +21,7 @@ class GeneVectors(nn.Module):
     @nn.compact
     def __call__(self, vectors: Array | None, network: jraph.GraphsTuple | None) -> Array:  # [V, D] -> [N, D]
         def table(name: str) -> Array:
-            return self.param(name, lambda key: start(key, vectors, (self.positions, self.width)))
+            return self.param(name, lambda key: start(key, vectors, (self.positions, self.width), 0.3, "base_dim"))
 
         if not self.layers:
             return table("genes")
@@ -38,31 +39,28 @@ class GeneVectors(nn.Module):
 
 
 class GeneHead(nn.Module):
-    """An MLP with one hidden layer for each gene: its representation to its value, in float32."""
+    """An MLP with one hidden layer for each gene: its representation to its value, in float32.
+
+    `bound`: the second layer starts within 1 / sqrt of its own inputs ("fan_in", as torch has it), or of those
+    of the first ("width").
+    """
 
     positions: int
     hidden: int
+    bound: str = "width"
 
     @nn.compact
     def __call__(self, x: Array, rows: Array | None = None) -> Array:  # [M, N or R, D], [M, R] -> [M, N or R]
-        bound = x.shape[-1] ** -0.5
-        draw = lambda *shape: lambda key: jax.random.uniform(key, (self.positions, *shape), minval=-bound, maxval=bound)  # noqa: E731
-        weights = [self.param("kernel", draw(x.shape[-1], self.hidden)), self.param("bias", draw(self.hidden))]
-        weights += [self.param("out_kernel", draw(self.hidden)), self.param("out_bias", draw())]
+        width = x.shape[-1]
+
+        def weight(name: str, inputs: int, *shape: int) -> Array:
+            shape, bound = (self.positions, *shape), inputs**-0.5
+            return self.param(name, lambda key: jax.random.uniform(key, shape, minval=-bound, maxval=bound))
+
+        second = self.hidden if self.bound == "fan_in" else width
+        weights = [weight("kernel", width, width, self.hidden), weight("bias", width, self.hidden)]
+        weights += [weight("out_kernel", second, self.hidden), weight("out_bias", second)]
         kernel, bias, out, last = weights if rows is None else (w[rows] for w in weights)
         product = "mnd,ndf->mnf" if rows is None else "mnd,mndf->mnf"
         hidden = jax.nn.relu(jnp.einsum(product, x, kernel) + bias)
         return (hidden * out).sum(-1) + last
-
-
-def start(key: Array, vectors: Array | None, shape: tuple[int, int]) -> Array:
-    """Return the first value of a gene table: the `vectors` [V, D] that a user gave,
-    rows of zeros and, without any, all rows drawn at random; PAD zero. [N, D]"""
-    drawn = 0.3 * jax.random.normal(key, shape)
-    if vectors is None:
-        return drawn
-    if vectors.shape[1] != shape[1]:
-        raise ValueError(f"gene vectors of width {vectors.shape[1]}: model.base_dim={shape[1]} must be the same")
-    nonzero = (vectors != 0).any(1, keepdims=True)
-    rows = jnp.where(nonzero, vectors, drawn[: len(vectors)])
-    return jnp.pad(rows, ((0, shape[0] - len(vectors)), (0, 0)))

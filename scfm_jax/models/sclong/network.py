@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scfm_jax.layers import attention
+from scfm_jax.layers import attention, graph
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.norms import LayerNorm
@@ -34,6 +34,7 @@ TUNING = {
 }
 CHOICES = {
     "head": ("shared", "gene"),
+    "head_init": ("width", "fan_in"),
     "context": ("all", "top"),
     "cells": ("mean", "outsiders"),
     "attention": performer.KINDS,
@@ -49,7 +50,7 @@ class Model(nn.Module):
     `genes` are these [B, C, V, D]; `logits` are predicted values, "scored" [B, C, R] and "genes" [B, C, V].
     `cells` "outsiders" embeds a cell as the sum over D for each position, as the batch script of the code means to.
     `context` "top" leaves out the values of all genes but the top ones. `redraw`: see `performer`; 0 for never.
-    `prefix`: learned keys and values of each layer, see `layers.prefix`.
+    `prefix`: learned keys and values of each layer, see `layers.prefix`. `head_init`: see `genes.GeneHead`.
     `scan`: one compilation for all layers of a stack, and less memory. `remat`: recompute layers backwards: False, True
     or "full" (keep only what goes in), "dots" (keep matrix products, too). Rows of the gene tables without a
     given vector start normal with deviation 0.3.
@@ -85,6 +86,7 @@ class Model(nn.Module):
     context: str = "all"
     head: str = "shared"
     head_dim: int = 16
+    head_init: str = "width"
     cells: str = "mean"
     prefix: int = 0
     dtype: str = "float32"
@@ -114,7 +116,7 @@ class Model(nn.Module):
             self.mini = stack(self.mini_depth, self.mini_heads, self.mini_key_size)
         self.decoder = stack(self.dec_depth, self.dec_heads, self.dec_key_size, apart=True)
         self.decode_norm = LayerNorm()
-        self.head_ = GeneHead(self.positions, self.head_dim) if self.head == "gene" else Dense(1)
+        self.head_ = GeneHead(self.positions, self.head_dim, self.head_init) if self.head == "gene" else Dense(1)
 
     def __call__(self, inputs: dict[str, Any], train: bool = False) -> Outputs:
         shape, hidden = inputs["values"].shape[:2], "masked" in inputs
@@ -228,6 +230,15 @@ def gene_vectors(variables: Mapping[str, Any], n_genes: int) -> Array | None:
     """Return the table of gene vectors, None where the graph stands in for it. [V, D]"""
     table = variables["params"]["identity"].get("genes")
     return None if table is None else table[:n_genes]
+
+
+def graph_vectors(model: Model, variables: Mapping[str, Any], constants: Mapping[str, Array]) -> Array | None:
+    """Return what the graph convolution makes of each gene, None without a graph. [V, D]"""
+    if not model.graph:
+        return None
+    convolution = GeneVectors(model.positions, model.base_dim, model.graph_layers, table=False)
+    identity = {"params": variables["params"]["identity"]}
+    return convolution.apply(identity, None, graph.from_constants(constants))[: model.n_genes]
 
 
 def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:

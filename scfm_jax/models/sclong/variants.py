@@ -10,7 +10,9 @@ VARIANTS = {
     },
     "small": {"model": dict(SMALL, top_seq_len=1024, dec_depth=1, graph=False)},
     "paper": {
-        "model": dict(head="gene", gene_table=False, readd=False, expression_norm=False, pad_token=False),
+        "model": dict(
+            head="gene", head_init="fan_in", gene_table=False, readd=False, expression_norm=False, pad_token=False,
+        ),
         "inputs": {"replace_rate": 1.0},
         "loss": {"average": "cells"},
     },

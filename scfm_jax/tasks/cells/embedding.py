@@ -20,6 +20,9 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from scfm_jax.tasks.cells.labels import encode
 from scfm_jax.tasks.expression import log_normalised
 
+LEAST_SPREAD = 1e-4
+"""Standard deviation over cells that some dimension of an embedding has, if it tells cells apart."""
+VOID = "the embedding of {} is void: it is the same for all cells but for rounding errors, and its scores say nothing"
 RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 15))
 METRICS = {
     "accuracy": "5-NN accuracy",
@@ -64,6 +67,14 @@ def score(
         frequent, b = countable(np.asarray(batch, object)[counted], folds, "batches")
         scores["batch_accuracy"] = knn_scores(x[frequent], b, seed=seed, folds=folds)["accuracy"]
     return scores
+
+
+def void(embedding: np.ndarray) -> bool:
+    """Return whether cells have the same embedding but for rounding errors, so that scores of it say nothing. [n, D]
+
+    So has a random twin that sums over what a LayerNorm has centred (scLong's `cells="outsiders"`).
+    """
+    return bool(np.asarray(embedding, np.float64).std(0).max(initial=0) < LEAST_SPREAD)
 
 
 def countable(labels: Sequence, folds: int = 5, name: str = "labels") -> tuple[np.ndarray, np.ndarray]:

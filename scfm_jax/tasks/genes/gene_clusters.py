@@ -15,10 +15,10 @@ Arrays in, arrays out.
 """
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from flax import linen as nn
 from scipy import sparse, stats
 
 from scfm_jax import models
@@ -28,21 +28,40 @@ ALIKE = 50
 """Genes that count as alike in number of interactions."""
 
 
-def has_vectors(module: ModuleType) -> bool:
-    """Return whether a model keeps a table of gene vectors: its contract's optional member `gene_vectors`."""
-    return hasattr(module, "gene_vectors")
+def kinds(run: Any) -> list[str]:
+    """Return the kinds of gene vectors that a run has without any cell: "table", "graph"."""
+    table = hasattr(run.module, "gene_vectors") and run.module.gene_vectors(run.variables, 1) is not None
+    graph = hasattr(run.module, "graph_vectors") and run.model.graph
+    return ["table"] * table + ["graph"] * graph
 
 
-def vectors(model: str, variables: Mapping[str, Any], n_genes: int) -> np.ndarray:
-    """Return the model's table of gene vectors, float32; ValueError where the model has none. [V, D]"""
+def vectors(
+    model: str,
+    variables: Mapping[str, Any],
+    n_genes: int,
+    kind: str = "table",
+    network: nn.Module | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """Return the model's gene vectors, float32. [V, D]
+
+    Args:
+      kind: "table", or "graph": the output of its graph convolution, which needs the network and its constants.
+
+    Raises:
+      ValueError: the model has none of this kind.
+    """
     module = models.get(model)
-    table = module.gene_vectors(variables, n_genes) if has_vectors(module) else None
-    if table is None:
+    if kind == "table":
+        values = module.gene_vectors(variables, n_genes) if hasattr(module, "gene_vectors") else None
+    else:
+        values = module.graph_vectors(network, variables, constants) if hasattr(module, "graph_vectors") else None
+    if values is None:
+        what = "table of gene vectors" if kind == "table" else "graph convolution"
         raise ValueError(
-            f"model {model} has no table of gene vectors; give an input, a file over whose cells its gene "
-            "representations are averaged"
+            f"model {model} has no {what}; give an input, a file over whose cells its gene representations are averaged"
         )
-    return np.asarray(table, np.float32)
+    return np.asarray(values, np.float32)
 
 
 def clusters(x: np.ndarray, *, neighbours: int = 15, resolution: float = 1.0, seed: int = 0) -> np.ndarray:

@@ -166,8 +166,17 @@ def _wins(score: np.ndarray, markers: np.ndarray, level: np.ndarray) -> tuple[fl
     return above, pairs, variance
 
 
-def order(similarities: np.ndarray) -> np.ndarray:
-    """Return the linkage by which a clustered heat map draws genes: average, of one less the similarity. [M, M]"""
+LINKAGES = ("similarity", "rows")
+
+
+def order(similarities: np.ndarray, kind: str = "similarity") -> np.ndarray:
+    """Return the average linkage by which a clustered heat map draws genes. [M, M]
+
+    `kind`: genes are apart by one less their "similarity", or, as seaborn's clustermap has it and so the paper's
+    figures, by the Euclidean distance of their "rows" of similarities.
+    """
+    if kind == "rows":
+        return hierarchy.linkage(similarities, "average", "euclidean")
     apart = np.clip(1 - similarities, 0, None)
     apart = (apart + apart.T) / 2
     np.fill_diagonal(apart, 0)

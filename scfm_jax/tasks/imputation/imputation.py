@@ -44,7 +44,7 @@ class Problem:
       measured: genes that the file of the n cells measured. [V]
       bags: rows of cells that are seen together, a partition of the n cells.
       samples: code of the tissue sample of each of the n cells. [n]
-      coords: their positions, or None. [n, 2]
+      coords: their positions, or None; field_coords: scaled over their whole field of view. [n, 2]
     """
 
     counts: np.ndarray
@@ -54,6 +54,7 @@ class Problem:
     bags: Sequence[np.ndarray]
     samples: np.ndarray
     coords: np.ndarray | None = None
+    field_coords: np.ndarray | None = None
 
     @functools.cached_property
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +68,8 @@ class Problem:
         A cell of which nothing is visible gets the mean of the others.
         """
         n_genes = self.known.sum(1)
-        full = np.concatenate([np.full(len(self.hidden), self.measured.sum()), n_genes[len(self.hidden) :]])
+        asked = (self.known[: len(self.hidden)] | self.hidden).sum(1)  # the genes that the cell's batch measured
+        full = np.concatenate([asked, n_genes[len(self.hidden) :]])
         depth = self.counts.sum(1, dtype=np.float64) * full / np.maximum(n_genes, 1)
         seen = depth[: len(self.hidden)][n_genes[: len(self.hidden)] > 0]
         return np.where(n_genes > 0, depth, seen.mean() if len(seen) else 0)
@@ -81,11 +83,13 @@ def pose(
     *,
     samples: np.ndarray | None = None,
     coords: np.ndarray | None = None,
+    field_coords: np.ndarray | None = None,
     reference: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Problem:
     """Return the problem of imputing `hidden` [n, V] of `counts` [n, V]; what is hidden is not in it.
 
     Args:
+      measured: genes that the file measured [V], or each of the cells, where batches differ [n, V].
       reference: counts [m, V] of other cells, of which everything is visible, and the genes measured there [V].
     """
     visible = measured & ~hidden
@@ -95,7 +99,8 @@ def pose(
         seen = np.concatenate([seen, np.where(reference_genes, others, 0).astype(np.float32)])
         visible = np.concatenate([visible, np.broadcast_to(reference_genes, others.shape)])
     samples = np.zeros(len(counts), int) if samples is None else samples
-    return Problem(seen, visible, hidden & measured, measured, bags, samples, coords)
+    measured_once = measured.reshape(-1, measured.shape[-1]).any(0)
+    return Problem(seen, visible, hidden & measured, measured_once, bags, samples, coords, field_coords)
 
 
 def get(task: str) -> ModuleType:

@@ -91,8 +91,9 @@ class Imputer:
     def _batch(self, problem: Problem, index: np.ndarray) -> dict[str, Any]:
         """Return the fields of a batch of the rows `index`. [B, C]"""
         rows = index[index >= 0]
-        where = None if problem.coords is None else problem.coords[rows]
-        packed = bags.pack(sp.csr_matrix(problem.counts[rows]), index, where)
+        where = {name: getattr(problem, name) for name in ("coords", "field_coords")}
+        where = {name: values[rows] for name, values in where.items() if values is not None}
+        packed = bags.pack(sp.csr_matrix(problem.counts[rows]), index, **where)
         return {field: packed[field] for field in infer.FIELDS}
 
     def _indices(self, problem: Problem) -> list[np.ndarray]:

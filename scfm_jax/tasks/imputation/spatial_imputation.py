@@ -49,12 +49,13 @@ def together(problem: Problem) -> Problem:
     hidden = np.zeros(problem.counts.shape, bool)
     hidden[:n] = problem.hidden
     measured = problem.measured | problem.known.any(0)
-    coords = None
-    if problem.coords is not None:
-        coords = np.full((whole, 2), np.nan, np.float32)
-        coords[:n] = problem.coords
+
+    def padded(coords: np.ndarray | None) -> np.ndarray | None:
+        return coords if coords is None else np.pad(coords, ((0, whole - n), (0, 0)), constant_values=np.nan)
+
+    where = padded(problem.coords), padded(problem.field_coords)
     samples = np.zeros(whole, int)
-    return Problem(problem.counts, problem.known, hidden, measured, [np.arange(whole)], samples, coords)
+    return Problem(problem.counts, problem.known, hidden, measured, [np.arange(whole)], samples, *where)
 
 
 def score(predicted: np.ndarray, true: np.ndarray, genes: Sequence[int] | np.ndarray) -> dict[str, float]:
