@@ -51,6 +51,8 @@ SIZES = {
     "tiny": {"bag": 50, "steps": 2, "rate": 5e-3},
     "small": {"bag": 50, "steps": 100, "rate": 5e-3},
 }
+RATES = (3e-4, 1e-3, 3e-3)
+"""Learning rates beside that of the base."""
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -94,9 +96,15 @@ def get_sweep(variant: str = "small") -> dict[str, Any]:
             {"axis": "masking", "label": "5 % of zeros", "set": {"inputs.zero_rate": 0.05}, "paper": {"mcc": 0.45}},
             {"axis": "norm", "label": "standard", "set": {"model.norm": "standard"}, "paper": {"mcc": 0.39}},
             {"axis": "norm", "label": "none", "set": {"model.norm": "none"}, "paper": {"mcc": 0.40}},
+            {"axis": "norm", "label": "no scale, no offset", "set": {"model.norm": "no_affine"}},
+            {"axis": "norm", "label": "of channels", "set": {"model.norm": "channel"}},
             _cells(10, 0.44),
             _cells(1, 0.07),
             {"axis": "bins", "label": "15 bins", "set": {"model.n_bins": 15, "inputs.n_bins": 15}},
+            *(
+                {"axis": "rate", "label": f"learning rate {rate:g}", "set": {"optim.learning_rate": rate}}
+                for rate in RATES
+            ),
         ],
     }
 

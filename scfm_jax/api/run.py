@@ -106,10 +106,18 @@ class Run:
     ) -> vocab.Mapping:
         """Return how the genes of an open file meet the model's, by all names that either has; see `vocab.onto`.
 
+        Where the training studies were ingested with --min_gene_fraction, rare genes of the file are zeroed by it, too.
+
         Args:
           table: of `gene_table`; that without files, if left out.
         """
-        return vocab.onto(counts, self.genes, table=table or self.gene_table(), min_mapped=min_mapped)
+        mapping = vocab.onto(counts, self.genes, table=table or self.gene_table(), min_mapped=min_mapped)
+        return mapping.without_rare(counts, self.gene_fraction) if self.gene_fraction else mapping
+
+    @property
+    def gene_fraction(self) -> float | None:
+        """The --min_gene_fraction that the training studies were ingested with; None for none."""
+        return self.meta.get("min_gene_fraction")
 
     @property
     def classes(self) -> dict[str, list[str]]:
@@ -141,8 +149,9 @@ class Run:
             the file as one sample, "auto" takes obs["batch"] if there is one. Models of single cells do not use it.
           gene_table: files that translate gene names (see `vocab.read_table`).
           min_mapped: least share of the file's genes that must be genes of the model; None for no limit.
-          max_cells: larger samples are cut into random parts of equal size.
-          seed: of those parts.
+          max_cells: larger samples are cut into random parts of equal size; into tiles of neighbours where the file
+            has positions and the run was trained on neighbours.
+          seed: of random parts.
           mesh: devices to spread over, see `sharding.make_mesh`.
           key_added: such as "X_cellplm": the embedding is also put into obsm of the AnnData under this name, and what
             was done into uns; None leaves the AnnData as it is.
@@ -159,7 +168,7 @@ class Run:
         with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
             self.mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(self.mapping.report))
-            parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed)
+            parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed, coords=_coords(counts))
             measured = np.isin(np.arange(len(self.genes)), self.mapping.index)[None]
             once = self._batches(counts, parts, self.mapping, rules.cells)
             constants = self.complete_constants(once, measured, say)
@@ -239,7 +248,9 @@ class Run:
             if not len(rows) or rows[0] < 0 or rows[-1] >= counts.n_cells:
                 raise ValueError(f"rows: {len(rows)} rows for {counts.n_cells} cells; one or more of them are needed")
             obs = counts.obs.iloc[rows]
-            parts, how = bags.seen_together(rules, obs, sample_key, max_cells, seed)
+            coords = _coords(counts)
+            coords = None if coords is None else coords[rows]
+            parts, how = bags.seen_together(rules, obs, sample_key, max_cells, seed, coords=coords)
             ids = np.unique(mapping.index[mapping.index >= 0])
             measured = np.isin(np.arange(len(self.genes)), ids)[None]
             once = self._batches(counts, [rows[part] for part in parts], mapping, rules.cells)
@@ -281,7 +292,7 @@ class Run:
         self, counts: h5ad.Counts, parts: Iterable[np.ndarray], mapping: vocab.Mapping, cells: int
     ) -> Iterator[dict[str, Any]]:
         """Yield a batch for each part of the cells, see `bags.Rules.index`."""
-        coords = counts.obsm["spatial"][:, :2] if "spatial" in counts.obsm else None
+        coords = _coords(counts)
         for rows in parts:
             where = None if coords is None else coords[rows]
             yield bags.pack(mapping.apply(counts.take(rows)), self.rules.index(rows, cells), where, self._labels())
@@ -304,3 +315,8 @@ class Run:
             "sample": how,
             "genes": self.mapping.report.to_dict(),
         }
+
+
+def _coords(counts: h5ad.Counts) -> np.ndarray | None:
+    """Return the positions of an open file's cells, None where it has none. [n, 2]"""
+    return np.asarray(counts.obsm["spatial"])[:, :2] if "spatial" in counts.obsm else None

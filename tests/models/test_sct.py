@@ -18,7 +18,7 @@ from experiments.golden import sct as parity_sct
 from scfm_jax import sharding
 from scfm_jax.layers import position
 from scfm_jax.models import sct
-from scfm_jax.models.sct import bins, convolution, network
+from scfm_jax.models.sct import bins, convolution, network, rotary
 from scfm_jax.models.sct import published as convert
 from scfm_jax.models.sct.objective import gene_logits, predict
 from scfm_jax.types import Batch, Outputs
@@ -359,6 +359,28 @@ def test_gradient_of_the_norm_is_the_derived_one():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_the_norm_of_channels_is_that_of_each_position_with_one_scale_and_offset_for_each_channel():
+    x = np.random.default_rng(0).normal(2, 3, (2, 3, 4, 8)).astype(np.float32)
+    params = {"scale": jnp.arange(8.0), "offset": jnp.arange(8.0)[::-1]}
+    ours = convolution.GeneNorm("channel").apply({"params": params}, x)
+    unit = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(ours, unit * np.arange(8) + np.arange(8)[::-1], rtol=1e-4, atol=1e-4)
+    model, variables = built(prepared(bag()), norm="channel")
+    assert variables["params"]["down_0"]["norm"]["scale"].shape == (32,)
+    back = convert.params(convert.state_dict(variables, model), model)
+    jax.tree.map(np.testing.assert_array_equal, dict(variables), back)
+
+
+def test_the_mlp_is_drawn_as_asked_for():
+    """A normal variate cut at two deviations keeps 0.774 of its variance, a uniform one has a third of its bound's."""
+    cut = 1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+    for init, times in (("he_uniform", 2.0), ("truncated", cut)):
+        block = rotary.Block(2, 32, 512, mlp_init=init)
+        params = block.init(jax.random.key(0), jnp.zeros((1, 2, 256)), jnp.ones((1, 2), bool))["params"]
+        for name, fan_in, expected in (("mlp_in", 256, times), ("mlp_out", 512, times), ("query", 256, 2.0)):
+            assert float(jnp.var(params[name]["kernel"])) * fan_in == pytest.approx(expected, rel=0.03), (init, name)
+
+
 def test_spatial_features_of_paper_and_code():
     coords = jnp.array([[[3.0, 5.0]]])
     paper = position.scale_waves(coords, "paper", 3, 1.0, 4.0)[0, 0]
@@ -374,13 +396,14 @@ def test_every_option_trains():
     batch = bag()
     for options in (
         {"norm": "standard", "pooling": "max", "pos": "none", "skip": False},
-        {"norm": "no_affine", "n_bins": 15, "spatial": "paper", "dtype": "bfloat16"},
+        {"norm": "no_affine", "n_bins": 15, "spatial": "paper", "dtype": "bfloat16", "mlp_init": "truncated"},
     ):
         inputs = prepared(batch, n_bins=options.get("n_bins", 5), nonzero_rate=0.5)
         model, variables = built(inputs, **options)
         value, grads = value_and_grad(model, variables, inputs)
         assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    for wrong in ({"norm": "x"}, {"pooling": "x"}, {"pos": "x"}, {"spatial": "x"}, {"token_dim": 16}, {"n_bins": 15}):
+    texts = [{name: "x"} for name in ("mlp_init", "norm", "pooling", "pos", "spatial")]
+    for wrong in (*texts, {"token_dim": 16}, {"n_bins": 15}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             jax.eval_shape(lambda wrong=wrong: built(prepared(batch), **wrong)[1])
 

@@ -14,7 +14,7 @@ from scfm_jax.layers import position
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.remat import REMAT
 from scfm_jax.models.sct.convolution import NORMS, POOLINGS, Convolution, Stage, reach, truncated, with_neighbours
-from scfm_jax.models.sct.rotary import Block
+from scfm_jax.models.sct.rotary import INITIALISERS, Block
 from scfm_jax.types import Array, Outputs
 
 SIZES = {"n_genes": "genes"}
@@ -53,10 +53,12 @@ class Model(nn.Module):
     pooling: str = "avg"
     pos: str = "rope"
     norm: str = "shared"
+    mlp_init: str = "he_uniform"
     spatial: str = "none"
     num_scales: int = 10
     sigma_min: float = 1.0
     sigma_max: float = 10.0
+    cells: str = "mean"
     cell_layer: str = "last"
     prefix: int = 0
     dtype: str = "float32"
@@ -79,7 +81,7 @@ class Model(nn.Module):
         self.down = [stage(width, pooling=self.pooling, **options) for width in widths[1:]]
         self.up = [stage(width, stride=2, **options) for width in widths[-2::-1]]
         options = (self.num_heads, self.key_size, self.ffn_dim, self.pos == "rope", self.dtype, self.query_chunk)
-        options = (*options, self.prefix)
+        options = (*options, self.prefix, self.mlp_init)
         if self.scan:
             axes = {"variable_axes": {"params": 0, "intermediates": 0}, "in_axes": nn.broadcast}
             block = nn.scan(block, split_rngs={"params": True}, length=self.num_layers, **axes)
@@ -142,7 +144,12 @@ class Model(nn.Module):
                 states.append(state)
         self.sow("intermediates", "transformer_out", x)
         cells = sum(states) / self.num_layers if self.cell_layer == "mean" else x
-        return x.reshape(shape), cells.reshape(shape).astype(jnp.float32).mean(2)
+        return x.reshape(shape), self.read(cells.reshape(shape).astype(jnp.float32), real)
+
+    def read(self, x: Array, real: Array) -> Array:
+        """Return the embeddings of cells of which every position has one. [B, C, L, D] -> [B, C, D or L D]"""
+        cells = x.mean(2) if self.cells == "mean" else x.reshape(*x.shape[:2], -1)
+        return cells
 
     def linear(self, name: str, fan_in: int, features: int) -> dict[str, Array]:
         """Return kernel and bias of a linear map."""
@@ -157,7 +164,7 @@ class Model(nn.Module):
     def check(self) -> None:
         """Raise ValueError for sizes that do not fit and for unknown options."""
         choices = {"pos": ("rope", "none"), "spatial": ("none", "code", "paper"), "cell_layer": ("last", "mean")}
-        choices |= {"pooling": POOLINGS, "norm": NORMS, "remat": (False, True, *REMAT)}
+        choices |= {"pooling": POOLINGS, "norm": NORMS, "mlp_init": tuple(INITIALISERS), "remat": (False, True, *REMAT)}
         check_choices(self, choices)
         if self.token_dim % 32 or self.embed_dim % 32:
             raise ValueError(f"token_dim={self.token_dim}, embed_dim={self.embed_dim}: must be multiples of 32")
