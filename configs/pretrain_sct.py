@@ -8,13 +8,16 @@
   python -m experiments.impute --workdir=runs/sct --input=pbmc3k.h5ad --task=gene --rates=0.15,0.8 --min_mapped=0.01
 
 The paper zeroes, per study, genes with fewer counts than 0.003 times the cells: `experiments.ingest
---min_gene_fraction=0.003`. The sigmas are in units of the coordinates (her2st: pixels, about 220 to a spot).
+--min_gene_fraction=0.003`. A run remembers it, and zeroes rare genes of every file that it reads likewise (but where a
+suite has it impute: there all methods see the same counts). The sigmas are in units of the coordinates (her2st: pixels,
+about 220 to a spot).
 
 Variants: `tiny` (a smoke test, a minute or two at 1,000 genes); `small` (2 CPU cores; 352,327 parameters at 2,048
 genes: narrower than the model's own `small`, bags of 10 as in the paper's ablation, a learning rate fifty times the
 paper's for a two-thousandth of its steps); `paper` and `published` (50 cells x 19,965 genes, 79 M parameters; they
 differ in pooling and positions; the rate rises from 5e-5 to 1e-4); `spatial` and `small_spatial` (the second stage:
-bags are a spot and its nearest 49 or 9; what the first stage has is kept, the encoding of places is new).
+bags are a spot and its nearest 49 or 9; what the first stage has is kept, the encoding of places is new; cells with
+positions are then embedded and annotated in tiles of neighbours).
 
 What was run: `small` on five studies (6,459 cells to train on: PBMC of 3 chemistries, 16 lanes of PBMC, lung cancer
 lines, two breast tumours; 717 held out), with the 2,048 genes of the sCT list that most of their cells express, among

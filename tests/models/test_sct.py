@@ -306,18 +306,21 @@ def test_order_of_cells_matters_only_through_borders_and_rotary_positions():
     assert differences["rope", True] > 1e-2
 
 
-def test_the_embedding_is_the_mean_over_a_cells_positions_of_the_last_block_or_of_all():
+def test_the_embedding_is_of_a_cells_positions_their_mean_or_all_of_the_layer_asked_for():
     inputs = prepared(bag(), mask="none")
     model, variables = built(inputs)
-    run = quick(
-        lambda v, mean: model.clone(cell_layer="mean" if mean else "last").apply(v, inputs, mutable="intermediates"),
-        static_argnums=1,
-    )
-    outputs, extra = run(variables, False)
-    last = extra["intermediates"]["block_1"]["output"][0].reshape(1, 4, -1, 32).mean(2)
-    first = extra["intermediates"]["block_0"]["output"][0].reshape(1, 4, -1, 32).mean(2)
-    np.testing.assert_allclose(outputs.cells, last, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(run(variables, True)[0].cells, (first + last) / 2, rtol=1e-5, atol=1e-6)
+
+    def every(v):
+        kinds = [(layer, cells) for layer in ("last", "mean", "input") for cells in ("mean", "positions")]
+        clones = {kind: model.clone(cell_layer=kind[0], cells=kind[1]) for kind in kinds}
+        return {kind: clone.apply(v, inputs).cells for kind, clone in clones.items()}
+
+    embedded = quick(every)(variables)
+    extra = quick(lambda v: model.apply(v, inputs, mutable="intermediates")[1]["intermediates"])(variables)
+    first, last = (extra[f"block_{i}"]["output"][0].reshape(1, 4, -1, 32) for i in range(2))
+    for layer, x in (("last", last), ("mean", (first + last) / 2), ("input", extra["conv_out"][0].reshape(last.shape))):
+        np.testing.assert_allclose(embedded[layer, "mean"], x.mean(2), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(embedded[layer, "positions"], x.reshape(1, 4, -1), rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- parts and options
@@ -376,7 +379,7 @@ def test_the_mlp_is_drawn_as_asked_for():
     cut = 1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
     for init, times in (("he_uniform", 2.0), ("truncated", cut)):
         block = rotary.Block(2, 32, 512, mlp_init=init)
-        params = block.init(jax.random.key(0), jnp.zeros((1, 2, 256)), jnp.ones((1, 2), bool))["params"]
+        params = quick(block.init)(jax.random.key(0), jnp.zeros((1, 2, 256)), jnp.ones((1, 2), bool))["params"]
         for name, fan_in, expected in (("mlp_in", 256, times), ("mlp_out", 512, times), ("query", 256, 2.0)):
             assert float(jnp.var(params[name]["kernel"])) * fan_in == pytest.approx(expected, rel=0.03), (init, name)
 

@@ -30,7 +30,10 @@ TUNING = {
 class Model(nn.Module):
     """sCT over bags of cells; `cells` of the outputs is the mean of a cell's positions after the transformer [B, C, D].
 
-    `genes` is what the towers make of each gene [B, C, V, token_dim]; `cell_layer` "mean" averages over the blocks.
+    `genes` is what the towers make of each gene [B, C, V, token_dim].
+    `cells`: "mean" (the paper's), or "positions", all of a cell's positions beside each other [B, C, L D].
+    `cell_layer` that they are read from: "last", the "mean" over the blocks, or "input", what the first block is given.
+    `mlp_init`: kernels of the transformer's MLP are drawn "he_uniform" or, as in the released code, "truncated" normal.
     `remat`: False, True or "full" (keep only what goes into a stage or block), "dots" (keep matrix products, too).
     `cell_chunk`: cells that a stage works on at a time (0: all), each part once more in the backward pass.
     `query_chunk`: queries that attention works on at a time (0: all); its maps are kept only where that is all.
@@ -132,7 +135,7 @@ class Model(nn.Module):
 
     def transform(self, x: Array, real: Array) -> tuple[Array, Array]:
         """Return (x after the transformer [B, C, L, D], embeddings of the cells [B, C, D])."""
-        shape = x.shape
+        shape, first = x.shape, x
         x, mask = x.reshape(shape[0], -1, shape[3]), jnp.repeat(real | ~real.any(1, keepdims=True), shape[2], axis=1)
         self.sow("intermediates", "conv_out", x)
         if self.scan:
@@ -143,13 +146,10 @@ class Model(nn.Module):
                 x, state = block(x, mask)
                 states.append(state)
         self.sow("intermediates", "transformer_out", x)
-        cells = sum(states) / self.num_layers if self.cell_layer == "mean" else x
-        return x.reshape(shape), self.read(cells.reshape(shape).astype(jnp.float32), real)
-
-    def read(self, x: Array, real: Array) -> Array:
-        """Return the embeddings of cells of which every position has one. [B, C, L, D] -> [B, C, D or L D]"""
-        cells = x.mean(2) if self.cells == "mean" else x.reshape(*x.shape[:2], -1)
-        return cells
+        cells = {"input": first, "last": x}.get(self.cell_layer)
+        cells = sum(states) / self.num_layers if cells is None else cells
+        cells = cells.reshape(shape).astype(jnp.float32)
+        return x.reshape(shape), cells.mean(2) if self.cells == "mean" else cells.reshape(*shape[:2], -1)
 
     def linear(self, name: str, fan_in: int, features: int) -> dict[str, Array]:
         """Return kernel and bias of a linear map."""
@@ -163,8 +163,9 @@ class Model(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError for sizes that do not fit and for unknown options."""
-        choices = {"pos": ("rope", "none"), "spatial": ("none", "code", "paper"), "cell_layer": ("last", "mean")}
-        choices |= {"pooling": POOLINGS, "norm": NORMS, "mlp_init": tuple(INITIALISERS), "remat": (False, True, *REMAT)}
+        choices = {"pos": ("rope", "none"), "spatial": ("none", "code", "paper"), "cells": ("mean", "positions")}
+        choices |= {"cell_layer": ("last", "mean", "input"), "pooling": POOLINGS, "norm": NORMS}
+        choices |= {"mlp_init": tuple(INITIALISERS), "remat": (False, True, *REMAT)}
         check_choices(self, choices)
         if self.token_dim % 32 or self.embed_dim % 32:
             raise ValueError(f"token_dim={self.token_dim}, embed_dim={self.embed_dim}: must be multiples of 32")
@@ -181,7 +182,8 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
         if not embed:
             total += (length >> (i + 1)) * 5 * narrow * wide + (length >> i) * narrow**2  # up
     short, d, inner = length >> n, model.embed_dim, model.num_heads * model.key_size
-    total += model.num_layers * short * (4 * d * inner + 3 * d * model.ffn_dim + 2 * short * inner)
+    n_layers = 0 if embed and model.cell_layer == "input" else model.num_layers
+    total += n_layers * short * (4 * d * inner + 3 * d * model.ffn_dim + 2 * short * inner)
     if not embed:
         head = [widths[0], *[d] * model.head_layers, vocab]
         total += length * sum(math.prod(pair) for pair in itertools.pairwise(head))
