@@ -62,6 +62,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         raise ValueError(f"variant {variant!r}: no such variant; there are {', '.join(SIZES)}")
     size = SIZES[variant]
     config = pretrain_sct.get_config("tiny")
+    config.model.update({"pos": "rope", "mlp_init": "he_uniform"})  # as these points were run
     config.data.update({"bag": size["bag"], "batch": 1, "min_mapped": 0.0, "buckets": (128, 16384)})
     config.optim.learning_rate = size["rate"]
     config.train.update(
