@@ -43,6 +43,7 @@ lung_celllines_mixology, two breast tumours and her2st's three files (17,844 cel
   scemb        208,082    392       41  6.84    6.53
   sclong       209,685    552       29  0.95    0.83
   sct          351,893    942       22  0.855   0.785
+That was sCT with pos=rope, mlp_init=he_uniform and cells=mean; configs/pretrain_sct.py says why it has others now.
 Losses of different models cannot be compared. Floors, tables that know the gene and not the cell, on another random
 tenth of the same cells (`experiments.floors --parts=pretraining`):
   exceiver  explained variance: gene's mean 0.735; with one slope of the cell's depth 0.896, which is above the model's

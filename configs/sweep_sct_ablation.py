@@ -7,15 +7,15 @@
   python -m experiments.sweep --sweep=configs/sweep_sct_ablation.py --workdir=runs/sct_ablation --parallel=2 \
       --config.data.store=STORE --evaluate.input=HELD_OUT.h5ad --evaluate.gene_table=TABLE
 
-One axis at a time around the base: masking, normalisation, cells of a bag, bins; three seeds each. The genes are 128,
-by the rule of `experiments.gene_list`. All points see the same number of cells and of tokens: 50 cells a step, as one
-bag of 50, five of 10 or fifty of 1, for the same number of steps. Each is evaluated with bags as in training (the
-scales of a "standard" norm belong to the positions of a bag, so it has no other choice), on the same cells and masks of
-a file that no point has seen, 15 % of all genes hidden. The paper's number is the Matthews correlation of expressed
-genes in the point's own bins; `mcc` here is in five bins for all, so that fifteen compare, and errors are of counts.
-Scoring expressed genes alone rewards a mask that hides zeros rarely, and a table that never says zero scores as much as
-a model (below): such a score does not show that anything of the cell is known. `mcc_all` counts zeros and corrects for
-the mask.
+One axis at a time around the base: masking, normalisation, cells of a bag, bins, learning rate; three seeds each. There
+are 128 genes, by the rule of `experiments.gene_list`. All points see the same number of cells and of tokens: 50 cells a
+step, as one bag of 50, five of 10 or fifty of 1, for the same number of steps. Each is evaluated with bags as in
+training (the scales of a "standard" norm belong to the positions of a bag, so it has no other choice), on the same
+cells and masks of a file that no point has seen, 15 % of all genes hidden. The paper's number is the Matthews
+correlation of expressed genes in the point's own bins; `mcc` here is in five bins for all, so that fifteen compare, and
+errors are of counts. Scoring expressed genes alone rewards a mask that hides zeros rarely, and a table that never says
+zero scores as much as a model (below): such a score does not show that anything of the cell is known. `mcc_all` counts
+zeros and corrects for the mask.
 
 Variants: `small` (the claim), `tiny` (a smoke test of the same points).
 Expect, trained on four studies of 5,101 PBMCs, scored on 2,000 cells of pbmc3k, about 42 CPU seconds a run, 25 minutes
@@ -39,6 +39,7 @@ No point reaches the floors, so `mcc` tells apart how often points say zero, not
 beats the other masks and norms, as in the paper, is no evidence for them. The number of cells makes no difference here,
 at 128 genes and 100 steps. With zeros counted (mcc_all) the gain of stratified masks is gone, and the gene mean is
 better than every point.
+Not yet run: the norms without scale and offset and of channels, and the learning rates below that of the base.
 """
 
 from typing import Any
@@ -51,6 +52,8 @@ SIZES = {
     "tiny": {"bag": 50, "steps": 2, "rate": 5e-3},
     "small": {"bag": 50, "steps": 100, "rate": 5e-3},
 }
+RATES = (3e-4, 1e-3, 3e-3)
+"""Learning rates beside that of the base."""
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -59,6 +62,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         raise ValueError(f"variant {variant!r}: no such variant; there are {', '.join(SIZES)}")
     size = SIZES[variant]
     config = pretrain_sct.get_config("tiny")
+    config.model.update({"pos": "rope", "mlp_init": "he_uniform"})  # as these points were run
     config.data.update({"bag": size["bag"], "batch": 1, "min_mapped": 0.0, "buckets": (128, 16384)})
     config.optim.learning_rate = size["rate"]
     config.train.update(
@@ -94,9 +98,15 @@ def get_sweep(variant: str = "small") -> dict[str, Any]:
             {"axis": "masking", "label": "5 % of zeros", "set": {"inputs.zero_rate": 0.05}, "paper": {"mcc": 0.45}},
             {"axis": "norm", "label": "standard", "set": {"model.norm": "standard"}, "paper": {"mcc": 0.39}},
             {"axis": "norm", "label": "none", "set": {"model.norm": "none"}, "paper": {"mcc": 0.40}},
+            {"axis": "norm", "label": "no scale, no offset", "set": {"model.norm": "no_affine"}},
+            {"axis": "norm", "label": "of channels", "set": {"model.norm": "channel"}},
             _cells(10, 0.44),
             _cells(1, 0.07),
             {"axis": "bins", "label": "15 bins", "set": {"model.n_bins": 15, "inputs.n_bins": 15}},
+            *(
+                {"axis": "rate", "label": f"learning rate {rate:g}", "set": {"optim.learning_rate": rate}}
+                for rate in RATES
+            ),
         ],
     }
 

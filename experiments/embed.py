@@ -14,7 +14,7 @@ FLAGS = flags.FLAGS
 OPTIONS = cli.options(
     "workdir input step cell_layer sample_key scaler reading",
     output="File to write, .h5ad; must not exist.",
-    max_cells=(int, None, "Cut larger samples into random parts.", 1),
+    max_cells=(int, None, "Cut larger samples into parts: random ones, or neighbours if trained on them.", 1),
     replace=(bool, False, "Replace an embedding of the same name that the input has."),
     seed="Seed of those parts.",
 )

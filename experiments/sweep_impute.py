@@ -49,7 +49,7 @@ def main(_) -> None:
     table = run.gene_table(FLAGS.gene_table)
     rows: list[dict[str, Any]] = []
     with h5ad.read_counts(FLAGS.input, **h5ad.place(cli.reading())) as counts:
-        file = Cells(counts, run.genes, table, FLAGS.min_mapped)
+        file = Cells(counts, run.genes, table, FLAGS.min_mapped, run.gene_fraction)
         print(str(file.mapping.report))
         for seed in range(FLAGS.seeds):
             rows += shared_bins.of_seed(run, file, seed, FLAGS.rate, FLAGS.bins, FLAGS.cells, FLAGS.bag, FLAGS.ruler)

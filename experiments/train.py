@@ -158,6 +158,7 @@ def describe(
         "split": loader.split_report,
         "mapping": data.mapping,
         "store": data.store.manifest["crc32c"],
+        "min_gene_fraction": data.min_gene_fraction(),
     }
     metadata["config"]["model"] = sized(module, options["model"], metadata)
     return metadata

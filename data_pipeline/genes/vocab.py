@@ -21,7 +21,7 @@ differ in letter case only, as those of mouse (Cd3d) and human (CD3D) do, none i
 import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,13 @@ class Mapping:
     Attributes:
       index: position in the vocabulary, -1 where unknown, int32. [n_names]
       n_vocab: genes of the vocabulary. report: what became of the names.
+      zeroed: genes whose counts are left out, bool [n_vocab]; None for none.
     """
 
     index: np.ndarray
     n_vocab: int
     report: MappingReport
+    zeroed: np.ndarray | None = None
 
     def apply(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
         """Return `counts` [cells, n_names] in the columns of the vocabulary [cells, n_vocab], duplicates summed."""
@@ -82,7 +84,25 @@ class Mapping:
         if small:  # sums of int32 would run over
             mapped.data = mapped.data.astype(np.int64)
         mapped.sum_duplicates()
+        if self.zeroed is not None:
+            mapped.data[self.zeroed[mapped.indices]] = 0
+            mapped.eliminate_zeros()
         return _narrow(mapped, counts.data.dtype) if small else mapped
+
+    def without_rare(self, counts: Any, fraction: float) -> "Mapping":
+        """Return this mapping of an open file, with genes zeroed as ingest does: one pass over the file, and a note.
+
+        They are those with fewer counts than `fraction` (0.003 in sCT's paper) times the cells that have any count.
+        """
+        total, cells = np.zeros(self.n_vocab), 0
+        for _, rows in counts.chunks():
+            mapped = self.apply(rows)
+            total += np.bincount(mapped.indices, mapped.data, self.n_vocab)
+            cells += int((np.diff(mapped.indptr) > 0).sum())
+        zeroed = (total > 0) & (total < fraction * cells)
+        few = f"{int(zeroed.sum()):,} genes with fewer counts than {fraction:g} times the cells"
+        self.report.notes.append(f"{few} are zeroed, as in training")
+        return replace(self, zeroed=zeroed)
 
 
 def _narrow(sums: sparse.csr_matrix, dtype: np.dtype) -> sparse.csr_matrix:

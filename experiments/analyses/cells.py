@@ -87,6 +87,9 @@ def read(
 class Cells:
     """A file in the model's vocabulary, cut into bags of cells that are seen together.
 
+    Args:
+      gene_fraction: rare genes are zeroed by it, see `Run.gene_fraction`.
+
     Attributes:
       measured: genes of the model that the file has. [V]
       panel, panels: row of each cell in the genes that its batch measured. [n], [P, V]
@@ -94,8 +97,16 @@ class Cells:
       coords: positions, or None. [n, 2]
     """
 
-    def __init__(self, counts: h5ad.Counts, genes: Sequence[str], table: vocab.GeneTable | None, min_mapped: float):
+    def __init__(
+        self,
+        counts: h5ad.Counts,
+        genes: Sequence[str],
+        table: vocab.GeneTable | None,
+        min_mapped: float,
+        gene_fraction: float | None = None,
+    ):
         mapping = vocab.onto(counts, genes, table=table, min_mapped=min_mapped)
+        mapping = mapping.without_rare(counts, gene_fraction) if gene_fraction else mapping
         self.counts, self.mapping, self.n = counts, mapping, counts.n_cells
         self.panel, self.panels = panels.onto(counts, mapping.index, len(genes))
         self.measured = self.panels[0]

@@ -52,7 +52,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     place = {"layer": layer, "raw": raw, "round": round}
     with h5ad.read_counts(source, **place) as counts:
-        file = Cells(counts, run.genes, table, min_mapped)
+        file = Cells(counts, run.genes, table, min_mapped, run.gene_fraction)
         say(str(file.mapping.report))
         how = file.separate(sample_key)
         others = reference_cells(reference, run.genes, table, min_mapped, cells, **place)

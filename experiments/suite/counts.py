@@ -1,8 +1,9 @@
 """What tasks of a suite that predict counts share: the cells, what is predicted of them, baselines and controls.
 
-All methods see the same cells, of which a seed draws whole bags, and the same genes: those that every run knows. What
-a run predicts is put into counts by its own ruler (`tasks.bins`), or stays shares of bins where its bins are the common
-five, which are read off the visible counts.
+All methods see the same cells, of which a seed draws whole bags, and the same genes: those that every run knows. Rare
+ones among them are not zeroed, even for a run that was trained so (`Run.gene_fraction`). What a run predicts is put
+into counts by its own ruler (`tasks.bins`), or stays shares of bins where its bins are the common five, which are read
+off the visible counts.
 
 Controls are made of the truth: each gene's counts exchanged among the cells (negative: the genes' distributions, and
 nothing of the cells), and the truth with one in fifty of its entries replaced by those (positive).

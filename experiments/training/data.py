@@ -65,6 +65,16 @@ class TrainingData:
         self.constants, inputs = module.fit(passes, self.constants, inputs)
         return inputs
 
+    def min_gene_fraction(self) -> float | None:
+        """Return the share by which ingest zeroed rare genes; None, and say so, where studies differ in it."""
+        records = (self.store.study(name).record for name in self.store.studies)
+        fractions = {record["name"]: record.get("settings", {}).get("min_gene_fraction") or None for record in records}
+        if len(set(fractions.values())) > 1:
+            each = ", ".join(f"{name} {fraction}" for name, fraction in fractions.items())
+            print(f"--min_gene_fraction of the studies differ ({each}): none will hold for files that the run reads")
+            return None
+        return next(iter(fractions.values()), None)
+
     def complete(self, module: ModuleType, inputs: dict[str, Any]) -> None:
         """Fit what did not come with the weights that fine-tuning begins with to all training cells, and say so."""
         batches = self.loaders(shared=False)["train"].epoch_batches()

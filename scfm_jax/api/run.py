@@ -108,10 +108,18 @@ class Run:
     ) -> vocab.Mapping:
         """Return how the genes of an open file meet the model's, by all names that either has; see `vocab.onto`.
 
+        Where the training studies were ingested with --min_gene_fraction, rare genes of the file are zeroed by it, too.
+
         Args:
           table: of `gene_table`; that without files, if left out.
         """
-        return vocab.onto(counts, self.genes, table=table or self.gene_table(), min_mapped=min_mapped)
+        mapping = vocab.onto(counts, self.genes, table=table or self.gene_table(), min_mapped=min_mapped)
+        return mapping.without_rare(counts, self.gene_fraction) if self.gene_fraction else mapping
+
+    @property
+    def gene_fraction(self) -> float | None:
+        """The --min_gene_fraction that the training studies were ingested with; None for none."""
+        return self.meta.get("min_gene_fraction")
 
     @property
     def classes(self) -> dict[str, list[str]]:
@@ -168,8 +176,9 @@ class Run:
             the file as one sample, "auto" takes obs["batch"] if there is one. Models of single cells do not use it.
           gene_table: files that translate gene names (see `vocab.read_table`).
           min_mapped: least share of the file's genes that must be genes of the model; None for no limit.
-          max_cells: larger samples are cut into random parts of equal size.
-          seed: of those parts.
+          max_cells: larger samples are cut into random parts of equal size; into tiles of neighbours where the file
+            has positions and the run was trained on neighbours.
+          seed: of random parts.
           mesh: devices to spread over, see `sharding.make_mesh`.
           key_added: such as "X_cellplm": the embedding is also put into obsm of the AnnData under this name, and what
             was done into uns; None leaves the AnnData as it is.
@@ -186,8 +195,9 @@ class Run:
         with h5ad.read_counts(source, layer=layer, raw=raw, round=round) as counts:
             self.mapping = self.map_genes(counts, self.gene_table(gene_table), min_mapped)
             say(str(self.mapping.report))
-            parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed)
             per_cell, measured = file_cells.of_file(counts, self.mapping, len(self.genes), rules, sample_key)
+            coords = per_cell.get("coords")
+            parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed, coords=coords)
             once = self._batches(counts, parts, self.mapping, rules.cells, per_cell)
             constants = self.complete_constants(once, measured, say)
             embedding = infer.embed(
@@ -286,9 +296,10 @@ class Run:
             if not len(rows) or rows[0] < 0 or rows[-1] >= counts.n_cells:
                 raise ValueError(f"rows: {len(rows)} rows for {counts.n_cells} cells; one or more of them are needed")
             obs = counts.obs.iloc[rows]
-            parts, how = bags.seen_together(rules, obs, sample_key, max_cells, seed)
-            ids = np.unique(mapping.index[mapping.index >= 0])
             per_cell, measured = file_cells.of_file(counts, mapping, len(self.genes), rules, sample_key)
+            coords = per_cell["coords"][rows] if "coords" in per_cell else None
+            parts, how = bags.seen_together(rules, obs, sample_key, max_cells, seed, coords=coords)
+            ids = np.unique(mapping.index[mapping.index >= 0])
             once = self._batches(counts, [rows[part] for part in parts], mapping, rules.cells, per_cell)
             args = (self.module, self.model, self.variables, self.complete_constants(once, measured, say))
             options = {"inputs": self.meta["config"].get("inputs")}

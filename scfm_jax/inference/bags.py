@@ -32,11 +32,13 @@ class Rules:
         cells as a bag had in training.
       cells: how many cells it is given at a time, if it looks at each by itself.
       bag: cells of a bag in training.
+      near: whether bags in training were a cell and its nearest neighbours in space.
     """
 
     together: bool | str = False
     cells: int = CELLS
     bag: int = 1
+    near: bool = False
 
     @property
     def fixed_bag(self) -> int | None:
@@ -75,8 +77,9 @@ class Rules:
 def rules(module: ModuleType, config: Mapping[str, Any]) -> Rules:
     """Return the rules of a model, with the bag of the run's config or, of published weights, BAG."""
     together = getattr(module, "SAMPLE", False)
-    bag = (config.get("data") or {}).get("bag") or (BAG if together else 1)
-    return Rules(together, getattr(module, "BATCH", CELLS), bag)
+    data = config.get("data") or {}
+    bag = data.get("bag") or (BAG if together else 1)
+    return Rules(together, getattr(module, "BATCH", CELLS), bag, data.get("kind") == "neighbours")
 
 
 def by_code(codes: np.ndarray) -> list[np.ndarray]:
@@ -85,28 +88,42 @@ def by_code(codes: np.ndarray) -> list[np.ndarray]:
 
 
 def seen_together(
-    rules: Rules, obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int, cells: int | None = None
+    rules: Rules,
+    obs: pd.DataFrame,
+    sample_key: str | None,
+    max_cells: int,
+    seed: int,
+    cells: int | None = None,
+    coords: np.ndarray | None = None,
 ) -> tuple[list[np.ndarray], str]:
     """Return the rows of each batch, see `Rules.index`, and in words what a cell is seen together with.
 
     Args:
       sample_key, max_cells, seed: of `samples`; models of single cells do not use them.
       cells: as of `Rules.index`.
+      coords: positions of the cells, or None; only models that were trained on neighbours use them. [n, 2]
 
     Raises ValueError as `samples` does.
     """
     if rules.together:
-        return samples(obs, sample_key, min(max_cells, rules.fixed_bag or max_cells), seed)
+        parts, how = samples(
+            obs, sample_key, min(max_cells, rules.fixed_bag or max_cells), seed, coords if rules.near else None
+        )
+        lacking = rules.near and coords is None
+        return parts, how + "; trained on neighbours, but the file has no positions" * lacking
     most = cells or rules.cells
     return np.split(np.arange(len(obs)), range(most, len(obs), most)), "every cell is embedded by itself"
 
 
-def samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int) -> tuple[list[np.ndarray], str]:
-    """Return the rows of each tissue sample, large ones cut into random parts, and in words what was done.
+def samples(
+    obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int, coords: np.ndarray | None = None
+) -> tuple[list[np.ndarray], str]:
+    """Return the rows of each tissue sample, large ones cut into parts, and in words what was done.
 
     Args:
       sample_key: column that names the sample of each cell; None: all cells are one sample; "auto": "batch" if there,
         unless it holds measurements.
+      coords: positions [n, 2]: a sample whose cells all have one is cut into `tiles`, others into random parts.
 
     Raises ValueError for a column that is not there or holds measurements, or a max_cells below 1.
     """
@@ -127,14 +144,37 @@ def samples(obs: pd.DataFrame, sample_key: str | None, max_cells: int, seed: int
         codes, names = pd.factorize(obs[sample_key], use_na_sentinel=False)
         groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
         how = f'samples are obs["{sample_key}"]: {len(names)}'
-    rng, parts, cut = np.random.default_rng(seed), [], 0
+    rng, parts, cut, tiled = np.random.default_rng(seed), [], 0, 0
     for rows in groups:
         number = -(-len(rows) // max_cells)
+        if coords is not None and np.isfinite(coords[rows]).all():
+            tiled += number > 1
+            parts += tiles(rows, coords, number)
+            continue
         cut += number > 1
         parts += [np.sort(part) for part in np.array_split(rng.permutation(rows), number)]
+    if tiled:
+        how += f"; {tiled} of more than {max_cells} cells cut into tiles of neighbours of equal size"
     if cut:
         how += f"; {cut} of more than {max_cells} cells cut into random parts of equal size (seed {seed})"
     return parts, how
+
+
+def tiles(rows: np.ndarray, coords: np.ndarray, number: int) -> list[np.ndarray]:
+    """Return rows cut into compact parts of equal size, each as training has its bags: a cell, then those next to it.
+
+    The field is cut across its longer side again and again; the first cell of a part is the one nearest its middle.
+
+    Args:
+      coords: positions of all cells. [n, 2]
+      number: of parts.
+    """
+    if number == 1:
+        first = rows[np.linalg.norm(coords[rows] - coords[rows].mean(0), axis=1).argmin()]
+        return [rows[np.linalg.norm(coords[rows] - coords[first], axis=1).argsort(kind="stable")]]
+    rows = rows[coords[rows][:, np.ptp(coords[rows], 0).argmax()].argsort(kind="stable")]
+    middle, before = len(rows) * (number // 2) // number, number // 2
+    return tiles(rows[:middle], coords, before) + tiles(rows[middle:], coords, number - before)
 
 
 def _fractions(values: pd.Series) -> bool:

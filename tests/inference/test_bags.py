@@ -285,6 +285,18 @@ def test_batches_hold_every_row_once_and_groups_stay_apart():
     assert rules.index(np.arange(3)).shape == (1, 3)  # a bag that was asked for is not cut
 
 
+def test_tiles_hold_every_cell_once_and_begin_in_their_middle():
+    coords = np.random.default_rng(0).random((430, 2)) * [2, 1]
+    rows = np.arange(430)[::-1]
+    parts = bags.tiles(rows, coords, 9)
+    assert sorted(np.concatenate(parts)) == list(range(430)) and {len(part) for part in parts} == {47, 48}
+    for part in parts:
+        assert np.ptp(coords[part], 0).prod() < 0.6
+        middle, first = coords[part].mean(0), coords[part[0]]
+        assert np.linalg.norm(first - middle) == np.linalg.norm(coords[part] - middle, axis=1).min()
+        assert (np.diff(np.linalg.norm(coords[part] - first, axis=1)) >= 0).all()
+
+
 def test_measurements_name_no_samples():
     obs = pd.DataFrame({"batch": [0.5, 1.0, 2.0], "lane": [1.0, 2.0, 1.0]})
     parts, how = bags.samples(obs, "auto", 10, 0)

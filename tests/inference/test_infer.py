@@ -17,6 +17,10 @@ import pytest
 from flax import linen as nn
 from scipy import sparse
 
+from data_pipeline.files import h5ad
+from experiments import train
+from experiments.analyses import cells as model_cells
+from experiments.training import data as training_data
 from scfm_jax import api, models
 from scfm_jax.inference import bags
 from scfm_jax.saving import checkpoint, weights
@@ -84,6 +88,26 @@ def alone() -> api.Run:
     return api.Run(module, Alone(), {}, {}, meta, "a test").twin(0)
 
 
+class Crowd(nn.Module):
+    """A model whose cells are where their bag is: the middle of it, and its first cell."""
+
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        here = jnp.nan_to_num(inputs["coords"])
+        middle = here.sum(1, keepdims=True) / inputs["mask"].sum(1)[:, None, None]
+        cells = jnp.broadcast_to(jnp.concatenate([middle, here[:, :1]], -1), (*here.shape[:2], 4))
+        return Outputs(cells=cells, genes=jnp.broadcast_to(cells[:, :, None], (*here.shape[:2], len(GENES), 4)))
+
+
+def crowd(**data) -> api.Run:
+    """Return a run of a model that sees bags, trained with these data options."""
+    module = types.ModuleType("crowd")
+    module.SAMPLE = "bag"
+    module.prepare = lambda batch, *_, **__: {"coords": batch.coords, "mask": batch.cell_mask}
+    meta = {"model": "crowd", "config": {"model": {}, "inputs": {}, "data": data}, "genes": GENES, "step": 0}
+    return api.Run(module, Crowd(), {"params": {}}, {}, meta, "a test")
+
+
 @pytest.fixture(scope="module")
 def run() -> api.Run:
     return make_run()
@@ -124,6 +148,67 @@ def test_large_samples_are_cut_at_random_and_say_so(run, adata):
     assert sorted(map(len, parts)) == [30, 30, 30] and sorted(np.concatenate(parts)) == list(range(90))
     part = run.embed(adata[parts[1]], sample_key=None, **QUIET)
     np.testing.assert_allclose(part, embedding[parts[1]], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_trained_on_neighbours_sees_neighbours_of_the_same_sample():
+    adata = cells(7)
+    adata.obs["batch"] = list("aaaaabb")
+    adata.obsm["spatial"] = np.array([[10, 0], [0, 0], [13, 0], [1, 0], [11, 0], [5, 2], [5, 0]], np.float32)
+    run, bags_there = crowd(bag=3, kind="neighbours"), [[1, 3], [0, 2, 4], [5, 6]]
+    first, middle = {1: 1, 0: 4, 5: 5}, {1: [0.5, 0], 0: [34 / 3, 0], 5: [5, 1]}
+    embedding = run.embed(adata, **QUIET)
+    streamed = np.concatenate([values[:, 0] for _, values in run.gene_representations(adata, **QUIET)])
+    for rows in bags_there:
+        expected = [*middle[rows[0]], *adata.obsm["spatial"][first[rows[0]]]]
+        np.testing.assert_allclose(embedding[rows], [expected] * len(rows), rtol=1e-6)
+        assert np.isclose(streamed, expected).all(1).sum() == len(rows)
+    assert "1 of more than 3 cells cut into tiles of neighbours" in run.provenance["sample"]
+    adata.obsm["spatial"][6, 0] = np.nan  # that sample, and a run trained on other bags, are cut at random
+    run.embed(adata, max_cells=1, **QUIET)
+    assert "1 of more than 1 cells cut into tiles" in run.provenance["sample"]
+    assert "1 of more than 1 cells cut into random parts" in run.provenance["sample"]
+    plain = crowd(bag=3, kind="run")
+    plain.embed(adata, **QUIET)
+    assert "1 of more than 3 cells cut into random parts" in plain.provenance["sample"]
+    del adata.obsm["spatial"]
+    how = bags.seen_together(run.rules, adata.obs, "batch", 9, 0)[1]
+    assert "trained on neighbours, but the file has no positions" in how
+
+
+def test_rare_genes_of_a_file_are_zeroed_as_those_of_the_training_studies_were(adata):
+    counts = adata.X.toarray()
+    counts[:9] = 0  # of 90 cells, 80 have counts: the last one is empty, too
+    counts[:, :2] = 0
+    counts[20:24, 0], counts[20:23, 1] = 1, 1  # 4 and 3, and 0.05 x 80 = 4
+    file = anndata.AnnData(sparse.csr_matrix(counts), adata.obs, adata.var)
+    counts[:, 1] = 0
+    without = anndata.AnnData(sparse.csr_matrix(counts), adata.obs, adata.var)
+    run = alone()
+    plain, expected = run.embed(file, **QUIET), run.embed(without, **QUIET)
+    run.meta["min_gene_fraction"] = 0.05
+    np.testing.assert_array_equal(run.embed(file, **QUIET), expected)
+    assert (np.abs(plain - expected).max(1) > 0).nonzero()[0].tolist() == [20, 21, 22]
+    assert "1 genes with fewer counts than 0.05 times the cells are zeroed" in str(run.mapping.report)
+    with h5ad.read_counts(file) as opened:
+        read = model_cells.Cells(opened, GENES, None, 0.0, run.gene_fraction)
+        np.testing.assert_array_equal(read.take(np.arange(90)), counts)
+        assert read.measured.all()
+
+
+def test_a_run_knows_the_gene_rule_that_its_store_was_made_by(capsys):
+    def recorded(**fractions):
+        studies = {
+            name: types.SimpleNamespace(record={"name": name, "settings": {"min_gene_fraction": value}})
+            for name, value in fractions.items()
+        }
+        store = types.SimpleNamespace(studies=list(studies), study=studies.get, manifest={"crc32c": ""})
+        data = training_data.TrainingData(store, {}, GENES, [], np.arange(61), {}, {})
+        loader = types.SimpleNamespace(classes={}, split_report={})
+        options = {"model_name": "alone", "model": {}}
+        return train.describe(options, types.SimpleNamespace(SIZES={}), data, loader)["min_gene_fraction"]
+
+    assert recorded(a=0.003, b=0.003) == 0.003 and recorded(a=None, b=0.0) is None and not capsys.readouterr().out
+    assert recorded(a=0.003, b=None) is None and "(a 0.003, b None)" in capsys.readouterr().out
 
 
 def test_a_model_of_single_cells_does_not_depend_on_chunks(adata, monkeypatch):

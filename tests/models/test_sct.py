@@ -18,7 +18,7 @@ from experiments.golden import sct as parity_sct
 from scfm_jax import sharding
 from scfm_jax.layers import position
 from scfm_jax.models import sct
-from scfm_jax.models.sct import bins, convolution, network
+from scfm_jax.models.sct import bins, convolution, network, rotary
 from scfm_jax.models.sct import published as convert
 from scfm_jax.models.sct.objective import gene_logits, predict
 from scfm_jax.types import Batch, Outputs
@@ -306,18 +306,21 @@ def test_order_of_cells_matters_only_through_borders_and_rotary_positions():
     assert differences["rope", True] > 1e-2
 
 
-def test_the_embedding_is_the_mean_over_a_cells_positions_of_the_last_block_or_of_all():
+def test_the_embedding_is_of_a_cells_positions_their_mean_or_all_of_the_layer_asked_for():
     inputs = prepared(bag(), mask="none")
     model, variables = built(inputs)
-    run = quick(
-        lambda v, mean: model.clone(cell_layer="mean" if mean else "last").apply(v, inputs, mutable="intermediates"),
-        static_argnums=1,
-    )
-    outputs, extra = run(variables, False)
-    last = extra["intermediates"]["block_1"]["output"][0].reshape(1, 4, -1, 32).mean(2)
-    first = extra["intermediates"]["block_0"]["output"][0].reshape(1, 4, -1, 32).mean(2)
-    np.testing.assert_allclose(outputs.cells, last, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(run(variables, True)[0].cells, (first + last) / 2, rtol=1e-5, atol=1e-6)
+
+    def every(v):
+        kinds = [(layer, cells) for layer in ("last", "mean", "input") for cells in ("mean", "positions")]
+        clones = {kind: model.clone(cell_layer=kind[0], cells=kind[1]) for kind in kinds}
+        return {kind: clone.apply(v, inputs).cells for kind, clone in clones.items()}
+
+    embedded = quick(every)(variables)
+    extra = quick(lambda v: model.apply(v, inputs, mutable="intermediates")[1]["intermediates"])(variables)
+    first, last = (extra[f"block_{i}"]["output"][0].reshape(1, 4, -1, 32) for i in range(2))
+    for layer, x in (("last", last), ("mean", (first + last) / 2), ("input", extra["conv_out"][0].reshape(last.shape))):
+        np.testing.assert_allclose(embedded[layer, "mean"], x.mean(2), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(embedded[layer, "positions"], x.reshape(1, 4, -1), rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- parts and options
@@ -359,6 +362,28 @@ def test_gradient_of_the_norm_is_the_derived_one():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_the_norm_of_channels_is_that_of_each_position_with_one_scale_and_offset_for_each_channel():
+    x = np.random.default_rng(0).normal(2, 3, (2, 3, 4, 8)).astype(np.float32)
+    params = {"scale": jnp.arange(8.0), "offset": jnp.arange(8.0)[::-1]}
+    ours = convolution.GeneNorm("channel").apply({"params": params}, x)
+    unit = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(ours, unit * np.arange(8) + np.arange(8)[::-1], rtol=1e-4, atol=1e-4)
+    model, variables = built(prepared(bag()), norm="channel")
+    assert variables["params"]["down_0"]["norm"]["scale"].shape == (32,)
+    back = convert.params(convert.state_dict(variables, model), model)
+    jax.tree.map(np.testing.assert_array_equal, dict(variables), back)
+
+
+def test_the_mlp_is_drawn_as_asked_for():
+    """A normal variate cut at two deviations keeps 0.774 of its variance, a uniform one has a third of its bound's."""
+    cut = 1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+    for init, times in (("he_uniform", 2.0), ("truncated", cut)):
+        block = rotary.Block(2, 32, 512, mlp_init=init)
+        params = quick(block.init)(jax.random.key(0), jnp.zeros((1, 2, 256)), jnp.ones((1, 2), bool))["params"]
+        for name, fan_in, expected in (("mlp_in", 256, times), ("mlp_out", 512, times), ("query", 256, 2.0)):
+            assert float(jnp.var(params[name]["kernel"])) * fan_in == pytest.approx(expected, rel=0.03), (init, name)
+
+
 def test_spatial_features_of_paper_and_code():
     coords = jnp.array([[[3.0, 5.0]]])
     paper = position.scale_waves(coords, "paper", 3, 1.0, 4.0)[0, 0]
@@ -374,13 +399,14 @@ def test_every_option_trains():
     batch = bag()
     for options in (
         {"norm": "standard", "pooling": "max", "pos": "none", "skip": False},
-        {"norm": "no_affine", "n_bins": 15, "spatial": "paper", "dtype": "bfloat16"},
+        {"norm": "no_affine", "n_bins": 15, "spatial": "paper", "dtype": "bfloat16", "mlp_init": "truncated"},
     ):
         inputs = prepared(batch, n_bins=options.get("n_bins", 5), nonzero_rate=0.5)
         model, variables = built(inputs, **options)
         value, grads = value_and_grad(model, variables, inputs)
         assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    for wrong in ({"norm": "x"}, {"pooling": "x"}, {"pos": "x"}, {"spatial": "x"}, {"token_dim": 16}, {"n_bins": 15}):
+    texts = [{name: "x"} for name in ("mlp_init", "norm", "pooling", "pos", "spatial")]
+    for wrong in (*texts, {"token_dim": 16}, {"n_bins": 15}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             jax.eval_shape(lambda wrong=wrong: built(prepared(batch), **wrong)[1])
 

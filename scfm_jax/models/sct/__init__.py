@@ -8,7 +8,11 @@ Where paper and released code differ, both are options; `VARIANTS` "paper" and "
   pooling    max (paper) | avg (code)
   pos        none (paper) | rope (code: rotary over the whole bag, whatever the border of cells)
   spatial    none | paper (cosine and sine of both coordinates) | code (cosine of x, sine of y, other scales)
-  norm       shared (both) | standard, no_affine, none (the paper's ablations)
+  norm       shared (both) | standard, no_affine, none (the paper's ablations) | channel: standard as
+             the paper's text has it, one scale and one offset across tokens, not one for each position of the bag
+  mlp_init   truncated (code: normal, cut at two deviations of 1 / sqrt(inputs)) | he_uniform (what runs of ours had)
+  cells      mean (both: over a cell's positions) | positions: all of them, see configs/pretrain_sct.py for why
+  cell_layer last (both) | mean over the blocks | input of the first
   n_bins     5 (both; zero is the first) | 15 (ablation); the ids after the bins are mask and padding
   edges      float64 (the released notebook under its numpy < 2) | float32 (under numpy 2): they differ where a value
              lies on an edge

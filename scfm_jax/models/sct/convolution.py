@@ -20,7 +20,7 @@ from scfm_jax import sharding
 from scfm_jax.layers.parts import equal_parts
 from scfm_jax.types import Array
 
-NORMS = ("shared", "standard", "no_affine", "none")
+NORMS = ("shared", "standard", "channel", "no_affine", "none")
 POOLINGS = ("avg", "max")
 
 
@@ -135,6 +135,7 @@ class GeneNorm(nn.Module):
 
     shared: then a scale and an offset for each position, the same for all cells and channels. standard: over the
     positions of the whole bag, with a scale and an offset for each of them. no_affine: neither. none: nothing at all.
+    channel: the usual layer norm, of each position over its channels, with a scale and an offset for each channel.
     """
 
     kind: str = "shared"
@@ -149,12 +150,15 @@ class GeneNorm(nn.Module):
         y = x.astype(jnp.float32)
         if self.kind == "standard":
             y = y.reshape(x.shape[0], 1, -1, x.shape[3])
+        if self.kind == "channel":
+            y = y.swapaxes(2, 3)
         if self.kind == "no_affine":
             scale, offset = jnp.ones(y.shape[2]), jnp.zeros(y.shape[2])
         else:
             scale = self.param("scale", nn.initializers.ones, (y.shape[2],))
             offset = self.param("offset", nn.initializers.zeros, (y.shape[2],))
         y = normalize(y, scale, offset, self.eps)
+        y = y.swapaxes(2, 3) if self.kind == "channel" else y
         return y.reshape(x.shape).astype(x.dtype)
 
 

@@ -14,7 +14,7 @@ from scfm_jax.layers import position
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.remat import REMAT
 from scfm_jax.models.sct.convolution import NORMS, POOLINGS, Convolution, Stage, reach, truncated, with_neighbours
-from scfm_jax.models.sct.rotary import Block
+from scfm_jax.models.sct.rotary import INITIALISERS, Block
 from scfm_jax.types import Array, Outputs
 
 SIZES = {"n_genes": "genes"}
@@ -30,7 +30,10 @@ TUNING = {
 class Model(nn.Module):
     """sCT over bags of cells; `cells` of the outputs is the mean of a cell's positions after the transformer [B, C, D].
 
-    `genes` is what the towers make of each gene [B, C, V, token_dim]; `cell_layer` "mean" averages over the blocks.
+    `genes` is what the towers make of each gene [B, C, V, token_dim].
+    `cells`: "mean" (the paper's), or "positions", all of a cell's positions beside each other [B, C, L D].
+    `cell_layer` that they are read from: "last", the "mean" over the blocks, or "input", what the first block is given.
+    `mlp_init`: kernels of the transformer's MLP are drawn "he_uniform" or, as in the released code, "truncated" normal.
     `remat`: False, True or "full" (keep only what goes into a stage or block), "dots" (keep matrix products, too).
     `cell_chunk`: cells that a stage works on at a time (0: all), each part once more in the backward pass.
     `query_chunk`: queries that attention works on at a time (0: all); its maps are kept only where that is all.
@@ -53,10 +56,12 @@ class Model(nn.Module):
     pooling: str = "avg"
     pos: str = "rope"
     norm: str = "shared"
+    mlp_init: str = "he_uniform"
     spatial: str = "none"
     num_scales: int = 10
     sigma_min: float = 1.0
     sigma_max: float = 10.0
+    cells: str = "mean"
     cell_layer: str = "last"
     prefix: int = 0
     dtype: str = "float32"
@@ -79,7 +84,7 @@ class Model(nn.Module):
         self.down = [stage(width, pooling=self.pooling, **options) for width in widths[1:]]
         self.up = [stage(width, stride=2, **options) for width in widths[-2::-1]]
         options = (self.num_heads, self.key_size, self.ffn_dim, self.pos == "rope", self.dtype, self.query_chunk)
-        options = (*options, self.prefix)
+        options = (*options, self.prefix, self.mlp_init)
         if self.scan:
             axes = {"variable_axes": {"params": 0, "intermediates": 0}, "in_axes": nn.broadcast}
             block = nn.scan(block, split_rngs={"params": True}, length=self.num_layers, **axes)
@@ -130,7 +135,7 @@ class Model(nn.Module):
 
     def transform(self, x: Array, real: Array) -> tuple[Array, Array]:
         """Return (x after the transformer [B, C, L, D], embeddings of the cells [B, C, D])."""
-        shape = x.shape
+        shape, first = x.shape, x
         x, mask = x.reshape(shape[0], -1, shape[3]), jnp.repeat(real | ~real.any(1, keepdims=True), shape[2], axis=1)
         self.sow("intermediates", "conv_out", x)
         if self.scan:
@@ -141,8 +146,10 @@ class Model(nn.Module):
                 x, state = block(x, mask)
                 states.append(state)
         self.sow("intermediates", "transformer_out", x)
-        cells = sum(states) / self.num_layers if self.cell_layer == "mean" else x
-        return x.reshape(shape), cells.reshape(shape).astype(jnp.float32).mean(2)
+        cells = {"input": first, "last": x}.get(self.cell_layer)
+        cells = sum(states) / self.num_layers if cells is None else cells
+        cells = cells.reshape(shape).astype(jnp.float32)
+        return x.reshape(shape), cells.mean(2) if self.cells == "mean" else cells.reshape(*shape[:2], -1)
 
     def linear(self, name: str, fan_in: int, features: int) -> dict[str, Array]:
         """Return kernel and bias of a linear map."""
@@ -156,8 +163,9 @@ class Model(nn.Module):
 
     def check(self) -> None:
         """Raise ValueError for sizes that do not fit and for unknown options."""
-        choices = {"pos": ("rope", "none"), "spatial": ("none", "code", "paper"), "cell_layer": ("last", "mean")}
-        choices |= {"pooling": POOLINGS, "norm": NORMS, "remat": (False, True, *REMAT)}
+        choices = {"pos": ("rope", "none"), "spatial": ("none", "code", "paper"), "cells": ("mean", "positions")}
+        choices |= {"cell_layer": ("last", "mean", "input"), "pooling": POOLINGS, "norm": NORMS}
+        choices |= {"mlp_init": tuple(INITIALISERS), "remat": (False, True, *REMAT)}
         check_choices(self, choices)
         if self.token_dim % 32 or self.embed_dim % 32:
             raise ValueError(f"token_dim={self.token_dim}, embed_dim={self.embed_dim}: must be multiples of 32")
@@ -174,7 +182,8 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
         if not embed:
             total += (length >> (i + 1)) * 5 * narrow * wide + (length >> i) * narrow**2  # up
     short, d, inner = length >> n, model.embed_dim, model.num_heads * model.key_size
-    total += model.num_layers * short * (4 * d * inner + 3 * d * model.ffn_dim + 2 * short * inner)
+    n_layers = 0 if embed and model.cell_layer == "input" else model.num_layers
+    total += n_layers * short * (4 * d * inner + 3 * d * model.ffn_dim + 2 * short * inner)
     if not embed:
         head = [widths[0], *[d] * model.head_layers, vocab]
         total += length * sum(math.prod(pair) for pair in itertools.pairwise(head))

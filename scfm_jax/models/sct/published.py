@@ -117,7 +117,7 @@ def _convolution(theirs: str, turn: str, *ours: str) -> Iterator[Entry]:
 
 def _layers(model: Model, theirs: str, kind: str, turn: str, stage: str, prefix: str) -> Iterator[Entry]:
     """Yield the entries of a norm and the convolution after it."""
-    if model.norm in ("shared", "standard"):
+    if model.norm not in ("no_affine", "none"):
         for leaf in ("scale", "offset"):
             yield f"{ROOT}/{theirs}/layer_norm/{leaf}", (stage, f"{prefix}norm", leaf), ""
     yield from _convolution(f"{theirs}/{kind}", turn, stage, f"{prefix}conv")

@@ -7,9 +7,14 @@ import jax.numpy as jnp
 from scfm_jax.layers import prefix
 from scfm_jax.layers.norms import LayerNorm
 from scfm_jax.layers.parts import equal_parts
+from scfm_jax.models.sct.convolution import truncated
 from scfm_jax.types import Array
 
-he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+INITIALISERS = {
+    "he_uniform": nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),
+    "truncated": lambda key, shape: truncated(key, shape, shape[0]),
+}
+"""How a kernel is drawn: uniformly within sqrt(6 / fan_in), or normal, see `truncated`."""
 
 
 def rotate(x: Array, base: float = 10_000.0) -> Array:
@@ -22,15 +27,19 @@ def rotate(x: Array, base: float = 10_000.0) -> Array:
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, both drawn uniformly within sqrt(6 / fan_in): parameters in float32, product in `dtype`."""
+    """`x @ kernel + bias`: parameters in float32, the product in `dtype`.
+
+    The kernel is drawn by `init`, one of INITIALISERS, the bias uniformly within sqrt(6 / fan_in).
+    """
 
     features: int
     use_bias: bool = True
     dtype: str = "float32"
+    init: str = "he_uniform"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [..., D] -> [..., F]
-        kernel = self.param("kernel", he_uniform, (x.shape[-1], self.features))
+        kernel = self.param("kernel", INITIALISERS[self.init], (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             bound = (6 / x.shape[-1]) ** 0.5
@@ -57,12 +66,14 @@ class Block(nn.Module):
     dtype: str = "float32"
     query_chunk: int = 0
     prefix: int = 0
+    mlp_init: str = "he_uniform"
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:  # [B, T, D], keys to attend to [B, T]
         x = x + self.attend(LayerNorm(name="norm1")(x), mask)
-        a, b = jnp.split(self.linear(2 * self.ffn_dim, "mlp_in", False)(LayerNorm(name="norm2")(x)), 2, axis=-1)
-        x = x + self.linear(x.shape[-1], "mlp_out", False)(jax.nn.silu(a) * b)
+        widen = self.linear(2 * self.ffn_dim, "mlp_in", False, self.mlp_init)
+        a, b = jnp.split(widen(LayerNorm(name="norm2")(x)), 2, axis=-1)
+        x = x + self.linear(x.shape[-1], "mlp_out", False, self.mlp_init)(jax.nn.silu(a) * b)
         self.sow("intermediates", "output", x)
         return x, x
 
@@ -91,6 +102,6 @@ class Block(nn.Module):
             y = jnp.moveaxis(y, 0, 2)
         return self.linear(x.shape[-1], "out")(y.reshape(n_bags, length, width))
 
-    def linear(self, features: int, name: str, use_bias: bool = True) -> Linear:
+    def linear(self, features: int, name: str, use_bias: bool = True, init: str = "he_uniform") -> Linear:
         """Return one of the block's linear maps."""
-        return Linear(features, use_bias, self.dtype, name=name)
+        return Linear(features, use_bias, self.dtype, init, name=name)
