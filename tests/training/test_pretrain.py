@@ -17,7 +17,7 @@ from data_pipeline.store.store import open_store
 from experiments import train
 from experiments.training import data, key_notes, settings
 from scfm_jax import models
-from scfm_jax.saving import checkpoint
+from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.training import signals
 from scfm_jax.types import TrainState
 from tests.harness import ROOT, tiny
@@ -82,6 +82,15 @@ def test_stopped_and_resumed_equals_uninterrupted(store, tmp_path):
     assert meta["second_names"] == open_store(store).second_names and "SYN0" in meta["second_names"]
     assert meta["genes"] == open_store(store).genes and meta["classes"]["study"] == ["study0", "study1"]
     assert meta["config"]["model"]["n_genes"] == 60 and meta["loader"]["step"] == meta["step"] == 10
+    first, *rest = [line for _, line in sealed.read_lines(tmp_path / "parts/metrics.jsonl").rows]
+    floors = {f"floor/{name}": value for name, value in meta["progress"]["floors"].items()}
+    assert first == {"step": 0} | floors and not [name for line in rest for name in line if name.startswith("floor/")]
+    floor, least, at = (
+        first[f"floor/nb/{name}"] for name in ("gene x study rate x depth", "truth", "gene rate x depth")
+    )
+    assert least < floor < at and [line["step"] for line in rest if "val/residual" in line] == [5, 10]
+    for line in (line for line in rest if "val/residual" in line):
+        assert line["val/residual"] == pytest.approx((floor - line["val/nb"]) / (floor - least))
 
 
 TYPOS = {
