@@ -160,7 +160,7 @@ def tables() -> validation.Tables:
 
     def learn(over, constants):
         batches = [(batch, x) for batch, x in over(lambda *args: prepare(*args, step=0, train=True)["x"])]
-        return {"mean": np.concatenate([x[batch.cell_mask] for batch, x in batches]).mean(0, dtype=np.float64)}
+        return {"mean": np.concatenate([x[batch.cell_mask] for batch, x in batches]).mean(0)}
 
     def score(params, buffers, batch, constants, rng, step, train):
         made = prepare(batch, constants, jax.random.split(rng, 3)[0], step=step, train=train)
