@@ -59,7 +59,8 @@ A model may have:
   floors.py          tables of genes that the model is held against in pre-training, see `tasks.floors`:
                        against(loss) -> "metric/table", the strongest; None where the objective has none
                        learn(see, constants, inputs, loss) -> arrays, on the host, from training cells: see(names of
-                         `prepare`'s arrays, **changed options) yields (batch, {name: array}), numpy
+                         `prepare`'s arrays, train=True, **changed options) yields (batch, {name: array}), numpy;
+                         `add`, (batch, arrays) -> more arrays, is traced with it
                        score(tables, batch, inputs, loss) -> {"metric/table": (weighted sum, weight)}   pure; beside
                          the metric of that name, so in its unit and of the same entries; "metric/truth" is the least
                          value that there is, where it is not 0

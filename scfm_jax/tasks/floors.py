@@ -25,8 +25,6 @@ from scfm_jax import models
 from scfm_jax.training.validation import Tables
 from scfm_jax.types import Array, Batch
 
-CELLS = 10_000
-"""Training cells that tables are learnt from, at most so many and a batch."""
 TRUTH = "truth"
 """What stands in a floor's place where it is the least value and no floor."""
 
@@ -65,8 +63,7 @@ def of(name: str, inputs: Mapping[str, Any], loss: Mapping[str, Any]) -> Tables 
         if hasattr(file, "residual"):
             return file.residual(values)
         metric = against.partition("/")[0]
-        floor, least = (measured.get(key, math.nan) for key in (against, f"{metric}/{TRUTH}"))
-        return share(values[metric], floor, 0.0 if math.isnan(least) else least)
+        return share(values[metric], measured.get(against, math.nan), measured.get(f"{metric}/{TRUTH}", 0.0))
 
     return Tables(learn, score, getattr(file, "observe", None), residual, against)
 
