@@ -90,10 +90,10 @@ def measured(
       state: whose constants and key are used. constants: the same in host memory. loader: of the training cells.
       cells: to learn from, the first so many of a pass, and a batch. before_batch, say: as of `validator`.
     """
-    everywhere, seen = NamedSharding(devices, PartitionSpec()), 0
+    everywhere, learnt_from = NamedSharding(devices, PartitionSpec()), 0
 
     def over(look: Callable[..., Any]) -> Iterator[tuple[Batch, Any]]:
-        nonlocal seen
+        nonlocal learnt_from
 
         def looked(batch: Batch, constants: dict[str, Array], rng: Array, index: Array) -> tuple[Batch, Any]:
             return batch, look(batch, constants, jax.random.fold_in(jax.random.wrap_key_data(rng), index))
@@ -105,12 +105,13 @@ def measured(
                 batch = sharding.put_batch(to_batch(arrays), devices)
                 batch, made = jax.device_get(looked(batch, state.constants, state.rng, np.uint32(index)))
                 seen += int(batch.cell_mask.sum())
+                learnt_from = max(learnt_from, seen)
                 yield batch, made
                 if seen >= cells:
                     break
 
     arrays = jax.device_put(tables.learn(over, constants), everywhere)
-    say(f"floors: tables learnt from {seen:,} training cells, now scored on the validation cells")
+    say(f"floors: tables learnt from {learnt_from:,} training cells, now scored on the validation cells")
     scored = Objective(init=None, loss=tables.score, flops=None)
     validate = validator(scored, validation, devices, before_batch, say)
     values = validate(state.replace(params=arrays, ema=None, buffers={}))

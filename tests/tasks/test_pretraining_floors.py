@@ -239,6 +239,7 @@ def test_exceiver_that_says_gene_mean_and_depth_has_nothing_beyond_it():
     made |= {"zeros": np.zeros(3)}
     batch = one_bag(genes=made["genes"], counts=np.array([[[5, 3, 2], [4, 6, 0]]]))
     tables = {"mean": np.array([1.0, 2, 3]), "depth": np.ones(3), "slope": 0.5, "scale": np.array([1.0, 2, 1])}
+    tables["clipped"] = tables["mean"]
     # what is shown: 5 counts of two genes in three; 4 counts of one gene in two
     said = np.array([[[1 + 0.5 * (np.log(7.5) - 1)], [2 + 0.5 * (np.log(8) / 2 - 1)]]])
     logits = [{"genes": x} for x in (said, made["truth"], np.array([[[1.0], [2.0]]]))]

@@ -23,6 +23,8 @@ from scfm_jax.types import Array, Batch, Outputs
 
 GRID = np.geomspace(1e-2, 1e3, 16)
 """Inverse dispersions that are tried."""
+DISPERSED = 2_000
+"""Cells that dispersions are learnt from, at most so many and a batch: it takes longest."""
 SCALE = 1e4
 """Rates are told per so many molecules, within the range of means that the decoder can say."""
 KINDS = ("gene rate x depth", "gene x study rate x depth")
@@ -56,7 +58,11 @@ def learn(
     if loss["objective"] in ("mse", "recon"):
         return tables
     for table in tables.values():
-        losses = sum(made["losses"].astype(np.float64) for _, made in see("losses", train=False, add=_losses(table)))
+        losses, cells = np.zeros((len(GRID), n_genes)), 0
+        for batch, made in see("losses", train=False, add=_losses(table)):
+            losses, cells = losses + made["losses"], cells + batch.cell_mask.sum()
+            if cells >= DISPERSED:
+                break
         table["log_theta"] = np.float32(lowest(np.log(GRID), losses))
     return tables
 
