@@ -60,6 +60,7 @@ def pretraining(
         "patience": 0,
         "microbatches": 1,
         "max_skipped": 10,
+        "floors": 10_000,
         "mesh": {"data": -1, "fsdp": 1, "seq": 1},
         "tensorboard": True,
         "wandb": placeholder(str),

@@ -91,6 +91,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     size = SIZES[variant]
     parts = models.options("sct", SPATIAL.get(variant, variant))
     config = pretraining("sct", parts, **{key: size[key] for key in ("bag", "batch", "steps", "every")})
+    config.train.monitor = "-residual" if variant in ("tiny", "small", "small_spatial") else "loss"
     if variant in SPATIAL:
         config.model.spatial = "paper"
         config.data.kind = "neighbours"

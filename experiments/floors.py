@@ -10,8 +10,8 @@ No model is needed. Writes DIR/floors.md and DIR/floors.json, and prints the tab
   denoising     counts flipped to zero, scored over the flipped entries alone and over all, as the suite spoils them
   transfer      explained variance of hidden expressed genes, as `experiments.transfer` splits the input: the gene's
                 mean in the training cells, and one slope of depth
-  pretraining   the same, and losses of sCT (bins under its mask) and scEMB (names of hidden genes), on a tenth of the
-                cells of the reference files, or of the input where there are none; learnt from the rest
+  pretraining   the floors that a training prints beside its validation (docs/floors.md), of all models, on a tenth of
+                the cells of the reference files, or of the input where there are none; learnt from the rest
 
 --genes is the gene list of the models that floors are to stand beside; --number=2048 takes so many of it, those that
 every reference file measured and most of their cells express. Without a list all genes of the input count.

@@ -34,6 +34,7 @@ from scfm_jax import api, models, sharding
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.lock import alone
 from scfm_jax.saving.sealed import one_line
+from scfm_jax.tasks import floors
 from scfm_jax.training import loop, optim, pace, signals, step, tuning
 from scfm_jax.types import TrainState
 
@@ -120,12 +121,15 @@ def pretrain(
         folder = settings.prepare_workdir(workdir, metadata)
         optimizer = by_epoch(options.get("optim", {}), loaders["train"]) | {"layers": getattr(module, "TUNING", None)}
         if base is None:
-            objective = step.pretraining(module, model, options.get("inputs", {}), options.get("loss", {}))
+            parts = options.get("inputs", {}), options.get("loss", {})
+            tables = floors.of(options["model_name"], *parts) if options["train"].get("floors", True) else None
+            objective = step.pretraining(module, model, *parts, observe=tables and tables.observe)
             initial = warm_start(options["init_from"], data.genes) if options.get("init_from") else None
         else:
             objective = finetuning.objective(module, model, options, data.store)
             every_cell = data.loaders(shared=False)["train"].epoch_batches
             initial = finetuning.beginning(module, model, options, base, every_cell)
+            tables = None
             optimizer["frozen"] = finetuning.frozen(optimizer, options)
         state = loop.fit(
             objective,
@@ -136,6 +140,7 @@ def pretrain(
             optimizer=optimizer,
             **options["train"],
             validation=loaders.get("val"),
+            tables=tables,
             initial=initial,
             lock=lock,
         )
@@ -173,7 +178,7 @@ def check(config: ConfigDict | Mapping[str, Any], module: ModuleType) -> None:
             *settings.keywords(LoaderOptions, without=("part", "keep", "same", "host", "n_hosts")),
         ],
         "optim": [*optim.KEYS, "schedule_unit"],
-        "train": settings.keywords(loop.fit, without=("optimizer", "validation", "initial", "lock")),
+        "train": settings.keywords(loop.fit, without=("optimizer", "validation", "tables", "initial", "lock")),
     }
     accepted |= finetuning.accepted(config)
     settings.check(config, accepted)

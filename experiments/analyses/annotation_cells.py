@@ -31,7 +31,8 @@ from scfm_jax.tasks.cells.labels import unlabelled
 LABEL = "cell_type"
 LEFT_OUT = "-"
 SPLIT = "split"
-UNSAID = {"reading": {}, "test_layer": None, "test_raw": None, "cell_layer": None, "batch_cells": 0, "scaler": "training"}
+UNSAID = {"reading": {}, "test_layer": None, "test_raw": None}
+UNSAID |= {"cell_layer": None, "batch_cells": 0, "scaler": "training"}
 """What a plan.json means where it has no such entry."""
 PREDICT = "cells without labels are named by experiments.predict, or by Run.annotate in Python"
 

@@ -15,7 +15,8 @@ from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from experiments.analyses import imputation as imputation_analysis
 from experiments.analyses.cells import Cells
-from experiments.analyses.pretraining_floors import Pool, explained_variance, pretraining
+from experiments.analyses.pretraining_floors import Pool, pretraining
+from experiments.analyses.pretraining_floors import scores as pretraining_scores
 from experiments.pages import output
 from scfm_jax.tasks.cells import transfer
 from scfm_jax.tasks.imputation import baselines, denoising, imputation
@@ -76,8 +77,8 @@ def evaluate(
         file_pool = Pool.read([source], names, table, min_mapped, **place)
     if "transfer" in parts:
         for seed in pace.counted(range(seeds), "explained variance with seed", say):
-            scores = explained_variance(file_pool, *transfer.split(len(file_pool.study), seed), seed)
-            rows += [{"part": "transfer", "case": file_pool.names[0], "seed": seed, **row} for row in scores]
+            of_seed = pretraining_scores("exceiver", file_pool, *transfer.split(len(file_pool.study), seed), seed)
+            rows += [{"part": "transfer", "case": file_pool.names[0], "seed": seed, **row} for row in of_seed]
     if "pretraining" in parts:
         pool = Pool.read(reference, names, table, min_mapped, **place) if reference else file_pool
         rows += [{"part": "pretraining", "case": ", ".join(pool.names), "seed": 0, **row} for row in pretraining(pool)]

@@ -53,13 +53,21 @@ class Entry:
     cells: int
 
 
-def curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "") -> bytes:
-    """Draw {name: (steps, values)} over the steps as SVG; a logarithmic axis if the values are positive and wide."""
+def curves(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "", levels: Mapping[str, float] | None = None
+) -> bytes:
+    """Draw {name: (steps, values)} over the steps as SVG; a logarithmic axis if the values are positive and wide.
+
+    `levels` are {name: value} of dashed lines across, grey, the darker the later.
+    """
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.add_subplot()
     for (name, (steps, values)), colour, dash in zip(series.items(), COLOURS, ("-", "--", ":", "-.") * 2, strict=False):
         few = len(steps) < 30
         axes.plot(steps, values, dash, color=colour, lw=1.8, label=names.label(name), marker="." if few else None)
+    for i, (name, value) in enumerate((levels or {}).items()):
+        shade = str(round(0.6 - 0.5 * i / max(len(levels) - 1, 1), 2))
+        axes.axhline(value, color=shade, ls=(0, (5, 2 + i)), lw=1.1, label=names.label(name, 40), zorder=1)
     values = np.concatenate([v for _, v in series.values()])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 50 * values.min():
@@ -68,8 +76,8 @@ def curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str = "") 
     axes.set_ylabel(unit)
     axes.grid(color=FAINT, lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=9)
+    if len(series) + len(levels or {}) > 1:
+        axes.legend(frameon=False, fontsize=8 if levels else 9)
     return encoded(figure, "svg")
 
 

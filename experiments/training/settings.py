@@ -18,7 +18,7 @@ SECTIONS = ("model_name", "model", "inputs", "loss", "data", "optim", "train", "
 FREE = (
     "data.store", "data.threads", "data.prefetch", "data.workers", "train.steps", "train.log_every", "train.eval_every",
     "train.checkpoint_every", "train.keep", "train.monitor", "train.patience", "train.max_skipped", "train.mesh",
-    "train.tensorboard", "train.wandb", "train.rewind",
+    "train.tensorboard", "train.wandb", "train.rewind", "train.floors",
 )  # fmt: skip
 """What may change when a run goes on: it changes how long, how loud and where, not what is computed."""
 

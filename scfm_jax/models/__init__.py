@@ -51,7 +51,8 @@ A model may have:
                      what `prepare` must know of all cells, from one pass over them on the host before training: more
                      constants, which FITTED names, and options that the data decide.
   FITTED             names of the constants that `fit` adds and that, where weights came without them, are taken from
-                     the cells at hand; not those that only training cells can tell. Validation cells' own are val_<name>.
+                     the cells at hand; not those that only training cells can tell. Those of validation cells are
+                     val_<name>.
   project(params) -> params           done after every update, for parameters that are kept within bounds.
   BATCH              cells that are embedded at a time, for models of single cells.
   SAMPLE             True where the embedding of a cell is defined on all cells of its tissue sample, "bag" where it is
@@ -59,6 +60,18 @@ A model may have:
   published.py       where weights were released: `load(path, ...) -> (config, variables, gene names)`, made of
                      `config(published)`, which knows the constructor arguments of the authors' code by their names,
                      and of `params(state, model)`; `state_dict(variables, model)` goes back.
+  floors.py          tables of genes that the model is held against in pre-training, see `tasks.floors`:
+                       against(loss) -> "metric/table", the strongest; None where the objective has none
+                       learn(see, constants, inputs, loss) -> arrays, on the host, from training cells: see(names of
+                         `prepare`'s arrays, train=True, **changed options) yields (batch, {name: array}), numpy;
+                         `add`, (batch, arrays) -> more arrays, is traced with it
+                       score(tables, batch, inputs, loss) -> {"metric/table": (weighted sum, weight)}   pure; beside
+                         the metric of that name, so in its unit and of the same entries; "metric/truth" is the least
+                         value that there is, where it is not 0
+                     and where the share of a metric below its floor is not what tells of cells, both of
+                       observe(outputs, inputs) -> {name: (array of sums, weight)}   pure; in validation
+                       residual({name: array}) -> float, 0 for any table, 1 for the truth
+                     `loss`, `inputs`: of a config, whole.
 """
 
 import importlib
@@ -87,6 +100,14 @@ def published(name: str) -> ModuleType:
     if importlib.util.find_spec(f"{module.__name__}.published") is None:
         raise ValueError(f"model {name!r}: no published weights, its folder has no published.py; train one instead")
     return importlib.import_module(f"{module.__name__}.published")
+
+
+def floors(name: str) -> ModuleType | None:
+    """Return the module of the tables that model `name` is held against; None where its folder has no floors.py."""
+    module = get(name)
+    if importlib.util.find_spec(f"{module.__name__}.floors") is None:
+        return None
+    return importlib.import_module(f"{module.__name__}.floors")
 
 
 def options(name: str, variant: str) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,9 @@ class Log:
       total: steps of the whole run, for the bar.
       wandb: name of a Weights & Biases project, None for none; it is told the "config" of `metadata`.
       digest: of metrics.jsonl at that step, "" where that is not known; a difference is told.
+
+    Attributes:
+      floor: the "metric/table" to show beside the validation, and its value; None for none.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Log:
         self._total = total
         self._began: tuple[float, int] | None = None
         self._validated = ""
+        self.floor: tuple[str, float | None] | None = None
 
     def advance(self, step: int) -> None:
         """Note that `step` is done, and move the bar there."""
@@ -125,7 +129,8 @@ class Log:
         if "loss" in values:
             parts.append(f"loss {_short(values['loss'])}")
         if "val/loss" in values:
-            self._validated = f"val loss {_short(values['val/loss'])}"
+            self._validated = f"val loss {_short(values['val/loss'])}{self._beside(values)}"
+        parts += [f"{name} {_short(value)}" for name, value in values.items() if name.startswith("floor/")]
         parts += [self._validated] if self._validated else []
         if values.get("cells/s"):
             parts.append(f"{values['cells/s']:,.0f} cells/s")
@@ -133,6 +138,15 @@ class Log:
             speed = (time.monotonic() - self._began[0]) / (step - self._began[1])
             parts.append(f"ETA {pace.words(speed * (self._total - step))}")
         return "  ".join(parts)
+
+    def _beside(self, values: Values) -> str:
+        """Return what is shown beside a validation loss: the metric that a floor is of, the floor, what is beyond."""
+        if self.floor is None:
+            return ""
+        metric = f"val/{self.floor[0].partition('/')[0]}"
+        same = values.get(metric) == values["val/loss"]
+        text = "" if same else f"  val {metric.removeprefix('val/')} {_short(values.get(metric))}"
+        return f"{text}  floor {_short(self.floor[1])}  residual {_short(values.get('val/residual'))}"
 
 
 class Clock:

@@ -7,12 +7,11 @@ The devices are kept busy: step n is dispatched, then the metrics of n - 1 are r
 """
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,28 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scfm_jax import sharding
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.lock import alone
-from scfm_jax.training import divergence, hardware, optim, pace, signals
+from scfm_jax.training import divergence, hardware, optim, signals
+from scfm_jax.training.loader import Loader, to_batch
 from scfm_jax.training.log import Log
-from scfm_jax.training.progress import Program, Progress, Trainer, add, means
-from scfm_jax.training.step import Objective, eval_step, init_state, train_step
+from scfm_jax.training.progress import Program, Progress, Trainer
+from scfm_jax.training.step import Objective, init_state, train_step
+from scfm_jax.training.validation import Tables, measured, validator
 from scfm_jax.types import Batch, TrainState
-
-_FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
-
-
-class Loader(Protocol):
-    """Where batches come from: dicts of numpy arrays with the fields of `Batch`, this process's share of the bags."""
-
-    def batch(self, step: int) -> Mapping[str, Any]:
-        """Return the batch of a step."""
-
-    def iter(self, start_state: Any = None) -> Iterator[Mapping[str, Any]]:
-        """Return an endless iterator from a position on; its `get_state()` is the position after the last batch,
-        JSON-able.
-        """
-
-    def epoch_batches(self) -> Iterable[Mapping[str, Any]]:
-        """Return one pass over all cells."""
 
 
 def fit(
@@ -65,9 +49,11 @@ def fit(
     patience: int = 0,
     max_skipped: int = 10,
     rewind: int = 0,
+    floors: int = 10_000,
     tensorboard: bool = True,
     wandb: str | None = None,
     validation: Loader | None = None,
+    tables: Tables | None = None,
     initial: Callable[[TrainState], TrainState] | None = None,
     lock: signals.StateLock | None = None,
 ) -> TrainState:
@@ -88,8 +74,11 @@ def fit(
       max_skipped: give up after this many updates in a row that were not finite.
       rewind: a saved step to go back to, once, where a run has diverged, 0 for none. What is after it is removed, and
         the optimiser's settings may differ from there on.
+      floors: training cells that tables of genes are learnt from, before the first step, to stand beside the
+        validation and to tell its "residual"; 0 for none.
       wandb: name of a Weights & Biases project.
       validation: the cells to validate on.
+      tables: what makes these tables; None where a model or a task has none.
       initial: changes the first state of a new run (other weights to start from).
       lock: of the state, which is saved when a signal arrives, see `signals.supervise`.
 
@@ -98,6 +87,10 @@ def fit(
         another training in `workdir`.
       OSError: the disk refuses, or `workdir` was removed.
     """
+    tables = tables if floors else None
+    if monitor.removeprefix("-") == "residual" and validation and not tables:
+        why = "train.floors=0 leaves it out" if not floors else "this model or task has no floors"
+        raise ValueError(f"train.monitor={monitor}: {why}; monitor loss")
     lock = lock or signals.StateLock()
     lock.shared = jax.process_count() > 1
     mesh = dict(mesh or {})
@@ -123,12 +116,21 @@ def fit(
         program = _compiler(objective, build(state.params), microbatches, devices, log.say if log else None)
         lock.save = trainer.save
         with lock.held(), contextlib.closing(loader.iter(progress.loader)) as batches:
+            if tables and validate and eval_every and progress.floors is None:
+                with lock.released(), trainer.clock.pause():
+                    options = (loader, validation, devices, floors, stop_if_asked, tell)
+                    values = measured(tables, trainer.state, constants, *options)
+                trainer.held_against(values)
+            if log and tables and progress.floors:
+                log.floor = tables.against, progress.floors.get(tables.against)
             while True:
                 best = None
                 if validate and _due(progress.step, eval_every) and progress.evaluated < progress.step:
                     trainer.catch_up()
                     with lock.released(), trainer.clock.pause():
                         values = validate(trainer.state)
+                    if tables:
+                        values = tables.held(values, progress.floors)
                     best = trainer.validated(values, monitor)
                 finished = progress.step >= steps or 0 < patience <= progress.stale
                 if best or finished or _due(progress.step, checkpoint_every):
@@ -139,7 +141,7 @@ def fit(
                 stop_if_asked()
                 with lock.released():
                     with trainer.clock.data():
-                        batch, position = sharding.put_batch(_to_batch(next(batches)), devices), batches.get_state()
+                        batch, position = sharding.put_batch(to_batch(next(batches)), devices), batches.get_state()
                     with trainer.clock.pause():
                         step = program(trainer.state, batch)
                 trainer.advance(step, batch, position)
@@ -172,7 +174,7 @@ def _begin(
 
     `back` is a step to go back to instead; the checkpoints after it are removed.
     """
-    example = jax.tree.map(np.zeros_like, _to_batch(loader.batch(0)))
+    example = jax.tree.map(np.zeros_like, to_batch(loader.batch(0)))
     shapes = jax.eval_shape(begin, example, constants)
     shardings = layout(shapes)
     restored = checkpoint.restore(folder, sharding.abstract(shapes, shardings), step=back)
@@ -196,10 +198,6 @@ def _rewinds(folder: pathlib.Path, rewind: int, metadata: Mapping[str, Any]) -> 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
-
-
-def _to_batch(arrays: Mapping[str, Any]) -> Batch:
-    return Batch(**{name: arrays[name] for name in _FIELDS})
 
 
 def _compiler(
@@ -232,35 +230,6 @@ def _compiler(
         return programs[shape]
 
     return program
-
-
-def validator(
-    objective: Objective,
-    loader: Loader,
-    devices: Mesh,
-    before_batch: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Callable[[TrainState], dict[str, float]]:
-    """Return a function from a state to its validation metrics, means over all cells of `loader`.
-
-    Args:
-      before_batch: is called before each batch, and may raise `signals.Stopped`. say: is told how far it is.
-    """
-    everywhere = NamedSharding(devices, PartitionSpec())
-    evaluate = jax.jit(functools.partial(eval_step, objective), out_shardings=everywhere)
-
-    def validate(state: TrainState) -> dict[str, float]:
-        sums, before = {}, {}
-        batches = pace.counted(loader.epoch_batches(), "validated batch", say, total=getattr(loader, "epoch_steps", 0))
-        for index, arrays in enumerate(batches):
-            before_batch()
-            metrics = evaluate(state, sharding.put_batch(_to_batch(arrays), devices), np.uint32(index))
-            add(sums, before)
-            before = metrics
-        add(sums, before)
-        return means(sums)
-
-    return validate
 
 
 def _stop_vote(lock: signals.StateLock, devices: Mesh) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.together import on_first
@@ -44,6 +45,7 @@ class Progress:
       skipped: updates in a row that were skipped because they were not finite.
       length: of metrics.jsonl, in bytes. digest: its sha256.
       norm: of the parameters when they were saved. first_norm: of the run's first parameters.
+      floors: what tables score in validation, {"metric/table": value}; None where that is not measured.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Progress:
     digest: str = ""
     norm: float | None = None
     first_norm: float | None = None
+    floors: dict[str, float] | None = None
 
 
 class Trainer:
@@ -101,6 +104,11 @@ class Trainer:
         """Read the metrics of the newest step, too."""
         newest, self._newest = self._newest, None
         self._read(newest)
+
+    def held_against(self, floors: dict[str, float]) -> None:
+        """Note what tables score in validation, "metric/table", for good, and log it as "floor/metric/table"."""
+        self.progress.floors = floors
+        self._write(self.progress.step, {f"floor/{name}": value for name, value in floors.items()})
 
     def validated(self, values: Mapping[str, float], monitor: str) -> dict[str, Any] | None:
         """Note the result of a validation; return the record of a new best, {"metric", "value"}, None if it is none.
@@ -164,11 +172,11 @@ class Trainer:
 
 
 def add(sums: Sums, metrics: Mapping[str, tuple[Any, Any]]) -> None:
-    """Add the metrics of a batch to `sums`, in place."""
+    """Add the metrics of a batch to `sums`, in place; of arrays (in validation) element by element."""
     for name, pair in metrics.items():
         total = sums.setdefault(name, [0.0, 0.0])
         for i in range(2):
-            total[i] += float(pair[i])
+            total[i] = total[i] + (float(pair[i]) if np.ndim(pair[i]) == 0 else np.asarray(pair[i], np.float64))
 
 
 def means(sums: Sums) -> dict[str, float]:

@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 
 from scfm_jax.training import optim
-from scfm_jax.types import Array, Batch, TrainState
+from scfm_jax.types import Array, Batch, Outputs, TrainState
 
 Metrics = dict[str, tuple[Array, Array]]
 """{name: (weighted sum, weight)}: added over batches, divided once."""
@@ -69,11 +69,18 @@ def counting(
     return {"flops": flops, "input_flops": input_flops}
 
 
-def pretraining(module: ModuleType, model: nn.Module, inputs: dict[str, Any], loss: dict[str, Any]) -> Objective:
+def pretraining(
+    module: ModuleType,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    loss: dict[str, Any],
+    observe: Callable[[Outputs, Any], Metrics] | None = None,
+) -> Objective:
     """Return the objective of a model file: `prepare` -> `Model` -> `loss` (see `scfm_jax.models`).
 
     Args:
       inputs: keywords of the module's `prepare`; `loss`: keywords of its `loss`.
+      observe: (outputs, inputs) -> more metrics in validation, whose sums may be arrays.
     """
 
     def init(rng: Array, batch: Batch, constants: dict[str, Array]) -> Any:
@@ -93,6 +100,7 @@ def pretraining(module: ModuleType, model: nn.Module, inputs: dict[str, Any], lo
         )
         value, metrics = module.loss(outputs, prepared, **loss)
         tokens = module.tokens(prepared).astype(jnp.float32)
+        metrics |= observe(outputs, prepared) if observe and not train else {}
         return value, ({**metrics, "tokens": (tokens, jnp.ones(()))}, {**buffers, **changed})
 
     project = getattr(module, "project", None)

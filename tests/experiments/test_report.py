@@ -257,3 +257,22 @@ def test_the_map_of_an_embedding_is_computed_once(tmp_path, monkeypatch):
     (tmp_path / "scores.json").write_text(json.dumps(SCORES))
     run.write(tmp_path)
     assert computed == [30, 30, 30]
+
+
+def test_floors_are_dashed_lines_across_the_metric_that_they_are_of(tmp_path):
+    """Those of a term that is the loss lie across the loss; the truth is no floor; the residual score has its own 0."""
+    lines = [{"step": 0, "floor/same/gene": 8.0, "floor/same/gene x study": 7.5, "floor/nb/rate": 4.0}]
+    lines[0] |= {"floor/nb/truth": 1.0}
+    lines += [{"step": s, "loss": 9.0 - s, "same": 9.0 - s, "nb": 5.0 - s} for s in (1, 2)]
+    lines += [{"step": 2, "val/loss": 5.0, "val/same": 5.0, "val/nb": 3.0, "val/residual": 0.25}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = curves.drawn(tmp_path)
+    page = Page(shown)
+    assert re.findall(r"<figcaption>([^<]+)", shown) == ["Loss", "nb", "residual"] and "truth" not in shown
+    loss, nb, residual = (image["alt"] for image in page.images)
+    assert loss.endswith("; dashed: gene 8, gene x study 7.5") and nb.endswith("; dashed: rate 4")
+    assert residual.endswith("residual 0.25 at step 2; dashed: floor 0") and "Dashed: floors" in shown
+    root = ElementTree.fromstring(figures.curves({"loss": (np.arange(2), np.arange(2))}, "", {"gene": 0.5}))
+    words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    dashed = [p for p in root.iter("{http://www.w3.org/2000/svg}path") if "stroke-dasharray: 5" in p.get("style", "")]
+    assert "gene" in words and dashed

@@ -2,7 +2,8 @@
 
 python -m tests.harness.tiny WORKDIR '{"steps": 20, ...}' trains as `experiments.train` does, signals included. Keys
 that are not keywords of `loop.fit`: `stall` (sleep for a minute in "build", "compile", "train" or "validation", at the
-`stall_at`-th call), `slow` (seconds per batch), `bad` (steps whose counts are NaN) and `dropout`.
+`stall_at`-th call), `slow` (seconds per batch), `bad` (steps whose counts are NaN) and `dropout`. Floors are left out
+where `floors` does not ask for them.
 """
 
 import json
@@ -28,7 +29,7 @@ from flax import linen as nn
 from scfm_jax import sharding
 from scfm_jax.saving import checkpoint
 from scfm_jax.saving.leaves import path_name
-from scfm_jax.training import loop, signals, step
+from scfm_jax.training import loop, signals, step, validation
 from scfm_jax.types import Array, Outputs
 
 GENES, CELLS, BAGS, PADDED, STUDIES = 24, 4, 8, 10, 2
@@ -155,6 +156,24 @@ class Batches:
         """Nothing is open."""
 
 
+def tables() -> validation.Tables:
+    """Return the mean of each gene over all cells, to hold the model against."""
+
+    def learn(over, constants):
+        batches = [(batch, x) for batch, x in over(lambda *args: prepare(*args, step=0, train=True)["x"])]
+        return {"mean": np.concatenate([x[batch.cell_mask] for batch, x in batches]).mean(0)}
+
+    def score(params, buffers, batch, constants, rng, step, train):
+        made = prepare(batch, constants, jax.random.split(rng, 3)[0], step=step, train=train)
+        value, metrics = loss(Outputs(cells=None, logits=params["mean"]), made)
+        return value, ({"loss/gene": metrics["loss"]}, buffers)
+
+    def residual(values, floors):
+        return 1 - values["loss"] / floors["loss/gene"]
+
+    return validation.Tables(learn, score, None, residual, "loss/gene")
+
+
 def objective(dropout: float = 0.1, **inputs: Any) -> step.Objective:
     """Return what the tiny model minimises; `inputs` are options of `prepare`."""
     return step.pretraining(sys.modules[__name__], Model(n_genes=GENES, dropout=dropout), inputs, {})
@@ -181,10 +200,12 @@ def fit(workdir: str | pathlib.Path, lock: signals.StateLock | None = None, **op
         "log_every": 3,
         "optimizer": {"learning_rate": 1e-2},
         "tensorboard": False,
+        "floors": 0,
+        "tables": tables(),
     } | options
-    validation = Loader("val", **host, stall_at=stall_at if stall == "validation" else None)
+    held_out = Loader("val", **host, stall_at=stall_at if stall == "validation" else None)
     loader = Loader("train", **host, bad=bad, stall_at=stall_at if stall == "train" else None)
-    return loop.fit(task, loader, CONSTANTS, {"model": "tiny"}, workdir, validation=validation, lock=lock, **options)
+    return loop.fit(task, loader, CONSTANTS, {"model": "tiny"}, workdir, validation=held_out, lock=lock, **options)
 
 
 def _stalling(task: step.Objective, where: str, stall_at: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tests.harness import tiny
 
 STEPS = 8
 RUN = {"steps": STEPS, "log_every": 2, "eval_every": 4, "optimizer": {"learning_rate": 1e-2}, "dropout": 0.2}
+RUN |= {"floors": 60}
 FSDP = {"mesh": {"data": 1, "fsdp": 2, "min_size": 0}}
 
 

@@ -1,5 +1,6 @@
 """The training command: CellPLM on a store, stopped and resumed; keys that nothing takes; workdirs of other runs."""
 
+import importlib
 import os
 import pathlib
 import signal
@@ -17,7 +18,7 @@ from data_pipeline.store.store import open_store
 from experiments import train
 from experiments.training import data, key_notes, settings
 from scfm_jax import models
-from scfm_jax.saving import checkpoint
+from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.training import signals
 from scfm_jax.types import TrainState
 from tests.harness import ROOT, tiny
@@ -82,6 +83,15 @@ def test_stopped_and_resumed_equals_uninterrupted(store, tmp_path):
     assert meta["second_names"] == open_store(store).second_names and "SYN0" in meta["second_names"]
     assert meta["genes"] == open_store(store).genes and meta["classes"]["study"] == ["study0", "study1"]
     assert meta["config"]["model"]["n_genes"] == 60 and meta["loader"]["step"] == meta["step"] == 10
+    first, *rest = [line for _, line in sealed.read_lines(tmp_path / "parts/metrics.jsonl").rows]
+    floors = {f"floor/{name}": value for name, value in meta["progress"]["floors"].items()}
+    assert first == {"step": 0} | floors and not [name for line in rest for name in line if name.startswith("floor/")]
+    floor, least, at = (
+        first[f"floor/nb/{name}"] for name in ("gene x study rate x depth", "truth", "gene rate x depth")
+    )
+    assert least < floor < at and [line["step"] for line in rest if "val/residual" in line] == [5, 10]
+    for line in (line for line in rest if "val/residual" in line):
+        assert line["val/residual"] == pytest.approx((floor - line["val/nb"]) / (floor - least))
 
 
 TYPOS = {
@@ -203,3 +213,22 @@ def test_a_store_without_the_covariate_trains_without_it(tmp_path, capsys):
     assert "'batch'" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'bacth'"):
         train.pretrain(config(tmp_path / "store", **{"data.labels": ("bacth",)}), str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exceiver", "scemb", "sclong", "sct"])
+def test_every_model_is_held_against_its_tables_where_it_trains(name, store, tmp_path):
+    made = importlib.import_module(f"configs.pretrain_{name}").get_config("tiny")
+    asked = {"steps": 4, "eval_every": 2, "log_every": 2, "monitor": "-residual", "tensorboard": False}
+    made.update_from_flattened_dict({f"train.{key}": value for key, value in asked.items()})
+    made.data.store = str(store)
+    train.pretrain(made, str(tmp_path))
+    first, *rest = [line for _, line in sealed.read_lines(tmp_path / "metrics.jsonl").rows]
+    against = models.floors(name).against({})
+    tables = {key: value for key, value in first.items() if key.startswith(f"floor/{against.partition('/')[0]}/")}
+    assert first["step"] == 0 and len(tables) > 1 and f"floor/{against}" in tables
+    for line in (line for line in rest if "val/loss" in line):
+        value, floor = line[f"val/{against.partition('/')[0]}"], first[f"floor/{against}"]
+        wanted = pytest.approx(1 - value / floor) if name != "sct" else pytest.approx(0, abs=0.3)
+        assert line["val/residual"] == wanted
+    assert checkpoint.read_best(tmp_path / "checkpoints")[1]["metric"] == "val/residual"

@@ -19,6 +19,7 @@ RUN = {
     "log_every": 3,
     "eval_every": 6,
     "checkpoint_every": 5,
+    "floors": 60,
     "dropout": 0.2,
     "optimizer": {"learning_rate": 1e-2, "decay_steps": STEPS, "ema": 0.9, "weight_decay": 0.01},
 }
