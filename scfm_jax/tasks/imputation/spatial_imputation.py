@@ -54,7 +54,8 @@ def together(problem: Problem) -> Problem:
         coords = np.full((whole, 2), np.nan, np.float32)
         coords[:n] = problem.coords
     samples = np.zeros(whole, int)
-    return Problem(problem.counts, problem.known, hidden, measured, [np.arange(whole)], samples, coords)
+    everything = [np.arange(whole)]
+    return Problem(problem.counts, problem.known, hidden, measured, everything, samples, coords, problem.totals)
 
 
 def score(predicted: np.ndarray, true: np.ndarray, genes: Sequence[int] | np.ndarray) -> dict[str, float]:
