@@ -439,8 +439,13 @@ def test_command_writes_and_prints_the_table(ground):
         "80%",
     ):
         assert words in done.out
-    more = commands.run("impute", *given, "--task=fixed_gene", f"--reference={ground}/other.h5ad", folder=ground)
-    assert more.code == 0 and "zeros" in more.out, more.err
+    both = ["--task=fixed_gene", f"--reference={ground}/other.h5ad", "--ruler=visible,cell"]
+    more = commands.run("impute", *given, *both, folder=ground)
+    assert more.code == 0 and "zeros, ruler: visible" in more.out and "zeros, ruler: cell" in more.out, more.err
+    assert {path.name for path in (ground / "run").glob("*.svg")} >= {
+        "imputation_fixed_gene_visible.svg",
+        "imputation_fixed_gene_cell.svg",
+    }
     assert json.loads((ground / "run" / "imputation_fixed_gene.json").read_text())["reference"] == ["other.h5ad"]
 
 
@@ -455,6 +460,7 @@ def test_command_writes_and_prints_the_table(ground):
         ("--workdir={d}/run --input={d}/x.h5ad --rates=many", "many"),
         ("--workdir={d}/run --input={d}/x.h5ad --rates=1.5", "1.5"),
         ("--workdir={d}/run --input={d}/x.h5ad --ruler=truth", "truth"),
+        ("--workdir={d}/run --input={d}/x.h5ad --rates=0.5,1", "take --ruler=cell alone"),
         ("--workdir={d}/run --input={d}/x.h5ad --bin_value=mean", "mean"),
         ("--workdir={d}/run --input={d}/x.h5ad --sample_key=slide", "slide"),
         ("--workdir={d}/run --input={d}/x.h5ad --reference={d}/x.h5ad", "is the input itself"),
