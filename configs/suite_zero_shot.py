@@ -11,8 +11,9 @@ what it is fine-tuned on: 95 % of the cells masked, and the likelihood of all th
 
 What to expect of controls is the same everywhere: positive above, negative below everything else. Two scores say
 nothing without a floor beside them (`experiments.floors`): bins of expressed genes alone, where baselines that may say
-zero lose by it (see "never 0", and the score within genes), and denoising over all entries, where leaving the counts wins because few were spoiled: see the case
-"flipped". Expected numbers of runs and floors are in docs/results.md.
+zero lose by it (tables that never do are beside, and the score within genes), and denoising over all entries, where
+leaving the counts wins because few were spoiled: see the case "flipped". Expected numbers of runs and floors are in
+docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -11,19 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.pages import document, figures, names
-from scfm_jax.tasks.imputation import imputation
+from scfm_jax.tasks.imputation import baselines, imputation
 
 NEVER = ", never 0"
-COLOURS = {
-    "random twin": figures.COLOURS[6],
+TABLES = {
     "gene mean": figures.COLOURS[1],
     "most common bin": figures.COLOURS[3],
     "common bin": figures.COLOURS[3],
     "gene x sample mean": figures.COLOURS[4],
     "gene x sample bin": figures.COLOURS[7],
-    "diffusion": figures.DARK[2],
 }
-"""Of methods by name, a table that never says zero as the one that does; neighbours are green, the model is blue."""
+"""Colours of tables, dashed, dash-dotted where they never say zero."""
+OTHERS = {
+    "random twin": (figures.COLOURS[6], ":"),
+    f"{baselines.NEIGHBOURS} neighbours": (figures.COLOURS[2], "-"),
+    "diffusion": (figures.DARK[2], "-"),
+}
+"""Colour and line of what else stands beside the model, which is blue."""
 HIDDEN = {"gene": "share of genes hidden, %", "cell": "cells hidden, of 50", "fixed_gene": "genes hidden, by sparsity"}
 RULERS = {"visible": "ruler of the visible entries", "cell": "ruler of the whole cell"}
 
@@ -66,15 +70,15 @@ def drawn(scores: Mapping[str, Any], ruler: str) -> bytes:
 
 
 def _line(axes: Axes, method: str, places: list[float], values: list[pd.Series]) -> None:
-    """Draw a method: solid if it looks at the cell, dashed if it is a table, dotted a twin."""
+    """Draw the means of a method and, of three seeds or more, their intervals."""
     mean, half = np.array([imputation.interval(of_case) for of_case in values]).T
     table = method.removesuffix(NEVER)
-    blue = figures.COLOURS[5] if method.endswith("even masks") else figures.COLOURS[0]
-    colour = figures.COLOURS[2] if method.endswith("neighbours") else COLOURS.get(table, blue)
-    dash = ":" if method == "random twin" else "-." if table != method else "--" if "gene " in table else "-"
-    dash = "--" if table == method and table == "most common bin" else dash
-    style = {"color": colour, "lw": 2.6 if method not in COLOURS and colour == blue else 1.5, "ms": 4}
-    axes.plot(places, mean, dash, marker="o" if colour == blue else ".", label=names.label(method), **style)
+    colour, dash, width = figures.COLOURS[5 if method.endswith("even masks") else 0], "-", 2.6
+    if method in OTHERS:
+        (colour, dash), width = OTHERS[method], 1.5
+    elif table in TABLES:
+        colour, dash, width = TABLES[table], "--" if table == method else "-.", 1.5
+    axes.plot(places, mean, dash, color=colour, lw=width, marker=".", label=names.label(method))
     if len(values[0]) > 2:
         axes.errorbar(places, mean, half, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, alpha=0.8)
 
