@@ -31,11 +31,7 @@ OPTIONS = cli.options(
     output="Folder of a suite's results.",
     cells=(int, None, "Cells that a seed of a suite draws.", 10),
     tasks=(list, [], "Tasks of the suite; by default all."),
-    ruler=(
-        list,
-        [],
-        "Rulers of bins that a suite's imputation is scored by: visible, cell, or both; as it says itself.",
-    ),
+    ruler=(list, [], "Rulers that a suite imputes by: visible, cell, or both; if left out, as the suite says."),
     label=(str, "cell_type", "obs column to score by."),
     batch=(str, "batch", "obs column of batches; used if it is there."),
     seeds=(int, None, "Number of seeds; 3, or what the suite says.", 1),
