@@ -12,13 +12,16 @@ impute CellPLM what it is fine-tuned on: 95 % of the cells masked, and the likel
 
 What to expect of controls is the same everywhere: positive above, negative below everything else. Two scores say
 nothing without a floor beside them (`experiments.floors`): bins of expressed genes alone, where baselines that may say
-zero lose by it, and denoising over all entries, where leaving the counts wins because few were spoiled: see the case
-"flipped". Expected numbers of runs and floors are in docs/results.md.
+zero lose by it (tables that never do are beside, and the score within genes), and denoising over all entries, where
+leaving the counts wins because few were spoiled: see the case "flipped". Expected numbers of runs and floors are in
+docs/results.md.
 """
 
 from ml_collections import ConfigDict
 
 VARIANTS = ("", "tiny")
+RULERS = ("visible", "cell")
+"""Bins are read off what is visible, and off the whole cell as sCT's paper does; the cases stand apart."""
 FINE_TUNED = {"cellplm": {"inputs": {"mask_node_rate": 0.95, "score": "all"}, "loss": {"dae": False}}}
 """What is other than in pre-training when a model is fine-tuned to impute."""
 
@@ -33,9 +36,9 @@ def get_config(variant: str = "") -> ConfigDict:
     tiny = variant == "tiny"
     config = ConfigDict({"cells": 60 if tiny else 300, "seeds": 2 if tiny else 5})
     tasks = {
-        "gene_imputation": {"rates": (0.4,) if tiny else (0.15, 0.8)},
-        "cell_imputation": {"rates": (10,)},
-        "fixed_gene_imputation": {"reference_cells": 40 if tiny else 300},
+        "gene_imputation": {"rates": (0.4,) if tiny else (0.15, 0.8), "ruler": RULERS},
+        "cell_imputation": {"rates": (10,), "ruler": RULERS},
+        "fixed_gene_imputation": {"reference_cells": 40 if tiny else 300, "ruler": RULERS},
         "denoising": {"keep": 0.5, "rate": 0.1},
         "spatial_imputation": {"reference_cells": 40 if tiny else 300},
         "tuned_spatial_imputation": {

@@ -31,6 +31,7 @@ OPTIONS = cli.options(
     output="Folder of a suite's results.",
     cells=(int, None, "Cells that a seed of a suite draws.", 10),
     tasks=(list, [], "Tasks of the suite; by default all."),
+    ruler=(list, [], "Rulers that a suite imputes by: visible, cell, or both; if left out, as the suite says."),
     label=(str, "cell_type", "obs column to score by."),
     batch=(str, "batch", "obs column of batches; used if it is there."),
     seeds=(int, None, "Number of seeds; 3, or what the suite says.", 1),
@@ -67,6 +68,7 @@ def run_suite() -> None:
     from data_pipeline.files import h5ad
     from experiments.suite import entrants as suite_data
     from experiments.suite import fill
+    from scfm_jax.tasks.imputation import imputation
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(FLAGS.output) / "compiled"))
@@ -89,6 +91,12 @@ def run_suite() -> None:
     named = zip(FLAGS.runs, suite_data.names(FLAGS.runs), strict=True)
     entrants = [suite_data.enter(*pair, FLAGS.cell_layer) for pair in named]
     tasks = {name: config.tasks[name].to_dict() for name in config.order if name in (FLAGS.tasks or config.order)}
+    if FLAGS.ruler:
+        ruled = [name for name in tasks if "ruler" in tasks[name]]
+        if not ruled:
+            raise ValueError(f"--ruler={','.join(FLAGS.ruler)}: none of these tasks puts expression into bins")
+        imputation.check_rulers(FLAGS.ruler)
+        tasks |= {name: tasks[name] | {"ruler": tuple(FLAGS.ruler)} for name in ruled}
     table = fill.Suite(
         FLAGS.suite,
         tasks,

@@ -1,4 +1,4 @@
-"""Score a model's imputations of a file beside its random twin and the baselines of `tasks.imputation_baselines`."""
+"""Score a model's imputations of a file beside its random twin and the baselines of `scfm_jax.tasks.imputation`."""
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from experiments.analyses.cells import Cells
 from scfm_jax import api
-from scfm_jax.tasks.imputation import baselines, bins, imputation
+from scfm_jax.tasks.imputation import baselines, bins, imputation, tables
 from scfm_jax.tasks.imputation.imputer import Imputer
 from scfm_jax.training import pace
 
@@ -25,7 +25,7 @@ def evaluate(
     seeds: int = 5,
     cells: int = 500,
     bag: int | None = None,
-    ruler: str = "visible",
+    rulers: Sequence[str] = ("visible",),
     bin_value: str = "median",
     reference: Sequence[str] = (),
     layer: str | None = None,
@@ -36,12 +36,12 @@ def evaluate(
     min_mapped: float = 0.5,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Return the scores of all methods, one row for each method, case and seed; see `experiments.impute` for options.
+    """Return the scores of all methods, a row for each method, case, ruler and seed; options: `experiments.impute`.
 
     Raises:
       ValueError, OSError: the model does not predict expression, or an option or a file is wrong.
     """
-    imputation.get(task).check(rates)
+    imputation.check(task, rates, rulers, bool(reference))
     same = [path for path in reference if pathlib.Path(path).resolve() == pathlib.Path(source).resolve()]
     if same:
         raise ValueError(f"reference={same[0]}: is the input itself, whose hidden counts the baselines would see")
@@ -57,13 +57,14 @@ def evaluate(
         how = file.separate(sample_key)
         others = reference_cells(reference, run.genes, table, min_mapped, cells, **place)
         for seed in pace.counted(range(seeds), "scored seed", say):
-            rows += _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler)
+            for ruler in rulers:
+                rows += _of_seed(run, imputer, file, others, task, rates, seed, cells, bag, ruler)
     return {
         "task": task,
         "input": pathlib.Path(source).name,
         "weights": run.source,
         "trained_on": pathlib.Path(source).stem in run.classes.get("study", ()),
-        "ruler": ruler,
+        "ruler": ",".join(rulers),
         "bin_value": bin_value,
         "reference": [pathlib.Path(path).name for path in reference],
         "sample": how,
@@ -92,9 +93,9 @@ def _of_seed(
     posed = problems(file, others, task, rates, seed, cells, bag, ruler, imputer.binning)
     for problem, truth, model_ruler, true_ruler, parts in posed:
         predicted = _predictions(run, twin, imputer, problem, model_ruler)
-        for method, prediction in pace.counted(predicted, "predicted by method", total=9 - (imputer.zeros == 1)):
+        for method, prediction in pace.counted(predicted, "predicted by method", total=13 - (imputer.zeros == 1)):
             for case, values in imputation.score(prediction, problem, truth, model_ruler, true_ruler, parts).items():
-                yield {"method": method, "case": case, "seed": seed, "cells": len(truth), **values}
+                yield {"method": method, "case": case, "ruler": ruler, "seed": seed, "cells": len(truth), **values}
 
 
 def problems(
@@ -123,12 +124,8 @@ def problems(
     bags = np.split(np.arange(len(chosen)), np.cumsum([len(part) for part in bags])[:-1])
     true_ruler = bins.fit(truth, truth.sum(1), **binning)
     for hidden, parts in imputation.get(task).cases(truth, file.measured, bags, rates, rng):
-        problem = imputation.pose(truth, measured, hidden, bags, **where, reference=others)
-        seen = problem.counts, problem.depth
-        if ruler == "cell":
-            n = len(truth)
-            seen = np.concatenate([truth, seen[0][n:]]), np.concatenate([truth.sum(1), seen[1][n:]])
-        yield problem, truth, bins.fit(*seen, **binning), true_ruler, parts
+        problem = imputation.pose(truth, measured, hidden, bags, **where, reference=others, ruler=ruler)
+        yield problem, truth, imputation.fit_ruler(problem, truth, ruler, **binning), true_ruler, parts
 
 
 def _predictions(
@@ -140,10 +137,7 @@ def _predictions(
     if imputer.zeros != 1:
         yield f"{run.name}, even masks", bins.even(said, imputer.zeros)
     yield "random twin", imputer(twin.variables, problem, ruler)
-    yield "gene mean", baselines.gene_mean(problem)
-    yield "most common bin", baselines.most_common_bin(problem, ruler)
-    yield "gene mean, never 0", baselines.expressed_gene_mean(problem, ruler)
-    yield "common bin, never 0", baselines.most_common_bin(problem, ruler, least=1)
+    yield from tables.predictions(problem, ruler).items()
     apart = baselines.distances(problem)
     yield f"{baselines.NEIGHBOURS} neighbours", baselines.nearest_neighbours(problem, apart)
     yield "diffusion", baselines.diffusion(problem, apart)
@@ -175,13 +169,14 @@ def table(scores: dict[str, Any]) -> str:
     """Return the scores as a table of text: mean and half the 95 % interval over seeds."""
     frame = pd.DataFrame(scores["rows"])
     lines = []
-    for case, of_case in frame.groupby("case", sort=False):
-        lines.append(f"{case:22}" + "".join(f"{metric:>18}" for metric in imputation.METRICS))
+    for (case, ruler), of_case in frame.groupby(["case", "ruler"], sort=False):
+        lines.append(f"{case}, ruler: {ruler}")
+        lines.append(f"  {'method':28}" + "".join(f"{metric:>18}" for metric in imputation.METRICS))
         for method, of_method in of_case.groupby("method", sort=False):
             cells = (imputation.interval(of_method[metric]) for metric in imputation.METRICS)
-            lines.append(f"  {method:20}" + "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in cells))
+            lines.append(f"  {method:28}" + "".join(f"{f'{mean:.3f} ± {half:.3f}':>18}" for mean, half in cells))
     words = f"{scores['cells']} cells, {scores['genes']} genes, bags of {scores['bag']}"
-    words += f"; ruler: {scores['ruler']}, {scores['bin_value']} of bins"
+    words += f"; {scores['bin_value']} of bins"
     lines.append(f"{words}; mean ± half the 95% interval over {scores['seeds']} seeds")
     if scores["trained_on"]:
         lines.append(f"caution: by its name {scores['input']} is a study that the model was trained on")

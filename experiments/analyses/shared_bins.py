@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.analyses.cells import Cells
 from scfm_jax import api
-from scfm_jax.tasks.imputation import baselines, bins, imputation
+from scfm_jax.tasks.imputation import baselines, bins, imputation, tables, within_gene
 from scfm_jax.tasks.imputation.imputer import Imputer
 
 
@@ -23,16 +23,15 @@ def of_seed(
     truth = file.take(chosen)
     hidden, _ = next(imputation.get("gene").cases(truth, file.measured, [], [rate], rng))
     bags = [np.arange(start, min(start + bag, len(truth))) for start in range(0, len(truth), bag)]
-    problem = imputation.pose(truth, file.panels[file.panel[chosen]], hidden, bags)
+    problem = imputation.pose(truth, file.panels[file.panel[chosen]], hidden, bags, ruler=ruler)
     imputer = Imputer(run.module, run.model, run.meta["config"], run.constants)
-    seen = (truth, truth.sum(1)) if ruler == "cell" else (problem.counts, problem.depth)
 
     def rulers(number: int) -> tuple[bins.Ruler, bins.Ruler]:  # of predictions, of the truth
         options = imputer.binning | {"n_bins": number}
-        return bins.fit(*seen, **options), bins.fit(truth, truth.sum(1), **options)
+        return imputation.fit_ruler(problem, truth, ruler, **options), bins.fit(truth, truth.sum(1), **options)
 
     shared_rulers, model_rulers = rulers(n_bins), rulers(imputer.binning.get("n_bins", n_bins))
-    for method, prediction in _predictions(run, run.twin(seed), imputer, problem, model_rulers[0]):
+    for method, prediction in _predictions(run, seed, imputer, problem, model_rulers[0], file.samples[chosen]):
         yield {
             "method": method,
             "seed": seed,
@@ -70,6 +69,7 @@ def score(
     logs = (np.log1p(counts) - np.log1p(true))[counted]
     return {
         "mcc": imputation.matthews(wanted[counted], said[counted]),
+        "mcc_within_gene": within_gene.matthews(wanted[counted], said[counted], columns[counted]),
         "mcc_own": imputation.matthews(own[1].bins(true, rows)[counted], said_own[counted]),
         "mcc_all": imputation.matthews(wanted, said_even),
         "mae": float(np.abs(error).mean(dtype=np.float64)),
@@ -90,12 +90,10 @@ def rebin(shares: np.ndarray, n_bins: int) -> np.ndarray:
 
 
 def _predictions(
-    run: api.Run, twin: api.Run, imputer: Imputer, problem: imputation.Problem, ruler: bins.Ruler
+    run: api.Run, seed: int, imputer: Imputer, problem: imputation.Problem, ruler: bins.Ruler, samples: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the prediction of every method; tables are told the `samples` [n], models see none."""
     yield run.name, imputer(run.variables, problem, ruler)
-    yield "random twin", imputer(twin.variables, problem, ruler)
-    yield "gene mean", baselines.gene_mean(problem)
-    yield "most common bin", baselines.most_common_bin(problem, ruler)
-    yield "gene mean, never 0", baselines.expressed_gene_mean(problem, ruler)
-    yield "common bin, never 0", baselines.most_common_bin(problem, ruler, least=1)
+    yield "random twin", imputer(run.twin(seed).variables, problem, ruler)
+    yield from tables.predictions(problem, ruler, samples).items()
     yield f"{baselines.NEIGHBOURS} neighbours", baselines.nearest_neighbours(problem, baselines.distances(problem))

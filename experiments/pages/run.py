@@ -18,7 +18,7 @@ import pandas as pd
 
 from data_pipeline.files import trust
 from experiments.analyses import embedding as embedding_analysis
-from experiments.pages import comparisons, curves, document, figures, names, output
+from experiments.pages import comparisons, curves, document, figures, imputation_curves, names, output
 from experiments.pages.document import Html, Section
 from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.saving.secret import masked
@@ -87,6 +87,7 @@ def write(
     sections = [
         Section("Scores", _scores(scores) if scores else ""),
         Section("Embedding", beside + shown.maps),
+        Section("Imputation", imputation_curves.section(workdir, lambda path: _read(path, doubts))),
         Section("Training", f"<div class='curves'>{drawn}</div>" if drawn else ""),
         Section("Genes", _genes(meta, shown.provenance)),
         Section("Not here", document.listed(missing)),

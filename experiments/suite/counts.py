@@ -26,7 +26,7 @@ from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax import api
 from scfm_jax.inference.bags import BAG
 from scfm_jax.tasks.cells import embedding
-from scfm_jax.tasks.imputation import baselines, bins, imputation
+from scfm_jax.tasks.imputation import baselines, bins, imputation, tables
 from scfm_jax.tasks.imputation.imputer import Imputer
 
 ERRORS = {
@@ -45,11 +45,13 @@ class Table:
     """Cells of a study as counts of the shared genes.
 
     Attributes:
-      columns: genes of the file. counts: [n, K]. bags: rows seen together. samples: [n].
+      columns: genes of the file. rows: cells of the file. [n]
+      counts: [n, K]. bags: rows seen together. samples: [n].
       where: coords and field_coords of a `Problem`. measured: genes that the batch of each cell measured, bool [n, K].
     """
 
     columns: SharedGenes
+    rows: np.ndarray
     counts: np.ndarray
     bags: list[np.ndarray]
     samples: np.ndarray
@@ -70,6 +72,12 @@ class Prediction:
         """Return it as counts of the cells `rows`. [h]"""
         return self.ruler.counts(self.values, rows) if self.values.ndim == 2 else self.values
 
+    def by(self, ruler: bins.Ruler, rows: np.ndarray) -> np.ndarray:
+        """Return it as shares of bins where its bins are those of `ruler` [h, n_bins], else as counts [h]."""
+        edges = None if self.ruler is None else self.ruler.edges
+        same = edges is not None and edges.shape == ruler.edges.shape and np.allclose(edges, ruler.edges)
+        return self.values if same else self.counts(rows)
+
     def rows(self, case: str, scores: Mapping[str, float]) -> Iterator[dict[str, Any]]:
         """Yield a row for each metric."""
         return tasks.rows(self.method, self.kind, case, scores)
@@ -87,7 +95,7 @@ def draw(study: Study, columns: SharedGenes, seed: int, cells: int) -> Table:
         where = {"coords": study.coords[rows], "field_coords": spatial.in_fields(study.coords, samples)[rows]}
     panel, measured = panels.onto(study.counts, columns.gene, len(columns))
     parts = np.split(np.arange(len(rows)), borders)
-    return Table(columns, counts, parts, samples[rows], where, measured[panel[rows]])
+    return Table(columns, rows, counts, parts, samples[rows], where, measured[panel[rows]])
 
 
 @functools.cache
@@ -103,17 +111,20 @@ def predictions(
     table: Table,
     problem: imputation.Problem,
     seed: int,
+    common: bins.Ruler | None = None,
     together: Callable[[imputation.Problem], imputation.Problem] | None = None,
     learn: Callable[[api.Run, imputation.Problem, int], api.Run] | None = None,
 ) -> Iterator[Prediction]:
     """Yield what a run and its random twin say of the hidden entries; without a run, baselines and controls.
 
     Args:
+      common: ruler of the problem's cells, for baselines that are tables of bins; None: the gene mean alone. Where the
+        problem has `totals`, a run's own ruler is of whole cells, too.
       together: puts the reference cells among the others, for a model whose cells attend to each other.
       learn: fine-tunes both first, each on the problem in its own genes and by the seed.
     """
     if entrant is None:
-        yield from _simple(table, problem, seed)
+        yield from _simple(table, problem, seed, common)
         return
     ask, slots = imputer(entrant), entrant.slots(study)[table.columns.columns]
     if (slots < 0).any():
@@ -121,7 +132,8 @@ def predictions(
     posed = problem
     if together and entrant.run.rules.together is True:
         posed = together(problem)
-    ruler = bins.fit(posed.counts, posed.depth, **ask.binning)
+    kind = "visible" if problem.totals is None else "cell"
+    ruler = imputation.fit_ruler(posed, table.counts, kind, **ask.binning)
     asked, order = onto(posed, slots, len(entrant.run.genes), entrant.run.rules.imputed_bag)
     for kind, run in (("model", entrant.run), ("twin", entrant.run.twin(seed))):
         method = entrant.name if kind == "model" else f"{entrant.name}, random twin"
@@ -156,9 +168,11 @@ def onto(
     return dataclasses.replace(problem, **moved, measured=measured, bags=bags), order
 
 
-def _simple(table: Table, problem: imputation.Problem, seed: int) -> Iterator[Prediction]:
+def _simple(table: Table, problem: imputation.Problem, seed: int, common: bins.Ruler | None) -> Iterator[Prediction]:
     cells, genes = problem.entries
-    yield Prediction("gene mean", "baseline", baselines.gene_mean(problem))
+    simple = tables.predictions(problem, common) if common else {"gene mean": baselines.gene_mean(problem)}
+    for name, values in simple.items():
+        yield Prediction(name, "baseline", values, common)
     apart = baselines.distances(problem)
     yield Prediction(f"{baselines.NEIGHBOURS} neighbours", "baseline", baselines.nearest_neighbours(problem, apart))
     yield Prediction("diffusion", "baseline", baselines.diffusion(problem, apart))

@@ -1,6 +1,5 @@
 """What the imputation tasks of a suite share, which differ in what they hide: the masks, scored bin by bin."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -9,9 +8,11 @@ import numpy as np
 
 from experiments.suite import counts
 from experiments.suite.entrants import Entrant, SharedGenes, Study
-from scfm_jax.tasks.imputation import baselines, bins, imputation
+from scfm_jax.tasks.imputation import bins, imputation
 
 METRICS = {name: {"text": text, "higher": name.startswith("mcc")} for name, text in imputation.METRICS.items()}
+WORDS = {"visible": "", "cell": ", ruler of the whole cell"}
+"""What the name of a case says of its ruler."""
 
 
 def score(
@@ -22,6 +23,7 @@ def score(
     seed: int,
     *,
     cells: int,
+    ruler: Sequence[str],
     rates: Sequence[float] = (),
     reference: Sequence[Study] = (),
     reference_cells: int = 300,
@@ -30,30 +32,20 @@ def score(
 
     Args:
       columns: genes of the study's file. [K]
+      ruler: rulers of predictions, of `imputation.RULERS`, each with its own cases under the same masks.
       reference: studies of which baselines see some cells whole, as models have seen others in training.
     """
+    imputation.check(task.__name__.rpartition(".")[2].removesuffix("_imputation"), rates, ruler, bool(reference))
     table, rng = counts.draw(study, columns, seed, cells), np.random.default_rng(seed)
     others = counts.reference_counts(study, columns, reference, reference_cells, seed) if reference else None
     measured = np.ones(len(columns), bool)
     true_ruler = bins.fit(table.counts, table.counts.sum(1))
     for hidden, parts in task.cases(table.counts, measured, table.bags, rates, rng):
-        where = {"samples": table.samples, **table.where}
-        problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **where, reference=others)
-        ruler = bins.fit(problem.counts, problem.depth)
-        tables = _never_zero(problem, ruler) if entrant is None else ()
-        for prediction in itertools.chain(counts.predictions(entrant, study, table, problem, seed), tables):
-            values = prediction.values if _same(prediction.ruler, ruler) else prediction.counts(problem.entries[0])
-            for case, scores in imputation.score(values, problem, table.counts, ruler, true_ruler, parts).items():
-                yield from prediction.rows(case, scores)
-
-
-def _never_zero(problem: imputation.Problem, ruler: bins.Ruler) -> Iterator[counts.Prediction]:
-    """Yield what tables of genes say that never say zero: the floors of scores of expressed genes alone."""
-    yield counts.Prediction("gene mean, never 0", "baseline", baselines.expressed_gene_mean(problem, ruler))
-    common = baselines.most_common_bin(problem, ruler, least=1)
-    yield counts.Prediction("common bin, never 0", "baseline", common, ruler)
-
-
-def _same(one: bins.Ruler | None, other: bins.Ruler) -> bool:
-    """Return whether shares of the bins of one ruler are shares of the other's."""
-    return one is not None and one.edges.shape == other.edges.shape and np.allclose(one.edges, other.edges)
+        for name in ruler:
+            where = {"samples": table.samples, **table.where, "ruler": name}
+            problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **where, reference=others)
+            common = imputation.fit_ruler(problem, table.counts, name)
+            for prediction in counts.predictions(entrant, study, table, problem, seed, common):
+                values = prediction.by(common, problem.entries[0])
+                for case, scores in imputation.score(values, problem, table.counts, common, true_ruler, parts).items():
+                    yield from prediction.rows(case + WORDS[name], scores)

@@ -138,7 +138,13 @@ def in_space(tmp_path, ground, names: list[str], done: dict[str, int]) -> pd.Dat
     made = suites.make(tmp_path / "out", runs, [tissue, paths[0]], chosen, seeds=1, reference=reference)
     assert made.run() == done
     metrics, _ = results.read(tmp_path / "out")
-    assert set(metrics["dataset"]) == {"tissue"} and set(metrics["metric"]) == {"rmse", "mae", "corr", "cos"}
+    assert set(metrics["dataset"]) == {"tissue"} and set(metrics["metric"]) == {
+        "rmse",
+        "mae",
+        "corr",
+        "cos",
+        "mcc_within_gene",
+    }
     return metrics.groupby(["task", "method", "metric"])["value"].mean().unstack()
 
 
@@ -147,6 +153,33 @@ def test_spatial_imputation_hands_the_reference_to_models_of_samples(ground, tmp
     assert mean.loc["5 neighbours in the reference", "corr"] > mean.loc["gene mean", "corr"] + 0.2
     assert mean.loc["5 neighbours", "corr"] > 0.3 > mean.loc["truth, exchanged among cells", "corr"]
     assert mean.loc["truth, one in fifty exchanged", "mae"] < 0.7 * mean.loc["5 neighbours", "mae"]
+    for name in ("mapping of cells, as Tangram", "aligned neighbours, as SpaGE"):
+        assert mean.loc[name, "corr"] > mean.loc["gene mean", "corr"] + 0.2, name
+        assert mean.loc[name, "rmse"] < mean.loc["gene constant", "rmse"], name
+    assert (mean.loc[["gene constant", "most common bin"], ["corr"]] < 0.2).all(axis=None)
+    assert mean.loc["common bin, never 0", "mcc_within_gene"] == 0 < mean.loc["5 neighbours", "mcc_within_gene"]
+    assert "gene x sample mean, never 0" in mean.index
+
+
+def test_imputation_is_scored_by_both_rulers_apart_also_where_everything_is_hidden(ground, tmp_path):
+    chosen = {"gene_imputation": {"rates": (0.4, 1.0), "ruler": ("cell",)}}
+    chosen |= {name: {"rates": (10,), "ruler": ("visible", "cell")} for name in ("cell_imputation",)}
+    suite = suites.make(tmp_path / "out", ground[2][:1], ground[1][:1], chosen, seeds=1)
+    assert suite.run() == {"done": 4}
+    metrics, _ = results.read(tmp_path / "out")
+    whole = ", ruler of the whole cell"
+    cases = metrics.groupby("task")["case"].unique()
+    assert list(cases["gene_imputation"]) == [f"40%{whole}", f"100%{whole}"]
+    assert list(cases["cell_imputation"]) == ["10 of 50 cells", f"10 of 50 cells{whole}"]
+    value = metrics.set_index(["case", "method", "metric"])["value"]
+    for metric, least in (("mcc_all", 0.1), ("mcc_within_gene", 0.1)):
+        assert value[f"40%{whole}", "5 neighbours", metric] > least
+    assert value[f"100%{whole}", "5 neighbours", "mae_all"] == value[f"100%{whole}", "gene mean", "mae_all"]
+    assert value[f"40%{whole}", "common bin, never 0", "mcc_within_gene"] == 0
+    assert value[f"10 of 50 cells{whole}", "gene mean", "mae_all"] < value["10 of 50 cells", "gene mean", "mae_all"]
+    wrong = suites.make(tmp_path / "no", [], ground[1][:1], {"gene_imputation": {"rates": (1.0,)}}, seeds=1)
+    assert wrong.run() == {"failed": 1}
+    assert "take ruler=cell alone" in results.read(tmp_path / "no")[1]["reason"].item()
 
 
 @pytest.mark.slow

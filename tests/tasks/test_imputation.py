@@ -98,7 +98,7 @@ def test_fixed_genes_are_hidden_everywhere_in_four_disjoint_strata():
 
 
 @pytest.mark.parametrize(
-    ("task", "rate"), [("gene", 0.0), ("gene", 1.0), ("cell", 50), ("cell", 0.5), ("fixed_gene", 1)]
+    ("task", "rate"), [("gene", 0.0), ("gene", 1.01), ("cell", 50), ("cell", 0.5), ("fixed_gene", 1)]
 )
 def test_rates_that_make_no_sense_are_refused(task, rate):
     with pytest.raises(ValueError, match="rates: "):
@@ -212,6 +212,7 @@ def test_scores_by_hand_expressed_apart_from_all():
     assert scores["all"]["mae_expressed"] == pytest.approx((1 + 0 + 2) / 3)
     assert scores["third"]["mae_all"] == pytest.approx(0.5) and scores["third"]["mae_expressed"] == 0
     perfect = imputation.score(truth[hidden], problem, truth, ruler, ruler, parts)["all"]
+    assert perfect.pop("mcc_within_gene") == 0, "each gene has one expressed entry, which its table knows"
     assert perfect == {"mcc_expressed": 1, "mcc_all": 1, "mae_expressed": 0, "mae_all": 0}
     with pytest.raises(ValueError, match="not finite"):
         imputation.score(np.full(4, np.nan), problem, truth, ruler, ruler, parts)
@@ -257,10 +258,34 @@ def test_hidden_values_change_no_prediction(task, rates, runs, imputers):
     coords = rng.random((N, 2)).astype(np.float32) if task == "cell" else None
     one = methods(make_problem(counts, hidden, coords=coords), runs, imputers)
     two = methods(make_problem(other, hidden, coords=coords), runs, imputers)
-    assert len(one) == 8 * len(ABLE) + 1 and "sct: sct, even masks" in one
+    assert len(one) == 12 * len(ABLE) + 1 and "sct: sct, even masks" in one
     for method in one:
         assert len(one[method]) == hidden[:, : V - 1].sum() and np.isfinite(one[method]).all(), method
         np.testing.assert_array_equal(one[method], two[method], err_msg=method)
+
+
+def test_where_everything_is_hidden_methods_know_the_ruler_and_nothing_else(runs, imputers):
+    """Counts exchanged among the genes of each cell leave its ruler as it was, and so every prediction."""
+    counts = two_types() * (np.arange(V) < V - 1)
+    turned, hidden = counts.copy(), draw("gene", counts, [1.0])[0]
+    turned[:, : V - 1] = np.random.default_rng(0).permuted(counts[:, : V - 1], axis=1)
+    said = []
+    for truth in (counts, turned):
+        problem = make_problem(truth, hidden, ruler="cell")
+        assert not problem.known.any() and (problem.depth == counts.sum(1)).all()
+        ruler = imputation.fit_ruler(problem, truth, "cell")
+        np.testing.assert_array_equal(ruler.bins(truth), bins.fit(truth, truth.sum(1)).bins(truth))
+        said.append({})
+        for name, run in runs.items():
+            predicted = imputation_analysis._predictions(run, run, imputers[name], problem, ruler)
+            said[-1] |= {f"{name}: {method}": x for method, x in predicted}
+    for method, one in said[0].items():
+        assert np.isfinite(one).all(), method
+        np.testing.assert_array_equal(one, said[1][method], err_msg=method)
+        scaled = not method.startswith(("exceiver: exceiver", "exceiver: random"))  # no scaler came with these weights
+        if one.ndim == 1 and "never 0" not in method and scaled:
+            totals = one.reshape(N, V - 1).sum(1)
+            np.testing.assert_allclose(totals, counts.sum(1), rtol=1e-3, err_msg=method)
 
 
 def test_counts_of_a_hidden_cell_add_up_to_the_depth_of_the_others(runs, imputers):
@@ -414,7 +439,8 @@ def test_command_writes_and_prints_the_table(ground):
     done = commands.run("impute", *given, "--rates=0.15,0.8", "--cells=30", folder=ground)
     assert done.code == 0, done.err
     written = json.loads((ground / "run" / "imputation_gene.json").read_text())
-    assert len(written["rows"]) == 8 * 2 * 2 and written["cells"] == 30 and written["ruler"] == "visible"
+    assert len(written["rows"]) == 12 * 2 * 2 and written["cells"] == 30 and written["ruler"] == "visible"
+    assert (ground / "run" / "imputation_gene_visible.svg").read_bytes().startswith(b"<?xml")
     assert all(set(imputation.METRICS) <= set(row) for row in written["rows"])
     assert written["trained_on"] and "caution: by its name x.h5ad" in done.out
     for words in (
@@ -428,8 +454,13 @@ def test_command_writes_and_prints_the_table(ground):
         "80%",
     ):
         assert words in done.out
-    more = commands.run("impute", *given, "--task=fixed_gene", f"--reference={ground}/other.h5ad", folder=ground)
-    assert more.code == 0 and "zeros" in more.out, more.err
+    both = ["--task=fixed_gene", f"--reference={ground}/other.h5ad", "--ruler=visible,cell"]
+    more = commands.run("impute", *given, *both, folder=ground)
+    assert more.code == 0 and "zeros, ruler: visible" in more.out and "zeros, ruler: cell" in more.out, more.err
+    assert {path.name for path in (ground / "run").glob("*.svg")} >= {
+        "imputation_fixed_gene_visible.svg",
+        "imputation_fixed_gene_cell.svg",
+    }
     assert json.loads((ground / "run" / "imputation_fixed_gene.json").read_text())["reference"] == ["other.h5ad"]
 
 
@@ -444,6 +475,7 @@ def test_command_writes_and_prints_the_table(ground):
         ("--workdir={d}/run --input={d}/x.h5ad --rates=many", "many"),
         ("--workdir={d}/run --input={d}/x.h5ad --rates=1.5", "1.5"),
         ("--workdir={d}/run --input={d}/x.h5ad --ruler=truth", "truth"),
+        ("--workdir={d}/run --input={d}/x.h5ad --rates=0.5,1", "take --ruler=cell alone"),
         ("--workdir={d}/run --input={d}/x.h5ad --bin_value=mean", "mean"),
         ("--workdir={d}/run --input={d}/x.h5ad --sample_key=slide", "slide"),
         ("--workdir={d}/run --input={d}/x.h5ad --reference={d}/x.h5ad", "is the input itself"),

@@ -12,7 +12,15 @@ NEEDS = frozenset({"expression"})
 
 
 def score(
-    entrant: Entrant | None, study: Study, seed: int, *, cells: int, columns: SharedGenes, rates: Sequence[float]
+    entrant: Entrant | None,
+    study: Study,
+    seed: int,
+    *,
+    cells: int,
+    columns: SharedGenes,
+    rates: Sequence[float],
+    ruler: Sequence[str] = ("visible",),
 ) -> Iterator[dict[str, Any]]:
-    """Yield the scores of what is hidden at each of the `rates`, a case each."""
-    yield from masks.score(cell_imputation, entrant, study, columns, seed, cells=cells, rates=rates)
+    """Yield the scores of what is hidden at each of the `rates`, a case each, by each `ruler`, "visible" or "cell"."""
+    options = {"cells": cells, "rates": rates, "ruler": ruler}
+    yield from masks.score(cell_imputation, entrant, study, columns, seed, **options)

@@ -20,11 +20,13 @@ def score(
     columns: SharedGenes,
     reference: Sequence[Study] = (),
     reference_cells: int = 300,
+    ruler: Sequence[str] = ("visible",),
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of each part of the genes, a case each.
 
     Args:
       reference: studies of which baselines see `reference_cells` cells whole; without any they know no hidden gene.
+      ruler: "visible", "cell" or both, cases apart.
     """
-    others = {"reference": reference, "reference_cells": reference_cells}
+    others = {"reference": reference, "reference_cells": reference_cells, "ruler": ruler}
     yield from masks.score(fixed_gene_imputation, entrant, study, columns, seed, cells=cells, **others)

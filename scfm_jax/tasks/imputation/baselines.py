@@ -2,7 +2,7 @@
 
 Two are tables that never say zero (`expressed_gene_mean`, `most_common_bin` with least=1): a number for each gene and
 nothing of the cell. They belong beside every score of expressed entries alone, where zero is never right; what a model
-adds to them is what it knows of the cell.
+adds to them is what it knows of the cell. `tables` has all tables, those of genes and of genes in samples.
 
 All of them see the visible entries of all cells of the problem, not only those of a bag, and those of its reference
 cells. What one gene's counts are in one cell is thought of as its rate times the cell's depth; a rate is counts over
@@ -33,17 +33,25 @@ def expressed_gene_mean(problem: Problem, ruler: bins.Ruler, cells: slice = EVER
 
     What the gene mean says where one knows that the entry is expressed: the scores of expressed entries tell that much.
     """
+    return np.maximum(gene_mean(problem, cells), least_expressed(problem, ruler))
+
+
+def least_expressed(problem: Problem, ruler: bins.Ruler) -> np.ndarray:
+    """Return the count where bin 1 begins in the cell of each hidden entry. [h]"""
     rows, _ = problem.entries
     border = ruler.edges[rows, 0]
     least = (np.expm1(border) if ruler.log else border) / ruler.scale[rows]
-    least = np.maximum(least * (1 + 1e-4), 1e-6)  # beyond the border, whatever float32 makes of it
-    return np.maximum(gene_mean(problem, cells), least)
+    return np.maximum(least * (1 + 1e-4), 1e-6)  # beyond the border, whatever float32 makes of it
 
 
 def gene_rates(problem: Problem, cells: slice = EVERY_CELL) -> np.ndarray:
-    """Return the rate of each gene; of one that is known nowhere, that of the mean gene. [V]"""
+    """Return the rate of each gene; of one that is known nowhere, that of the mean gene. [V]
+
+    Where no gene is known anywhere, the depth is shared evenly among the measured genes.
+    """
     total, exposure = problem.counts[cells].sum(0, dtype=np.float64), problem.depth[cells] @ problem.known[cells]
-    return _divide(total, exposure, total.sum() / max(exposure.sum(), 1e-9))
+    even = 1 / max(problem.measured.sum(), 1)
+    return _divide(total, exposure, total.sum() / exposure.sum() if exposure.any() else even)
 
 
 def most_common_bin(problem: Problem, ruler: bins.Ruler, least: int = 0, cells: slice = EVERY_CELL) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Gene imputation (sCT paper, zero-shot): a random share of the genes of every cell is hidden, zeros among them."""
+"""Gene imputation (sCT paper, zero-shot): a random share of the genes of every cell is hidden, zeros among them.
+
+At the rate 1 every gene of every cell is hidden, and what is left to know is of other studies, or the cell's ruler.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,10 +11,10 @@ RATES = (0.15, 0.3, 0.4, 0.8)
 
 
 def check(rates: Sequence[float]) -> None:
-    """Raise ValueError for a rate that is not between 0 and 1."""
+    """Raise ValueError for a rate that is not above 0 and at most 1."""
     for rate in rates:
-        if not 0 < rate < 1:
-            raise ValueError(f"rates: {rate:g} is not a share of the genes between 0 and 1")
+        if not 0 < rate <= 1:
+            raise ValueError(f"rates: {rate:g} is not a share of the genes above 0 and at most 1")
 
 
 def cases(

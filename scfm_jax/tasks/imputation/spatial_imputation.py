@@ -55,7 +55,8 @@ def together(problem: Problem) -> Problem:
 
     where = padded(problem.coords), padded(problem.field_coords)
     samples = np.zeros(whole, int)
-    return Problem(problem.counts, problem.known, hidden, measured, [np.arange(whole)], samples, *where)
+    everything = [np.arange(whole)]
+    return Problem(problem.counts, problem.known, hidden, measured, everything, samples, *where, problem.totals)
 
 
 def score(predicted: np.ndarray, true: np.ndarray, genes: Sequence[int] | np.ndarray) -> dict[str, float]:
