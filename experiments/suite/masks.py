@@ -25,12 +25,14 @@ def score(
     rates: Sequence[float] = (),
     reference: Sequence[Study] = (),
     reference_cells: int = 300,
+    fitted: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of a seed under each mask of `task`, a file of `scfm_jax.tasks.imputation` with `cases`.
 
     Args:
       columns: genes of the study's file. [K]
       reference: studies of which baselines see some cells whole, as models have seen others in training.
+      fitted: show the baselines that are fitted to what is visible of each cell.
     """
     table, rng = counts.draw(study, columns, seed, cells), np.random.default_rng(seed)
     others = counts.reference_counts(study, columns, reference, reference_cells, seed) if reference else None
@@ -40,8 +42,11 @@ def score(
         where = {"samples": table.samples, "coords": table.coords}
         problem = imputation.pose(table.counts, measured, hidden, table.bags, **where, reference=others)
         ruler = bins.fit(problem.counts, problem.depth)
-        tables = _never_zero(problem, ruler) if entrant is None else ()
-        for prediction in itertools.chain(counts.predictions(entrant, study, table, problem, seed), tables):
+        predictions = counts.predictions(entrant, study, table, problem, seed)
+        if entrant is None:
+            more = counts.fitted(problem, seed) if fitted else ()
+            predictions = itertools.chain(predictions, more, _never_zero(problem, ruler))
+        for prediction in predictions:
             values = prediction.values if _same(prediction.ruler, ruler) else prediction.counts(problem.entries[0])
             for case, scores in imputation.score(values, problem, table.counts, ruler, true_ruler, parts).items():
                 yield from prediction.rows(case, scores)

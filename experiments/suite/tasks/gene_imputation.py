@@ -15,4 +15,4 @@ def score(
     entrant: Entrant | None, study: Study, seed: int, *, cells: int, columns: SharedGenes, rates: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of what is hidden at each of the `rates`, a case each."""
-    yield from masks.score(gene_imputation, entrant, study, columns, seed, cells=cells, rates=rates)
+    yield from masks.score(gene_imputation, entrant, study, columns, seed, cells=cells, rates=rates, fitted=True)

@@ -1,11 +1,12 @@
-"""Batch integration by the scIB metrics; baselines: the means of the batches taken away, and Harmony if installed."""
+"""Batch integration by the scIB metrics; baselines: batch means taken away, Harmony and scVI where installed."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.suite import embeddings
+import numpy as np
+
+from experiments.suite import embeddings, tasks
 from experiments.suite.entrants import Entrant, Study
-from experiments.suite.tasks import rows
 from scfm_jax.tasks.cells import embedding, integration, integration_baselines
 
 METRICS = {name: {"text": text, "higher": True} for name, text in integration.METRICS.items()}
@@ -16,18 +17,21 @@ def score(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> It
     """Yield the scIB metrics; a baseline that is not installed has one row without a metric, and why."""
     labels, batches = embeddings.labels(study, seed, cells), study.batches[study.draw(seed, cells)]
     before = embeddings.components(study, seed, cells)
-    for method, kind, x in embeddings.embeddings(entrant, study, seed, cells):
-        yield from rows(method, kind, "", integration.score(x, labels, batches, before, seed=seed))
+
+    def scores(x: np.ndarray) -> dict[str, float]:
+        return integration.score(x, labels, batches, before, seed=seed)
+
+    yield from embeddings.scored(entrant, study, seed, cells, scores)
     if entrant is None:
         for method, baseline in integration_baselines.BASELINES.items():
             try:
                 x = baseline(before, embedding.encode(batches), seed)
             except ImportError as error:
-                yield {"method": method, "kind": "baseline", "case": "", "metric": "", "value": None, "why": str(error)}
+                yield tasks.absent(method, error)
                 continue
-            yield from rows(method, "baseline", "", integration.score(x, labels, batches, before, seed=seed))
+            yield from tasks.rows(method, "baseline", "", scores(x))
 
 
-def installed() -> str | None:
-    """Return the version of Harmony, None where it is not installed."""
-    return integration_baselines.version()
+def installed() -> dict[str, str | None]:
+    """Return the versions of Harmony and scVI, None where they are not installed."""
+    return {"harmony": integration_baselines.version(), "scvi": embeddings.installed()}
