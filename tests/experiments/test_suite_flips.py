@@ -46,6 +46,7 @@ def one_pass(run: api.Run, posed: imputation.Problem, **binning) -> tuple[Batch,
     loader = flips_of(posed, **binning)
     (whole,) = loader.epoch_batches()
     constants = run.complete_constants(loader.epoch_batches(), loader.measured, say=lambda _: None)
+    constants = jax.tree.map(jnp.asarray, constants)
     return Batch(**{name: whole[name] for name in infer.FIELDS}), constants, *entries(whole)
 
 

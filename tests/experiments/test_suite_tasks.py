@@ -212,11 +212,11 @@ def test_tuned_denoising_has_the_run_as_it_was_tuned_and_from_scratch(ground, tm
     chosen = {"denoising": {"keep": 0.5, "rate": 0.1}, "tuned_denoising": {"rate": 0.1, "tuning": tuning}}
     suites.make(tmp_path, runs[:1], paths[:1], chosen, seeds=1).run()
     metrics, _ = results.read(tmp_path)
-    values = metrics.set_index(["task", "case", "method", "metric"])["value"]
+    values = metrics.set_index(["task", "case", "method", "metric"])["value"].sort_index()
     plain, tuned = values["denoising", "zero flips 10%: flipped"], values["tuned_denoising", ""]
     baselines = metrics.query("task == 'tuned_denoising' and run == ''")["method"].unique()
     pd.testing.assert_series_equal(plain[list(baselines)], tuned[list(baselines)])
-    run = plain.index.get_level_values(0)[-1].removesuffix(", random twin")
+    run = runs[0].name
     assert set(tuned.index.get_level_values(0)) - set(baselines) == {run, f"{run}, random twin", f"{run}, zero-shot"}
     assert (tuned[f"{run}, zero-shot"] == plain[run]).all()
     assert (tuned[run] != plain[run]).all() and (tuned[f"{run}, random twin"] != plain[f"{run}, random twin"]).all()

@@ -1,6 +1,7 @@
 """DCA's likelihood is that of the distribution, and a fit to spoiled or hidden counts beats the gene's mean."""
 
 import numpy as np
+import pytest
 import scipy.stats
 
 from scfm_jax.tasks.imputation import baselines, dca, denoising, imputation
@@ -16,6 +17,7 @@ def test_the_likelihood_is_that_of_a_zero_inflated_negative_binomial():
     np.testing.assert_allclose(dca.nll(counts, mean, theta, dropout), -inflated, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_planted_counts_of_low_rank_are_told_better_than_by_the_mean_of_the_gene():
     rng = np.random.default_rng(0)
     profiles = rng.gamma(1, 1, (3, 400)) * (rng.random((3, 400)) < 0.5) + 0.05
