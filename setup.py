@@ -37,6 +37,7 @@ EXTRAS = {
     "census": ["cellxgene-census>=1.17", "tiledbsoma>=1.15"],
     "bench": ["torch>=2.2", "transformers>=4.48"],
     "harmony": ["harmonypy>=2.0"],
+    "scvi": ["scvi-tools>=1.3"],
     "wandb": ["wandb>=0.18"],
     "notebook": ["jupyterlab>=4.2", "ipykernel>=6.29"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # mkdocs 2 has no plugins

@@ -5,10 +5,12 @@
 
 Imputation is that of sCT's paper (fewer rates), denoising and spatial imputation that of CellPLM's, cell types,
 clusters and integration as scIB and CellPLM score them, metadata as Exceiver does. Three tasks train: annotation a
-linear head; tuned_spatial_imputation the whole run and its twin, as CellPLM's paper does beside its zero-shot numbers;
-tuned_integration low-rank factors or prefixes of both on the study, by what they were pre-trained on, as scEMB's does.
-All models have the same number of updates and learning rate there, and learn what they were pre-trained on, but to
-impute CellPLM what it is fine-tuned on: 95 % of the cells masked, and the likelihood of all that was measured in them.
+linear head; tuned_spatial_imputation and tuned_denoising the whole run and its twin, as CellPLM's paper does beside its
+zero-shot numbers; tuned_integration low-rank factors or prefixes of both on the study, by what they were pre-trained
+on, as scEMB's does. All models have the same number of updates at most and learning rate there. For held-out genes they
+learn what they were pre-trained on, but CellPLM what it is fine-tuned on: 95 % of the cells masked, and the likelihood
+of all that was measured in all of them; to denoise all of them learn flipped entries, until others that are held back
+say stop.
 
 What to expect of controls is the same everywhere: positive above, negative below everything else. Two scores say
 nothing without a floor beside them (`experiments.floors`): bins of expressed genes alone, where baselines that may say
@@ -40,6 +42,16 @@ def get_config(variant: str = "") -> ConfigDict:
         "cell_imputation": {"rates": (10,), "ruler": RULERS},
         "fixed_gene_imputation": {"reference_cells": 40 if tiny else 300, "ruler": RULERS},
         "denoising": {"keep": 0.5, "rate": 0.1},
+        "tuned_denoising": {
+            "rate": 0.1,
+            "tuning": {
+                "steps": 2 if tiny else 200,
+                "learning_rate": 5e-4,
+                "rate": 0.1,
+                "every": 1 if tiny else 20,
+                "patience": 3,
+            },
+        },
         "spatial_imputation": {"reference_cells": 40 if tiny else 300},
         "tuned_spatial_imputation": {
             "reference_cells": 40 if tiny else 300,

@@ -15,6 +15,7 @@ import tempfile
 import numpy as np
 
 from configs import finetune_pretraining
+from data_pipeline.store import spatial
 from experiments.suite.entrants import Entrant, Study
 from experiments.suite.tuning import BATCH, Bags
 from experiments.training import finetuning
@@ -41,11 +42,15 @@ def problems(
     counts = mapping.apply(study.counts.take(rows)).toarray().astype(np.float32)
     measured = np.isin(np.arange(counts.shape[1]), mapping.index)
     samples = np.zeros(len(rows), int) if study.batches is None else embedding.encode(study.batches[rows])
+    where = {"samples": samples}
+    if study.coords is not None:
+        fields = np.zeros(study.n, int) if study.batches is None else embedding.encode(study.batches)
+        where |= {"coords": study.coords[rows], "field_coords": spatial.in_fields(study.coords, fields)[rows]}
     border = len(rows) - max(1, round(len(rows) * VALIDATION))
 
     def posed(part: slice) -> imputation.Problem:
-        where = {"samples": samples[part], "coords": None if study.coords is None else study.coords[rows[part]]}
-        return imputation.pose(counts[part], measured, np.zeros(counts[part].shape, bool), [], **where)
+        at = {name: values[part] for name, values in where.items()}
+        return imputation.pose(counts[part], measured, np.zeros(counts[part].shape, bool), [], **at)
 
     return posed(slice(border)), posed(slice(border, None))
 

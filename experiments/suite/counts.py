@@ -26,7 +26,7 @@ from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax import api
 from scfm_jax.inference.bags import BAG
 from scfm_jax.tasks.cells import embedding
-from scfm_jax.tasks.imputation import baselines, bins, imputation, tables
+from scfm_jax.tasks.imputation import alra, baselines, bins, dca, imputation, tables
 from scfm_jax.tasks.imputation.imputer import Imputer
 
 ERRORS = {
@@ -185,6 +185,12 @@ def _simple(table: Table, problem: imputation.Problem, seed: int, common: bins.R
     mixed = np.where(rng.random(len(cells)) < SPOILED, exchanged, table.counts[cells, genes])
     yield Prediction("truth, exchanged among cells", "negative", exchanged)
     yield Prediction("truth, one in fifty exchanged", "positive", mixed)
+
+
+def fitted(problem: imputation.Problem, seed: int) -> Iterator[Prediction]:
+    """Yield what baselines say that are fitted to the problem's counts, where some of each cell's are visible."""
+    yield Prediction("ALRA", "baseline", alra.predict(problem, seed))
+    yield Prediction("DCA", "baseline", dca.predict(problem, seed))
 
 
 def reference_counts(

@@ -27,6 +27,7 @@ def score(
     rates: Sequence[float] = (),
     reference: Sequence[Study] = (),
     reference_cells: int = 300,
+    fitted: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of a seed under each mask of `task`, a file of `scfm_jax.tasks.imputation` with `cases`.
 
@@ -34,6 +35,7 @@ def score(
       columns: genes of the study's file. [K]
       ruler: rulers of predictions, of `imputation.RULERS`, each with its own cases under the same masks.
       reference: studies of which baselines see some cells whole, as models have seen others in training.
+      fitted: show the baselines that are fitted to what is visible of each cell.
     """
     imputation.check(task.__name__.rpartition(".")[2].removesuffix("_imputation"), rates, ruler, bool(reference))
     table, rng = counts.draw(study, columns, seed, cells), np.random.default_rng(seed)
@@ -45,7 +47,8 @@ def score(
             where = {"samples": table.samples, **table.where, "ruler": name}
             problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **where, reference=others)
             common = imputation.fit_ruler(problem, table.counts, name)
-            for prediction in counts.predictions(entrant, study, table, problem, seed, common):
+            more = counts.fitted(problem, seed) if fitted and entrant is None else ()
+            for prediction in itertools.chain(counts.predictions(entrant, study, table, problem, seed, common), more):
                 values = prediction.by(common, problem.entries[0])
                 for case, scores in imputation.score(values, problem, table.counts, common, true_ruler, parts).items():
                     yield from prediction.rows(case + WORDS[name], scores)

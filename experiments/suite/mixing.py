@@ -1,5 +1,6 @@
 """What tasks of a suite that score the integration of batches share: the scores, and methods that correct PCA-50."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,15 +27,17 @@ def simple(study: Study, seed: int, cells: int, case: str = "") -> Iterator[dict
     """Yield the scores of baselines and controls; a baseline that is not installed has one row without a metric."""
     before, batches = embeddings.components(study, seed, cells), study.batches[study.draw(seed, cells)]
     yield from score(embeddings.embeddings(None, study, seed, cells), study, seed, cells, case)
-    for method, baseline in integration_baselines.BASELINES.items():
+    arguments = before, embedding.encode(batches), seed
+    methods = {name: functools.partial(make, *arguments) for name, make in integration_baselines.BASELINES.items()}
+    for method, make in (methods | {"scVI": functools.partial(embeddings.scvi, study, seed, cells)}).items():
         try:
-            x = baseline(before, embedding.encode(batches), seed)
+            x = make()
         except ImportError as error:
-            yield {"method": method, "kind": "baseline", "case": case, "metric": "", "value": None, "why": str(error)}
+            yield tasks.absent(method, error) | {"case": case}
             continue
         yield from score([(method, "baseline", x)], study, seed, cells, case)
 
 
-def installed() -> str | None:
-    """Return the version of Harmony, None where it is not installed."""
-    return integration_baselines.version()
+def installed() -> dict[str, str | None]:
+    """Return the versions of Harmony and scVI, None where they are not installed."""
+    return {"harmony": integration_baselines.version(), "scvi": embeddings.installed()}

@@ -12,11 +12,11 @@ from is the cells that are scored and the reference cells that baselines see, wh
 import contextlib
 import dataclasses
 import io
+import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import scipy.sparse as sp
 
@@ -24,6 +24,7 @@ from configs import finetune_pretraining
 from experiments.training import finetuning
 from scfm_jax import api
 from scfm_jax.inference import bags
+from scfm_jax.saving import checkpoint
 from scfm_jax.tasks.cells.transfer import Steps
 from scfm_jax.tasks.imputation.imputation import Problem
 from scfm_jax.training import loop, step
@@ -58,10 +59,8 @@ class Bags:
 
     def batch(self, step: int) -> dict[str, Any]:
         """Return the batch of a step: random cells of a part, which comes as often as it has cells."""
-        rng = np.random.default_rng([self._seed, step])
-        sizes = np.array([len(rows) for rows in self._parts])
-        part = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
-        return self._pack(rng.permutation(self._parts[part])[: np.prod(self._shape)], part)
+        rows, part = self._draw(step)
+        return self._pack(rows, part, self._counts[rows])
 
     def iter(self, start_state: Mapping[str, int] | None = None) -> Steps:
         """Return the endless batches from a position on."""
@@ -69,18 +68,30 @@ class Bags:
 
     def epoch_batches(self) -> Iterator[dict[str, Any]]:
         """Yield all cells once, the last batch of each part padded."""
+        for rows, part in self._passes():
+            yield self._pack(rows, part, self._counts[rows])
+
+    def _draw(self, step: int) -> tuple[np.ndarray, int]:
+        """Return the rows of a step, and which part they are of."""
+        rng = np.random.default_rng([self._seed, step])
+        sizes = np.array([len(rows) for rows in self._parts])
+        part = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
+        return rng.permutation(self._parts[part])[: np.prod(self._shape)], part
+
+    def _passes(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the rows of each batch of a pass over all cells, and which part they are of."""
         size = int(np.prod(self._shape))
         for part, rows in enumerate(self._parts):
             for start in range(0, len(rows), size):
-                yield self._pack(rows[start : start + size], part)
+                yield rows[start : start + size], part
 
-    def _pack(self, rows: np.ndarray, part: int) -> dict[str, Any]:
-        """Return the fields of a batch; all have the same shape, so that there is one compilation."""
+    def _pack(self, rows: np.ndarray, part: int, counts: sp.csr_matrix) -> dict[str, Any]:
+        """Return the fields of a batch of counts of rows; all have the same shape, so that there is one compilation."""
         index = np.full(self._shape, -1, np.int64)
         index.flat[: len(rows)] = rows
         coords, in_field = self._coords[:, rows]
         fields = in_field if self._fields else None
-        packed = bags.pack(self._counts[rows], index, coords, self._labels, field_coords=fields)
+        packed = bags.pack(counts, index, coords, self._labels, field_coords=fields)
         wide = [(0, 0), (0, 0), (0, self._width - packed["genes"].shape[-1])]
         packed["genes"] = np.pad(packed["genes"], wide, constant_values=self._counts.shape[1])
         packed["counts"] = np.pad(packed["counts"], wide)
@@ -111,18 +122,47 @@ def fine_tune(
     changed = changes.get(run.name, {})
     inputs, loss = ({**config[part], **changed.get(part, {})} for part in ("inputs", "loss"))
     inputs |= {"covariates": False} if "covariates" in inputs else {}  # batches and studies are others
-    data = config.get("data", {})
-    labels = list(data.get("labels", ()))
-    loader = Bags(problem, bag=run.rules.bag, batch=data.get("batch") or BATCH, labels=labels, seed=seed)
+    loader = Bags(problem, seed=seed, **sizes(run))
+    objective = step.pretraining(run.module, run.model, inputs, loss)
+    config = {**config, "inputs": inputs, "loss": loss}
+    return trained(run, objective, loader, config, seed, steps=steps, learning_rate=learning_rate)
+
+
+def sizes(run: api.Run) -> dict[str, Any]:
+    """Return the bag, batch and labels of `Bags` that a run was trained with."""
+    data = run.meta["config"].get("data", {})
+    return {"bag": run.rules.bag, "batch": data.get("batch") or BATCH, "labels": list(data.get("labels", ()))}
+
+
+def trained(
+    run: api.Run,
+    objective: step.Objective,
+    loader: Bags,
+    config: Mapping[str, Any],
+    seed: int,
+    *,
+    steps: int,
+    learning_rate: float,
+    **validation: Any,
+) -> api.Run:
+    """Return the run with the weights that were best by its validations, or else after the last step.
+
+    Args:
+      steps, learning_rate, seed: as of `fine_tune`.
+      validation: `validation`, `eval_every` and `patience` of `loop.fit`.
+
+    Raises:
+      ValueError: the loss does not stay finite.
+    """
     constants = run.complete_constants(loader.epoch_batches(), loader.measured, say=lambda _: None)
     optimizer = finetune_pretraining.get_config("full").optim.to_dict() | {"learning_rate": learning_rate}
     scratch = tempfile.TemporaryDirectory(prefix="suite_tuning", ignore_cleanup_errors=True)  # of a save cut short
     with scratch as folder, contextlib.redirect_stdout(io.StringIO()):
-        state = loop.fit(
-            step.pretraining(run.module, run.model, inputs, loss),
+        loop.fit(
+            objective,
             loader,
             constants,
-            {"model": run.name, "config": {**config, "inputs": inputs, "loss": loss}},
+            {"model": run.name, "config": config},
             folder,
             optimizer=optimizer,
             steps=steps,
@@ -131,6 +171,10 @@ def fine_tune(
             keep=1,
             tensorboard=False,
             initial=finetuning.begin_with(run.variables, run.source),
+            **validation,
         )
-        variables = jax.tree.map(np.asarray, {"params": state.params, **state.buffers})
-    return dataclasses.replace(run, variables=variables, source=f"{run.source}, fine-tuned for {steps} updates")
+        saved = pathlib.Path(folder, "checkpoints")
+        best = checkpoint.read_best(saved)
+        kept = checkpoint.restore(saved, step=best and best[0], only=("params", "buffers"))
+    variables = {"params": kept.state["params"], **kept.state.get("buffers", {})}
+    return dataclasses.replace(run, variables=variables, source=f"{run.source}, fine-tuned for {kept.step} updates")

@@ -221,6 +221,12 @@ def test_controls_are_above_and_below_everything_else(ground, tmp_path):
     assert suites.make(tmp_path, [], paths[:1], chosen, cells=90).run() == {"done": 12}
     content = json.loads((tmp_path / "suite.json").read_text())
     metrics, _ = results.read(tmp_path)
+    metrics = metrics[metrics["metric"] != ""]
+    denoised = metrics[metrics["task"] == "denoising"]
+    assert list(denoised["case"].unique()) == ["zero flips 10%: flipped", "zero flips 10%: all", "thinned to 50%"]
+    flipped = denoised[denoised["case"].str.endswith("flipped")].groupby(["metric", "method"])["value"].mean()
+    assert {"as it is", "gene mean", "5 neighbours", "diffusion", "ALRA", "DCA"} < set(flipped["rmse"].index)
+    assert flipped["rmse", "as it is"] == flipped["rmse"].max(), "leaving the counts is the worst answer"
     for (task, case, metric), part in metrics.groupby(["task", "case", "metric"]):
         if case == "batch" or "flipped" in case:
             continue  # the positive control knows types alone; where all was expressed, more is better
@@ -232,6 +238,60 @@ def test_controls_are_above_and_below_everything_else(ground, tmp_path):
             assert best > mean["negative"].max(), (task, case, metric)
 
 
+@pytest.mark.slow
+def test_tuned_denoising_has_the_run_as_it_was_tuned_and_from_scratch(ground, tmp_path):
+    _, paths, runs, _ = ground
+    tuning = {"steps": 4, "learning_rate": 1e-2, "rate": 0.1, "every": 2, "patience": 3}
+    chosen = {"denoising": {"keep": 0.5, "rate": 0.1}, "tuned_denoising": {"rate": 0.1, "tuning": tuning}}
+    suites.make(tmp_path, runs[:1], paths[:1], chosen, seeds=1).run()
+    metrics, _ = results.read(tmp_path)
+    values = metrics.set_index(["task", "case", "method", "metric"])["value"].sort_index()
+    plain, tuned = values["denoising", "zero flips 10%: flipped"], values["tuned_denoising", ""]
+    baselines = metrics.query("task == 'tuned_denoising' and run == ''")["method"].unique()
+    pd.testing.assert_series_equal(plain[list(baselines)], tuned[list(baselines)])
+    run = runs[0].name
+    assert set(tuned.index.get_level_values(0)) - set(baselines) == {run, f"{run}, random twin", f"{run}, zero-shot"}
+    assert (tuned[f"{run}, zero-shot"] == plain[run]).all()
+    assert (tuned[run] != plain[run]).all() and (tuned[f"{run}, random twin"] != plain[f"{run}, random twin"]).all()
+
+
+def test_scvi_is_a_baseline_of_embeddings_where_it_is_installed(tmp_path, monkeypatch):
+    path, chosen = suites.write(tmp_path / "even.h5ad"), ("cell_typing", "annotation")
+    types_of, told = np.eye(3)[entrants.Study(path).draw(0, 90) % 3], []
+
+    class SCVI:
+        """A model that knows the types of the cells, and notes what it was told."""
+
+        def __init__(self, cells):
+            told.append(cells.obs["batch"].nunique())
+
+        def setup_anndata(cells, batch_key):
+            told.append(batch_key)
+
+        def train(self, **options):
+            told.append(options["accelerator"])
+
+        def get_latent_representation(self, cells):
+            assert (cells.X.sum(1) > 0).all() and cells.X.max() == np.rint(cells.X.max()), "raw counts"
+            return types_of
+
+    def fill(folder: str, module) -> pd.DataFrame:
+        """Return the rows of scVI in the table."""
+        monkeypatch.setitem(sys.modules, "scvi", module)
+        tasks_of = {name: {} for name in chosen}
+        assert suites.make(tmp_path / folder, [], [path], tasks_of, seeds=1, cells=90).run() == {"done": 2}
+        table = pd.read_csv(tmp_path / folder / "table.csv", dtype=str, keep_default_na=False)
+        return table[table["method"] == "scVI"].set_index(["task", "metric"])
+
+    without = fill("without", None)
+    assert set(without["status"]) == {"inapplicable"} and len(without) == 2
+    assert without["reason"].str.contains(r"scVI is not installed: pip install 'scfm_jax\[scvi\]'").all()
+    package = types.SimpleNamespace(settings=types.SimpleNamespace(), model=types.SimpleNamespace(SCVI=SCVI))
+    scores = fill("with", package)["mean"].astype(float)
+    assert told == ["batch", 2, "cpu"], "one fit for all tasks of a seed"
+    assert scores["cell_typing", "accuracy"] == 1 and scores["annotation", "f1"] > 0.9 and package.settings.seed == 0
+
+
 def test_harmony_is_a_baseline_where_it_is_installed(tmp_path, monkeypatch):
     path = suites.write(tmp_path / "even.h5ad")  # three types, two batches, each pair of them fifteen times
     types_of = np.eye(3)[entrants.Study(path).draw(0, 90) % 3]
@@ -241,7 +301,7 @@ def test_harmony_is_a_baseline_where_it_is_installed(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "harmonypy", module)
         assert suites.make(tmp_path / "out", [], [path], {"integration": {}}, seeds=1, cells=90).run() == {"done": 1}
         table = pd.read_csv(tmp_path / "out" / "table.csv", dtype=str, keep_default_na=False)
-        assert {"PCA-50", "PCA-50, batch means removed"} < set(table["method"])
+        assert {"PCA-50", "PCA-50, batch means removed", "scVI"} < set(table["method"])
         table = table[table["method"] == "Harmony on PCA-50"]
         if module is None:
             assert table["status"].tolist() == ["inapplicable"] and "pip install" in table["reason"].item()

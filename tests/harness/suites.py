@@ -42,7 +42,7 @@ def entrant(
 ) -> entrants.Entrant:
     """Return a small model of random weights in a suite."""
     sections = models.options(model, "tiny")
-    config = {**sections, "model": sections["model"] | SMALL[model], "data": {"labels": [], **data}}
+    config = {**sections, "model": sections["model"] | SMALL.get(model, {}), "data": {"labels": [], **data}}
     meta = {"model": model, "config": config, "genes": genes, "classes": classes or {}, "step": 3}
     return entrants.Entrant(name, name, api.build(meta, {"params": {}}, {}, "a test").twin(100 + seed))
 

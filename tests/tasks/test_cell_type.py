@@ -209,6 +209,8 @@ def test_a_table_asks_for_the_layers_of_its_plan(table, tmp_path, monkeypatch):
     assert [config.model.cell_layer for config in asked] == ["all_layers", None]
     with pytest.raises(ValueError, match="cell_layer=all_layers: cellplm has no choice of layers"):
         finetuning.resolve(asked[0].to_dict(), api.load(table[2]))
+
+
 def test_a_running_mean_is_that_of_the_batches_and_what_shifts_all_cells_is_not_seen():
     module, model = little("embedder")
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))

@@ -99,3 +99,12 @@ def test_entries_that_are_known_are_seen_and_smoothed():
     assert (problem.depth == x.sum(1)).all()
     np.testing.assert_allclose(mean, np.outer(x.sum(1), x.sum(0)) / x.sum(), rtol=1e-5)
     assert np.corrcoef(np.log1p(near.ravel()), np.log1p(x.ravel()))[0, 1] > 0.8
+
+
+def test_the_floor_of_flipped_entries_is_the_mean_of_the_gene_where_it_is_expressed():
+    x = np.array([[1, 0, 3, 0], [3, 0, 0, 0], [0, 0, 1, 0]], np.float32)
+    everything = np.ones(x.shape, bool)
+    problem = imputation.Problem(x, everything, everything, everything[0], [np.arange(3)], np.zeros(3, int))
+    all_genes = (2 * 4 * 4 * 2) ** (1 / 4) - 1
+    expected = [8**0.5 - 1, all_genes, 8**0.5 - 1, all_genes]
+    np.testing.assert_allclose(baselines.mean_where_expressed(problem).reshape(x.shape), [expected] * 3, rtol=1e-6)

@@ -88,3 +88,8 @@ def rows(method: str, kind: str, case: str, scores: Mapping[str, float]) -> Iter
     """
     for metric, value in scores.items():
         yield {"method": method, "kind": kind, "case": case, "metric": metric, "value": value}
+
+
+def absent(method: str, why: Exception) -> dict[str, Any]:
+    """Return the one row of a baseline that cannot be shown, such as one that is not installed."""
+    return {"method": method, "kind": "baseline", "case": "", "metric": "", "value": None, "why": str(why)}

@@ -23,6 +23,7 @@ METRICS = {
     for name, text in cell_type.METRICS.items()
 }
 NEEDS = frozenset({"labels"})
+installed = embeddings.installed
 
 
 def score(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> Iterator[dict[str, Any]]:
@@ -40,10 +41,13 @@ def score(entrant: Entrant | None, study: Study, seed: int, *, cells: int) -> It
     if len(classes) < 2 or not len(test):
         raise Inapplicable(f"{study.name}: the cells to learn from have {len(classes)} of the types that are asked for")
     names, truth = [str(c) for c in classes], [str(c) for c in codes[test]]
-    for method, kind, x in embeddings.embeddings(entrant, study, seed, cells):
+
+    def scores(x: np.ndarray) -> dict[str, float]:
         x = x[kept]
         head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, random_state=seed)).fit(x[train], y)
-        yield from rows(method, kind, "", _scores(truth, head.predict_proba(x[test]), names))
+        return _scores(truth, head.predict_proba(x[test]), names)
+
+    yield from embeddings.scored(entrant, study, seed, cells, scores)
     if entrant is None:
         counts = sp.csr_matrix(study.counts.take(drawn))[kept]
         for method, baseline in annotation_baselines.BASELINES.items():

@@ -22,5 +22,5 @@ def score(
     ruler: Sequence[str] = ("visible",),
 ) -> Iterator[dict[str, Any]]:
     """Yield the scores of what is hidden at each of the `rates`, a case each, by each `ruler`, "visible" or "cell"."""
-    options = {"cells": cells, "rates": rates, "ruler": ruler}
+    options = {"cells": cells, "rates": rates, "ruler": ruler, "fitted": True}
     yield from masks.score(gene_imputation, entrant, study, columns, seed, **options)

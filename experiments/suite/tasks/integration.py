@@ -1,4 +1,4 @@
-"""Batch integration by the scIB metrics; baselines: the means of the batches taken away, and Harmony if installed."""
+"""Batch integration by the scIB metrics; baselines: batch means taken away, Harmony and scVI where installed."""
 
 from collections.abc import Iterator
 from typing import Any

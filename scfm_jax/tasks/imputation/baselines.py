@@ -1,8 +1,9 @@
 """Imputation without a model: gene mean, most common bin, nearest neighbours, diffusion.
 
-Two are tables that never say zero (`expressed_gene_mean`, `most_common_bin` with least=1): a number for each gene and
-nothing of the cell. They belong beside every score of expressed entries alone, where zero is never right; what a model
-adds to them is what it knows of the cell. `tables` has all tables, those of genes and of genes in samples.
+Three are tables that never say zero (`expressed_gene_mean`, `mean_where_expressed`, `most_common_bin` with least=1): a
+number for each gene and nothing of the cell. They belong beside every score of expressed entries alone, where zero is
+never right; what a model adds to them is what it knows of the cell. `tables` has all tables, those of genes and of
+genes in samples.
 
 All of them see the visible entries of all cells of the problem, not only those of a bag, and those of its reference
 cells. What one gene's counts are in one cell is thought of as its rate times the cell's depth; a rate is counts over
@@ -42,6 +43,17 @@ def least_expressed(problem: Problem, ruler: bins.Ruler) -> np.ndarray:
     border = ruler.edges[rows, 0]
     least = (np.expm1(border) if ruler.log else border) / ruler.scale[rows]
     return np.maximum(least * (1 + 1e-4), 1e-6)  # beyond the border, whatever float32 makes of it
+
+
+def mean_where_expressed(problem: Problem) -> np.ndarray:
+    """Predict the gene's geometric mean of one more than its counts, less one, over the entries that have counts. [h]
+
+    What a table of genes says that knows that all it is asked for is expressed, and nothing of the cell: the floor of
+    entries that were flipped to zero. A gene without counts has the mean of the others.
+    """
+    expressed, logs = (problem.counts > 0).sum(0), np.log1p(problem.counts).sum(0, dtype=np.float64)
+    mean = np.expm1(_divide(logs, expressed, logs.sum() / max(expressed.sum(), 1)))
+    return mean[problem.entries[1]]
 
 
 def gene_rates(problem: Problem, cells: slice = EVERY_CELL) -> np.ndarray:

@@ -7,9 +7,9 @@ Two ways to spoil them, as CellPLM's evaluation has them (Wen et al., ICLR 2024;
              count, scale 20), without replacement; cells with five expressed genes or fewer stay as they are
 
 Scores are `metrics.denoising_scores`: both sides to 10,000 a cell and log1p; over all entries after thinning, over the
-flipped ones and over all after flips. No method is told which entries were flipped. Differences: nothing is trained
-here, so there is no second set of flips for validation; a model sees all spoiled counts in one pass and none as masked,
-also a model that was trained on masked entries alone.
+flipped ones and over all after flips. No method is told which entries were flipped. A model sees all spoiled counts in
+one pass and none as masked, also a model that was trained on masked entries alone. Tuning on a second set of flips,
+which CellPLM's evaluation has too, is `denoising_objective`.
 """
 
 import numpy as np

@@ -70,7 +70,7 @@ class Imputer:
                 "scale": ruler.scale[rows],
                 "depth": problem.depth[rows].astype(np.float32),
             }
-            asked = {name: _spread(values, here) for name, values in asked.items()}
+            asked = {name: spread(values, here) for name, values in asked.items()}
             batch = self._batch(problem, index)
             predicted = np.asarray(self._call(variables, Batch(**batch), constants, asked), np.float32)[here]
             if result is None:
@@ -102,7 +102,7 @@ class Imputer:
         return self._rules.batches(groups, min(self._rules.cells, max(map(len, groups))))
 
 
-def _spread(values: np.ndarray, here: np.ndarray) -> np.ndarray:
+def spread(values: np.ndarray, here: np.ndarray) -> np.ndarray:
     """Return values of cells at their places in a batch, zeros in the padding. [cells, ...] -> [B, C, ...]"""
     out = np.zeros((*here.shape, *values.shape[1:]), values.dtype)
     out[here] = values
