@@ -1,5 +1,6 @@
 """What the imputation tasks of a suite share, which differ in what they hide: the masks, scored bin by bin."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any

@@ -24,8 +24,8 @@ from flax import linen as nn
 
 from scfm_jax import models
 from scfm_jax.inference import bags, infer
+from scfm_jax.models.exceiver.floors import ValueTable
 from scfm_jax.saving.leaves import flatten, nest
-from scfm_jax.tasks.floors import ValueTable
 from scfm_jax.training import step
 from scfm_jax.types import Array, Batch, Outputs
 
