@@ -21,7 +21,9 @@ size; their types among 5 neighbours (most common type: 0.52):
   1e-3, positive head   0.40 0.75 0.84 0.87   0.05   0.63
 So look at both: explained variance alone does not tell whether cells are told apart. Exceiver's numbers here are of
 values before the norm, without a bias for each gene, with an L2 term on the table (--config.model.gene_bias=False
---config.model.value_scale=before_norm --config.optim.no_decay="()"); the entry as it is now is not yet run.
+--config.model.value_scale=before_norm --config.optim.no_decay="()"); the entry as it is now is not yet run here.
+On 6,000 cells of six of them and 1,500 genes, seed 0, it has 0.71 0.72 0.72 0.74 (without the bias 0.01 after 2,000),
+and types among 5 neighbours below its twin's: pbmc_pisces_1000 0.52 (twin 0.59), lung cell lines 0.40 (twin 0.70).
 scLong learns at 3e-3: at 1e-2 it ended at a validation loss of 1.12, above 1.05, what the mean of each gene plus the
 mean residual of the cell's visible genes has (the gene's mean alone: 1.65); at 3e-3 it is below 0.96 from the first
 quarter on. And its cells are embedded as `cells` "outsiders" has it, one number for each position: the mean over the

@@ -88,7 +88,7 @@ def get_sweep(variant: str = "small") -> dict[str, Any]:
             "msle": "mean squared error, log1p counts",
             "mae": "mean absolute error, counts",
             "mcc": "Matthews correlation, 5 bins",
-            "mcc_within_gene": "the same within genes, 0 for tables of genes",
+            "mcc_within_gene": "the same within genes, 0 for a bin per gene",
         },
         "points": [
             {"axis": "base", "label": "Gene Ontology graph, values of all genes", "set": {}},

@@ -87,7 +87,7 @@ def get_sweep(variant: str = "small") -> dict[str, Any]:
         },
         "metrics": {
             "mcc": "Matthews correlation, 5 bins",
-            "mcc_within_gene": "the same within genes, 0 for tables of genes",
+            "mcc_within_gene": "the same within genes, 0 for a bin per gene",
             "mcc_all": "the same of all genes, zeros too",
             "mae": "mean absolute error, counts",
             "msle": "mean squared error, log1p counts",

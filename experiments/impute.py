@@ -10,7 +10,7 @@ the cells, the bags, the mask and the weights of a random twin.
 A model that learned from masks which hide zeros more rarely than others (sCT) has two rows: its own shares of bins, by
 which the paper scores expressed genes, and "even masks", the same shares for masks that hide all entries alike. Tables
 that know genes, and samples, but nothing of the cell stand beside it, also such that never say zero, as scores of
-expressed entries alone allow; within genes (mcc_within_gene) a table of genes scores 0.
+expressed entries alone allow; within genes (mcc_within_gene) a constant bin of each gene scores 0.
 
 No hidden value reaches a method. With --ruler=cell, the paper's protocol, the borders of a cell's bins and its total
 are those of the whole cell, hidden counts included, for inputs and predictions; --ruler=visible,cell scores both on the

@@ -8,8 +8,8 @@ model's own number: shares of its bins are laid over those, evenly within a bin 
 `shared_bins`), and "mcc_own" keeps the paper's way, the model's own bins. Counts are scored without bins: mean absolute
 error, and mean squared error of log1p. These are of expressed genes, as in the paper, and a model whose training hid
 zeros rarely says zero rarely, which that rewards; "mcc_all" is of all hidden entries and corrects for the masks, and
-"mcc_within_gene" is of expressed entries within genes, 0 for any table of genes. Only tables are told the samples of
---sample_key. Writes W/sweep_imputation.json.
+"mcc_within_gene" is of expressed entries within genes, 0 for a constant bin of each gene. Only tables are told the
+samples of --sample_key. Writes W/sweep_imputation.json.
 """
 
 import json

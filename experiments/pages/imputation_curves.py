@@ -101,7 +101,8 @@ def section(workdir: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Any]
             parts.append(document.folded("All numbers", document.table(caption, head, lines, css="numbers")))
     note = (
         "Mean and 95 % interval over seeds. Where expressed entries alone are scored, a table that never says zero "
-        "(dash-dotted) is the floor; within genes every table of genes has 0, so what is above it is known of the cell."
+        "(dash-dotted) is the floor. Within genes a constant bin of each gene has 0; a gene mean has more, by the "
+        "cell's depth and ruler."
     )
     return document.note(note) + "".join(parts) if parts else ""
 

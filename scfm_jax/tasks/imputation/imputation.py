@@ -33,7 +33,7 @@ TASKS = ("gene", "cell", "fixed_gene")
 RULERS = ("visible", "cell")
 METRICS = {
     "mcc_expressed": "Matthews correlation of bins, expressed genes",
-    "mcc_within_gene": "the same within genes, 0 for any table of genes",
+    "mcc_within_gene": "the same within genes, 0 for a constant bin of each gene",
     "mcc_all": "Matthews correlation of bins, all genes",
     "mae_expressed": "mean absolute error of counts, expressed genes",
     "mae_all": "mean absolute error of counts, all genes",
