@@ -17,7 +17,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "layer raw round gene_table",
+    "reading",
     workdir="Folder of a training run.",
     input="File of raw counts to denoise, not one of the training studies.",
     spatial=(str, None, "File of raw counts with positions, of which genes are held out."),
@@ -31,14 +31,17 @@ OPTIONS = cli.options(
 def main(_) -> None:
     cli.require("workdir", "input", "spatial", "reference")
     cli.check_paths("reference", "gene_table")
+    if FLAGS["min_mapped"].present:
+        raise ValueError(
+            "--min_mapped: run and files are compared on the genes that they share; leave it out"
+        )
     from experiments.analyses import sweep_expression
     from experiments.pages import output
     from experiments.suite.entrants import Entrant, Study
     from scfm_jax import api
 
     run = api.load(FLAGS.workdir)
-    place = h5ad.place({name: FLAGS[name].value for name in ("layer", "raw", "round")})
-    options = {"tables": FLAGS.gene_table, **place}
+    options = {"tables": FLAGS.gene_table, **h5ad.place(cli.reading())}
     source, spatial = (Study(path, **options) for path in (FLAGS.input, FLAGS.spatial))
     reference = [Study(path, **options) for path in FLAGS.reference]
     how = {name: FLAGS[name].value for name in ("rate", "seeds", "cells")}

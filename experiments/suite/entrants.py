@@ -222,8 +222,10 @@ def shared_genes(study: Study, entrants: Sequence[Entrant], least: float = 0.01)
     """
     slots = [entrant.slots(study) for entrant in entrants]
     slots = [places for places in slots if (places >= 0).mean() >= least]
-    n = study.counts.n_genes
-    of = np.arange(n)  # the group of each column: those that one run or another takes for the same gene
+    names = list(zip(*vocab.file_names(study.counts), strict=True))
+    n, first = len(names), dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
+    of = np.array([first[name] if any(name) else i for i, name in enumerate(names)])
+    # the group of each column: those of the same names, and those that one run or another takes for the same gene
     while True:
         before = of.copy()
         for places in slots:

@@ -364,7 +364,7 @@ class Run:
             "rounded": counts.round,
             **({"notes": "; ".join(counts.notes)} if counts.notes else {}),
             "shape": [counts.n_cells, width],
-            **({"cell_layer": layer} if (layer := self.meta["config"]["model"].get("cell_layer")) else {}),
+            **({"cell_layer": layer} if (layer := self.meta["config"].get("model", {}).get("cell_layer")) else {}),
             "sample": how,
             "genes": mapping.report.to_dict(),
         }

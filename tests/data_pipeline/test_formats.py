@@ -415,7 +415,7 @@ def test_rounding_is_written_into_an_embeddings_provenance():
         genes = counts.genes.tolist()
         run = api_run.Run(None, None, {}, {}, {"model": "m", "config": {}, "genes": genes}, "w")
         run.mapping = vocab.map_genes(genes, genes)
-        made = run._provenance(counts, "one sample", 3)
+        made = run._provenance(counts, run.mapping, "one sample", 3)
     assert made["rounded"] is True and "rounded to whole numbers" in made["notes"]
 
 

@@ -183,6 +183,7 @@ def test_columns_that_are_one_gene_are_summed_and_those_that_runs_tell_apart_are
     run = suites.entrant("cellplm", "first")
     both = [suite_counts.draw(study, entrants.shared_genes(study, [run]), 0, 60).counts for study in (one, double)]
     np.testing.assert_array_equal(*both)
+    assert len(entrants.shared_genes(double, [])) == suites.V, "also where there is no run to tell"
     np.testing.assert_allclose(run.embed(double, 0, 60, False), run.embed(one, 0, 60, False), atol=1e-5)
     apart = suites.entrant("cellplm", "apart", genes=ids)
     shared = entrants.shared_genes(three, [run, apart])
