@@ -32,9 +32,7 @@ def main(_) -> None:
     cli.require("workdir", "input", "spatial", "reference")
     cli.check_paths("reference", "gene_table")
     if FLAGS["min_mapped"].present:
-        raise ValueError(
-            "--min_mapped: run and files are compared on the genes that they share; leave it out"
-        )
+        raise ValueError("--min_mapped: run and files are compared on the genes that they share; leave it out")
     from experiments.analyses import sweep_expression
     from experiments.pages import output
     from experiments.suite.entrants import Entrant, Study

@@ -24,7 +24,6 @@ from flax import linen as nn
 
 from scfm_jax import models
 from scfm_jax.inference import bags, infer
-from scfm_jax.models.exceiver.floors import ValueTable
 from scfm_jax.saving.leaves import flatten, nest
 from scfm_jax.training import step
 from scfm_jax.types import Array, Batch, Outputs
@@ -181,7 +180,7 @@ def beginning(
 
 
 class Floor:
-    """A table that knows the gene, and perhaps how deep the cell is, in a model's place; see `ValueTable`.
+    """A table that knows the gene, and perhaps how deep the cell is, in a model's place: `ValueTable` of its floors.
 
     Args:
       module, inputs, constants: of a model that predicts the values of hidden genes (Exceiver).
@@ -207,7 +206,8 @@ class Floor:
             depth = np.log(np.maximum(batch.counts.sum(-1, keepdims=True, dtype=np.float64), 1))
             entries.append((genes[at], values[at], np.broadcast_to(depth, at.shape)[at] / self._scale[genes[at]]))
         genes, values, depths = (np.concatenate(part) for part in zip(*entries, strict=True))
-        self._table = ValueTable.fit(genes, values.astype(np.float64), depths, self._n_genes)
+        fit = models.floors(module.__name__.rpartition(".")[2]).ValueTable.fit
+        self._table = fit(genes, values.astype(np.float64), depths, self._n_genes)
 
     def objective(self, name: str, loss: Mapping[str, Any]) -> step.Objective:
         """Return the objective by which the table of that name is validated as the model is.
