@@ -38,7 +38,7 @@ mlp_init=truncated: 4,032 numbers a cell at 2,000 genes, 64 for each position (t
 `--config.model.cells=mean` has 64 in all). The `input` is better still, but nothing that the transformer or its
 low-rank factors learn reaches it. Not tried in training: these options, other rates, masks and several bags an update.
 Looked at once, pbmc3k, a study it never saw (nine types; most common 0.27; components 0.80), random and trained: mean,
-last 0.17 0.19, positions, last 0.40 0.40, positions, input 0.53 0.44. Training adds nothing, whatever the readout.
+last 0.17 0.19, positions, last 0.40 0.40, positions, input 0.53 0.44. Training adds nothing there in any readout.
 
 What was run: `small`, then with pos=rope, mlp_init=he_uniform and cells=mean, on five studies (6,459 cells to train on:
 PBMC of 3 chemistries, 16 lanes of PBMC, lung cancer lines, two breast tumours; 717 held out), with the 2,048 genes of

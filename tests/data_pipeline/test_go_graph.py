@@ -458,6 +458,7 @@ def test_a_graph_moves_to_another_gene_list():
 # ------------------------------------------------------------------------------------------------------------ command
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_graph_from_official_files(files):
     (files / "genes.txt").write_text("gene\nC\nNONE\nB\nA\n")
     out = files / "g.npz"

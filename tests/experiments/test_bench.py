@@ -77,6 +77,7 @@ def test_the_files_are_the_registry_and_what_is_not_there_is_named():
         step.step_rows("sct", row="XL")
 
 
+@pytest.mark.slow
 def test_a_plan_counts_flops_and_memory_and_runs_nothing():
     (plan,) = step.plan_rows("sct", small=True, dtype="bfloat16")
     case, module = step.find("sct", None)[0].case("S", True), models.get("sct")

@@ -182,6 +182,7 @@ def test_colours_span_what_there_is_to_see():
     assert heat_map.limits([np.ones((2, 2))])[0] < 1
 
 
+@pytest.mark.slow
 def test_command_writes_all_or_nothing(tmp_path):
     adata = synthetic.make(80, 200, depth=3000.0)
     adata.write_h5ad(tmp_path / "x.h5ad")

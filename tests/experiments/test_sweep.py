@@ -272,6 +272,7 @@ def test_at_most_so_many_at_a_time(plain, tmp_path):
     assert not crew_of(make_plan(tmp_path, [code] * 5), tmp_path, parallel=2)[0].failed
 
 
+@pytest.mark.slow
 def test_sigterm_stops_children_and_the_same_plan_goes_on(tmp_path, monkeypatch):
     """The real way a training stops: the tiny model saves, and goes on from there to the end."""
     monkeypatch.setattr(sweep_plan, "command", lambda arguments: [sys.executable, *map(str, arguments)])

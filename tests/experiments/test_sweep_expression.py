@@ -1,12 +1,14 @@
 """A sweep's zero-shot errors: the same cells for every run, and beside it what beats it."""
 
 import numpy as np
+import pytest
 
 from experiments.analyses import sweep_expression
 from experiments.suite.entrants import Study
 from tests.harness import suites
 
 
+@pytest.mark.slow
 def test_every_method_has_both_errors_for_every_seed(tmp_path):
     source, spatial, single = (
         Study(suites.write(tmp_path / f"{name}.h5ad", seed, spatial=name == "spatial"))

@@ -173,7 +173,10 @@ def numbers(found) -> np.ndarray:
     return np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(found) if not isinstance(x, str)])
 
 
-@pytest.mark.parametrize("door", DOORS)
+SLOW = ("class_token", "perturb")
+
+
+@pytest.mark.parametrize("door", [pytest.param(d, marks=pytest.mark.slow) if d in SLOW else d for d in DOORS])
 def test_a_run_without_its_scaler_is_one_with_the_scaler_of_the_cells_at_hand(door, weights):
     said, run = [], api.load(weights)
     counts = problem().counts if door in VISIBLE else study().X.toarray()

@@ -450,6 +450,7 @@ def test_in_evaluation_the_embedding_sees_everything_and_every_gene_has_a_repres
     same(outputs.genes[:, 0, 3:5], decoder.apply({"params": variables["params"]["decoder"]}, asked, latents))
 
 
+@pytest.mark.slow
 def test_neither_order_in_the_file_nor_padding_matters():
     batch, rng = bag(), np.random.default_rng(5)
     turned = np.argsort(rng.random(batch.genes.shape), axis=-1)

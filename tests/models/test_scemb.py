@@ -464,6 +464,7 @@ def value_and_grad(model: scemb.Model, variables: dict, inputs: dict, **options)
     return quick(jax.value_and_grad(value))(variables)
 
 
+@pytest.mark.slow
 def test_chunks_remat_and_scan_change_nothing():
     inputs = prepared(cells())
     model, variables = built(inputs)

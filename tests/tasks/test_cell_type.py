@@ -98,6 +98,7 @@ def test_cellplms_own_head_is_this_objective():
     assert float(metrics["accuracy"][1]) == 5, "a cell without a label counts"
 
 
+@pytest.mark.slow
 def test_training_sees_what_evaluation_sees_unless_noise_is_asked_for():
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))
     packed = bags.pack(counts, np.arange(6)[None], labels=["cell_type"])
@@ -200,6 +201,7 @@ def test_a_head_that_a_model_cannot_have_is_refused():
             jax.eval_shape(made.init, jax.random.key(0), batch, constants)
 
 
+@pytest.mark.slow
 def test_a_table_asks_for_the_layers_of_its_plan(table, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(annotation.train, "pretrain", lambda config, _: asked.append(config) or 1 / 0)

@@ -175,6 +175,7 @@ def test_a_planted_knock_out_is_found_directly_but_not_downstream():
     assert "of 6 targets" in perturbation.summary(found)
 
 
+@pytest.mark.slow
 def test_without_an_effect_p_is_chance():
     adata = screen(False)
     run = run_of("exceiver", list(adata.var["ensembl_id"]))

@@ -146,6 +146,7 @@ def test_all_starts_learn_and_a_stopped_command_goes_on(tmp_path):
     assert transfer_analysis.picture(first)[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_class_token_sees_every_cell_by_itself():
     run, adata = exceiver(("tissue",)), study()
     found = class_token_analysis.evaluate(run, [adata], seeds=1, **QUIET)

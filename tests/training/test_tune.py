@@ -198,6 +198,7 @@ def test_part_of_a_stack_stays_bit_by_bit_in_a_real_run(store, base, tmp_path):
     assert np.array_equal(there["word"], leaves["word"]), "what comes before the first layer"
 
 
+@pytest.mark.slow
 def test_given_vectors_become_prefixes_by_maps_that_alone_learn(store, base, tmp_path):
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32))
     there = own(flatten(checkpoint.restore(base("scemb") / "checkpoints").state))
