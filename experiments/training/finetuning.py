@@ -70,7 +70,7 @@ def resolve(options: Mapping[str, Any], base: Run) -> dict[str, Any]:
         "data": data,
         "tune": {**tune, "start": start, "scaler": scaler, "batch_cells": batch_cells},
         "task": task,
-        "optim": _optim(options["optim"], task),
+        "optim": _optim(options.get("optim", {}), task),
     }
 
 

@@ -172,7 +172,7 @@ def test_without_a_gene_list_the_loader_says_what_cannot_be_done(tmp_path, monke
     assert run.genes == names and not capsys.readouterr().err
     cells, said = synthetic.make(30, GENES, seed=0, depth=200.0), []
     cells.var_names = names
-    assert run.embed(cells, say=said.append).shape == (30, 72) and "mean, scale did not come" in said[1]
+    assert run.embed(cells, say=said.append).shape == (30, 72) and "mean, scale are taken of these cells" in said[1]
     (tmp_path / "genes.txt").write_text("\n".join(names[1:]))
     with pytest.raises(ValueError, match="49 different names for 50 rows"):
         convert.load(tmp_path / "x.ckpt", tmp_path / "genes.txt")
@@ -539,7 +539,7 @@ def test_explained_variance_flat_and_by_slot():
 def test_predictions_start_at_the_mean_of_each_gene_where_it_is_expressed():
     batch = bag(9)
     known, _ = exceiver.fit(
-        {"train": [{name: np.asarray(value) for name, value in vars(batch).items() if name != "labels"}]},
+        {"train": [{name: np.asarray(getattr(batch, name)) for name in ("genes", "counts", "cell_mask", "study")}]},
         {"slots": np.arange(GENES + 1), "measured": np.ones((1, GENES), bool)},
         {},
     )

@@ -279,6 +279,6 @@ def test_a_workdir_removed_during_the_run_ends_it(tensorboard, tmp_path):
 def test_the_flat_keys_of_the_optimiser_are_the_fields_of_its_sections():
     schedule, rule, layers = optim.sections({"warmup": 3, "clip_norm": 1.0, "frozen": ("x",)})
     assert (schedule.warmup, rule.clip_norm, layers.frozen) == (3, 1.0, ("x",))
-    assert len(optim.KEYS) == len(set(optim.KEYS)) == 24 and {"learning_rate", "name", "groups"} <= set(optim.KEYS)
+    assert len(optim.KEYS) == len(set(optim.KEYS)) == 25 and {"learning_rate", "name", "groups"} <= set(optim.KEYS)
     with pytest.raises(ValueError, match="optim: no such key learning_rat; there are learning_rate, schedule"):
         optim.build({}, steps=1, learning_rat=1e-3)
