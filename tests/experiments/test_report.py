@@ -96,6 +96,7 @@ def test_the_embedding_is_drawn_beside_pca_and_the_twin(tmp_path):
     assert {"B", "T"} <= {text.strip() for text in page.text}
 
 
+@pytest.mark.slow
 def test_report_is_whole_and_self_contained(workdir):
     path = run.write(workdir, columns=["cell_type", "n_genes"])
     raw = path.read_text()

@@ -173,7 +173,7 @@ def numbers(found) -> np.ndarray:
     return np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(found) if not isinstance(x, str)])
 
 
-SLOW = ("class_token", "perturb")
+SLOW = ("class_token", "perturb", "suite: fine-tuning")
 
 
 @pytest.mark.parametrize("door", [pytest.param(d, marks=pytest.mark.slow) if d in SLOW else d for d in DOORS])

@@ -590,6 +590,7 @@ def test_unknown_labels_and_padding_do_not_count():
     assert float(value) != float(short)
 
 
+@pytest.mark.slow
 def test_every_option_trains():
     inputs = prepared(bag(), mask_rate=0.3)
     for options in (
@@ -604,6 +605,7 @@ def test_every_option_trains():
             jax.eval_shape(lambda wrong=wrong: built(inputs, **wrong)[1])
 
 
+@pytest.mark.slow
 def test_all_layers_start_from_the_same_weights_if_asked():
     inputs = prepared(bag())
     for same_start in (True, False):

@@ -526,6 +526,7 @@ def test_numbers_of_expressed_genes_compile_nothing_anew():
     assert update._cache_size() == before
 
 
+@pytest.mark.slow
 def test_the_masks_vector_stays_in_the_unit_ball_and_learns():
     state, update = training(2)
     before = np.asarray(state.params["mask"])

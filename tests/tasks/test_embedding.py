@@ -35,6 +35,7 @@ def test_more_resolution_gives_more_clusters():
     assert numbers == sorted(numbers) and numbers[0] < numbers[-1]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_clusters_in_every_process():
     x, _ = drawn()
     first = embedding.leiden(x, seed=3)

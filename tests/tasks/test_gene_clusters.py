@@ -135,6 +135,7 @@ def test_gmt_files_are_read_and_refused(tmp_path):
             gene_sets.read_gmt(path)
 
 
+@pytest.mark.slow
 def test_expression_of_real_structure_is_found_where_a_random_model_finds_nothing(tmp_path):
     adata = synthetic.make(300, 400, depth=4000.0)
     genes, kind = list(adata.var_names), adata.var["marker_of"].to_numpy()

@@ -68,6 +68,7 @@ def test_kbet_within_types_cell_by_cell():
     assert integration.kbet(x, labels, batch) == pytest.approx(np.mean(each), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_lisi_counts_codes_among_neighbours_by_a_slow_search():
     x, labels, *_ = cells(2, 60)
     apart, near = NearestNeighbors(n_neighbors=29).fit(x).kneighbors()

@@ -55,6 +55,7 @@ def test_columns_are_those_with_few_labels_and_equal_ones_are_one():
         task.score(np.full((120, 2), np.nan), found["lane"])
 
 
+@pytest.mark.slow
 def test_command_writes_all_or_nothing(tmp_path):
     adata = synthetic.make(90, 120, depth=2000.0)
     adata.write_h5ad(tmp_path / "x.h5ad")

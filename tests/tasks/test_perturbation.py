@@ -53,7 +53,7 @@ def test_deleted_and_overexpressed_counts():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("scemb", "sclong") else n for n in models.names()]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n != "cellplm" else n for n in models.names()]
 )
 def test_a_mask_changes_the_cells_that_express_the_gene(name):
     x, embed = counts(), embedder(name, 40)
@@ -162,6 +162,7 @@ def screen(effect: bool) -> anndata.AnnData:
     return anndata.AnnData(sparse.csr_matrix(x), obs, adata.var)
 
 
+@pytest.mark.slow
 def test_a_planted_knock_out_is_found_directly_but_not_downstream():
     adata = screen(True)
     run = run_of("exceiver", list(adata.var["ensembl_id"]))
@@ -201,6 +202,7 @@ def test_mistakes_are_one_line():
             perturbation.evaluate(run, adata, **given | change, **QUIET)
 
 
+@pytest.mark.slow
 def test_command_writes_all_or_nothing(tmp_path):
     screen(True).write_h5ad(tmp_path / "x.h5ad")
     run_of("exceiver", list(screen(True).var["ensembl_id"])).export(tmp_path / "w.safetensors")

@@ -182,6 +182,7 @@ def test_scores_of_classes_are_those_of_their_definition():
         class_token.score(p, np.full(6, -1))
 
 
+@pytest.mark.slow
 def test_commands_write_all_or_nothing(tmp_path):
     study().write_h5ad(tmp_path / "x.h5ad")
     exceiver(("tissue",)).export(tmp_path / "w.safetensors")

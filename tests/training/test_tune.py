@@ -119,6 +119,7 @@ def test_lora_trains_its_factors_alone_and_a_tuned_run_acts_like_any(name, store
         assert same(flatten(run.variables), flatten(other.variables)) and same(flatten(run.task), flatten(other.task))
 
 
+@pytest.mark.slow
 def test_a_tuned_file_is_refused_on_another_base(store, base, tmp_path):
     tuned(store, base("scemb"), tmp_path / "run", steps=1)
     began = api.load(base("scemb"))
@@ -127,6 +128,7 @@ def test_a_tuned_file_is_refused_on_another_base(store, base, tmp_path):
         api.load(tmp_path / "run" / tuning.FILE, base=tmp_path / "other.safetensors")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_by_bit(store, base, tmp_path):
     options = {"optim.schedule": "constant", "optim.delay": 1, "task.mean": "running"}
     whole = tuned(store, base("scemb"), tmp_path / "whole", steps=4, **options)
@@ -136,7 +138,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(store, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("cellplm", "sct", "sclong")), "exceiver"]
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("cellplm", "sct", "sclong", "exceiver"))]
 )
 def test_the_first_layers_stay_and_the_others_learn(name, store, base, tmp_path):
     there = own(flatten(checkpoint.restore(base(name) / "checkpoints").state))
