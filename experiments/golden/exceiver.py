@@ -49,7 +49,8 @@ def model(case: Case, in_order: bool = True) -> Arrays:
 def fitted(counts: np.ndarray, inputs: dict) -> tuple[dict, dict]:
     """Return the constants and options that `fit` makes of dense counts. [N, V]"""
     bare = {"slots": np.arange(counts.shape[1] + 1), "measured": np.ones((1, counts.shape[1]), bool)}
-    batch = {name: np.asarray(value) for name, value in vars(bag(counts)).items() if name != "labels"}
+    packed = bag(counts)
+    batch = {name: np.asarray(getattr(packed, name)) for name in ("genes", "counts", "cell_mask", "study")}
     constants, options = exceiver.fit({"train": [batch]}, bare, inputs)
     return {name: jnp.asarray(value) for name, value in constants.items()}, options | {"scaler": "train"}
 
