@@ -31,10 +31,10 @@ def in_fields(coords: np.ndarray, fields: np.ndarray) -> np.ndarray:
 
     Args:
       coords: in the units of the data. [n, 2]
-      fields: number of each row's field. [n]
+      fields: any number for each row's field. [n]
     """
-    number = int(fields.max(initial=-1)) + 1
-    low, high = np.full((number, 2), np.inf), np.full((number, 2), -np.inf)
+    names, fields = np.unique(fields, return_inverse=True)
+    low, high = np.full((len(names), 2), np.inf), np.full((len(names), 2), -np.inf)
     np.fmin.at(low, fields, coords)
     np.fmax.at(high, fields, coords)
     scaled = (coords - low[fields]) / np.maximum(high - low, 1e-9)[fields]

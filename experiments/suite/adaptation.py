@@ -6,24 +6,16 @@ most `steps` updates, of which those are kept that validated best by the loss of
 learned from. The scored cells are among those that a run sees, as they are for Harmony and for principal components.
 """
 
-import contextlib
 import dataclasses
-import io
-import pathlib
-import tempfile
 
 import numpy as np
 
 from configs import finetune_pretraining
-from data_pipeline.store import spatial
 from experiments.suite.entrants import Entrant, Study
-from experiments.suite.tuning import BATCH, Bags
-from experiments.training import finetuning
+from experiments.suite.tuning import Bags, sizes, trained
 from scfm_jax import api, models
-from scfm_jax.saving import checkpoint
-from scfm_jax.tasks.cells import embedding
 from scfm_jax.tasks.imputation import imputation
-from scfm_jax.training import loop, step, tuning
+from scfm_jax.training import step, tuning
 
 CELLS = 1000
 """Most cells of a study that are drawn to learn from and to validate on."""
@@ -41,16 +33,11 @@ def problems(
     mapping, rows = entrant.mapping(study), study.draw(seed, cells)
     counts = mapping.apply(study.counts.take(rows)).toarray().astype(np.float32)
     measured = np.isin(np.arange(counts.shape[1]), mapping.index)
-    samples = np.zeros(len(rows), int) if study.batches is None else embedding.encode(study.batches[rows])
-    where = {"samples": samples}
-    if study.coords is not None:
-        fields = np.zeros(study.n, int) if study.batches is None else embedding.encode(study.batches)
-        where |= {"coords": study.coords[rows], "field_coords": spatial.in_fields(study.coords, fields)[rows]}
     border = len(rows) - max(1, round(len(rows) * VALIDATION))
 
     def posed(part: slice) -> imputation.Problem:
-        at = {name: values[part] for name, values in where.items()}
-        return imputation.pose(counts[part], measured, np.zeros(counts[part].shape, bool), [], **at)
+        where = {name: values[rows[part]] for name, values in study.where.items()}
+        return imputation.pose(counts[part], measured, np.zeros(counts[part].shape, bool), [], **where)
 
     return posed(slice(border)), posed(slice(border, None))
 
@@ -77,37 +64,17 @@ def adapt(
       ValueError: the loss does not stay finite.
     """
     config = {"inputs": {}, "loss": {}, **run.meta["config"]}
-    inputs, data = dict(config["inputs"]), config.get("data", {})
+    inputs = dict(config["inputs"])
     if config.get("task"):  # its head has learned from cells of which nothing was hidden
         inputs |= {name: models.defaults(run.module, "inputs")[name] for name in run.module.TUNING["visible"]}
     inputs |= {"covariates": False} if "covariates" in inputs else {}  # batches and studies are others
     tune = tuning.options(run.module, method=method)
     model = run.model.clone(**tuning.model_options(tune))
-    shape = {"bag": run.rules.bag, "batch": data.get("batch") or BATCH, "labels": list(data.get("labels", ()))}
-    loader, validation = (Bags(part, **shape, seed=seed) for part in cells)
-    constants = run.complete_constants(loader.epoch_batches(), loader.measured, say=lambda _: None)
-    scratch = tempfile.TemporaryDirectory(prefix="suite_adaptation", ignore_cleanup_errors=True)  # of a save cut short
-    with scratch as folder, contextlib.redirect_stdout(io.StringIO()):
-        loop.fit(
-            tuning.objective(step.pretraining(run.module, model, inputs, dict(config["loss"])), tune),
-            loader,
-            constants,
-            {"model": run.name, "config": {**config, "inputs": inputs}},
-            folder,
-            optimizer=finetune_pretraining.get_config(method).optim.to_dict() | {"frozen": tuning.frozen(tune)},
-            steps=steps,
-            seed=seed,
-            log_every=0,
-            eval_every=min(every, steps),
-            patience=patience,
-            keep=1,
-            tensorboard=False,
-            validation=validation,
-            initial=finetuning.begin_with(run.variables, run.source),
-        )
-        saved = pathlib.Path(folder) / "checkpoints"
-        best, _ = checkpoint.read_best(saved)
-        state = checkpoint.restore(saved, step=best, only=("params", "buffers")).state
-    variables = {"params": tuning.merged(state["params"], tune), **state.get("buffers", {})}
-    source = f"{run.source}, adapted by {method} for {best} updates"
-    return dataclasses.replace(run, model=model, variables=variables, source=source)
+    loader, validation = (Bags(part, **sizes(run), seed=seed) for part in cells)
+    objective = tuning.objective(step.pretraining(run.module, model, inputs, dict(config["loss"])), tune)
+    optimizer = finetune_pretraining.get_config(method).optim.to_dict() | {"frozen": tuning.frozen(tune)}
+    stop = {"validation": validation, "eval_every": min(every, steps), "patience": patience}
+    options = {"steps": steps, "optimizer": optimizer, "how": f"adapted by {method}", **stop}
+    adapted = trained(run, objective, loader, {**config, "inputs": inputs}, seed, **options)
+    params = tuning.merged(adapted.variables["params"], tune)
+    return dataclasses.replace(adapted, model=model, variables={**adapted.variables, "params": params})

@@ -19,13 +19,11 @@ import numpy as np
 
 from data_pipeline.files import panels
 from data_pipeline.genes import vocab
-from data_pipeline.store import spatial
 from experiments.analyses import cells as model_cells
 from experiments.suite import tasks
 from experiments.suite.entrants import Entrant, SharedGenes, Study
 from scfm_jax import api
 from scfm_jax.inference.bags import BAG
-from scfm_jax.tasks.cells import embedding
 from scfm_jax.tasks.imputation import alra, baselines, bins, dca, imputation, tables
 from scfm_jax.tasks.imputation.imputer import Imputer
 
@@ -46,15 +44,15 @@ class Table:
 
     Attributes:
       columns: genes of the file. rows: cells of the file. [n]
-      counts: [n, K]. bags: rows seen together. samples: [n].
-      where: coords and field_coords of a `Problem`. measured: genes that the batch of each cell measured, bool [n, K].
+      counts: [n, K]. bags: rows seen together.
+      where: samples, coords and field_coords of a `Problem`.
+      measured: genes that the batch of each cell measured, bool [n, K].
     """
 
     columns: SharedGenes
     rows: np.ndarray
     counts: np.ndarray
     bags: list[np.ndarray]
-    samples: np.ndarray
     where: dict[str, np.ndarray]
     measured: np.ndarray
 
@@ -85,17 +83,14 @@ class Prediction:
 
 def draw(study: Study, columns: SharedGenes, seed: int, cells: int) -> Table:
     """Return the cells that a seed draws, whole bags of neighbours or of random cells of a sample."""
-    samples = np.zeros(study.n, int) if study.batches is None else embedding.encode(study.batches)
-    bags = model_cells.draw(samples, study.coords, BAG, cells, np.random.default_rng(seed))
+    bags = model_cells.draw(study.where["samples"], study.coords, BAG, cells, np.random.default_rng(seed))
     rows = np.concatenate(bags)
     counts = columns.of(study.counts.take(rows)).toarray().astype(np.float32)
     borders = np.cumsum([len(bag) for bag in bags])[:-1]
-    where = {}
-    if study.coords is not None:
-        where = {"coords": study.coords[rows], "field_coords": spatial.in_fields(study.coords, samples)[rows]}
+    where = {name: values[rows] for name, values in study.where.items()}
     panel, measured = panels.onto(study.counts, columns.gene, len(columns))
     parts = np.split(np.arange(len(rows)), borders)
-    return Table(columns, rows, counts, parts, samples[rows], where, measured[panel[rows]])
+    return Table(columns, rows, counts, parts, where, measured[panel[rows]])
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
+from data_pipeline.store import spatial
 from experiments.suite import keys
 from scfm_jax import api, models
 from scfm_jax.saving.published.files import UNKNOWN
@@ -50,8 +51,9 @@ class Study:
         self.tables_sha256 = [keys.file(pathlib.Path(table)) for table in self.tables]
         self.label, self.batch = label, batch
         self.labels, self.batches = self._column(label), self._column(batch)
-        spatial = "spatial" in self.counts.obsm
-        self.coords = np.asarray(self.counts.obsm["spatial"])[:, :2].astype(np.float32) if spatial else None
+        self.coords = None
+        if "spatial" in self.counts.obsm:
+            self.coords = np.asarray(self.counts.obsm["spatial"])[:, :2].astype(np.float32)
 
     def _column(self, name: str) -> np.ndarray | None:
         if name not in self.counts.obs:
@@ -64,6 +66,14 @@ class Study:
     def table(self) -> vocab.GeneTable | None:
         """The tables that translate gene names."""
         return vocab.read_table(self.tables) if self.tables else None
+
+    @functools.cached_property
+    def where(self) -> dict[str, np.ndarray]:
+        """What a `Problem` says of each cell: samples, of which the batches are taken, and coords and field_coords."""
+        samples = np.zeros(self.n, int) if self.batches is None else embedding.encode(self.batches)
+        if self.coords is None:
+            return {"samples": samples}
+        return {"samples": samples, "coords": self.coords, "field_coords": spatial.in_fields(self.coords, samples)}
 
     def onto(self, genes: Sequence[str], second_names: Sequence[str] = ()) -> vocab.Mapping:
         """Return how the names of the file meet a list of genes, with other names of these. See `vocab.onto`."""

@@ -96,4 +96,5 @@ def fine_tune(
         run.module, run.model, inputs, loss, log=binning.get("log", True), whole=whole
     )
     stop = {"validation": loader, "eval_every": every, "patience": patience}
-    return tuning.trained(run, objective, loader, config, seed, steps=steps, learning_rate=learning_rate, **stop)
+    options = {"steps": steps, "optimizer": tuning.optimizer(learning_rate), **stop}
+    return tuning.trained(run, objective, loader, config, seed, **options)

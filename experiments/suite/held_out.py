@@ -42,8 +42,7 @@ def score(
     others = counts.reference_counts(study, columns, reference, reference_cells, seed)
     genes = np.flatnonzero(held & others[1])
     hidden = np.broadcast_to(np.isin(np.arange(len(columns)), genes), table.counts.shape)
-    where = {"samples": table.samples, **table.where}
-    problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **where, reference=others)
+    problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **table.where, reference=others)
     options = {"together": spatial_imputation.together if learn is None else None, "learn": learn}
     ruler, true_ruler = imputation.fit_ruler(problem, table.counts), bins.fit(table.counts, table.counts.sum(1))
     predictions = counts.predictions(entrant, study, table, problem, seed, ruler, **options)

@@ -45,8 +45,8 @@ def score(
     true_ruler = bins.fit(table.counts, table.counts.sum(1))
     for hidden, parts in task.cases(table.counts, measured, table.bags, rates, rng):
         for name in ruler:
-            where = {"samples": table.samples, **table.where, "ruler": name}
-            problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **where, reference=others)
+            seen = {**table.where, "reference": others, "ruler": name}
+            problem = imputation.pose(table.counts, table.measured, hidden, table.bags, **seen)
             common = imputation.fit_ruler(problem, table.counts, name)
             more = counts.fitted(problem, seed) if fitted and entrant is None else ()
             for prediction in itertools.chain(counts.predictions(entrant, study, table, problem, seed, common), more):

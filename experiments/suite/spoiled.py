@@ -29,7 +29,7 @@ def answers(
       learn: tunes the run and its twin first.
     """
     everything = np.ones(spoiled.shape, bool)
-    problem = Problem(spoiled, everything, everything, everything[0], table.bags, table.samples, **table.where)
+    problem = Problem(spoiled, everything, everything, everything[0], table.bags, **table.where)
     predictions = counts.predictions(entrant, study, table, problem, seed, learn=learn)
     if entrant is None:
         table_of_genes = baselines.mean_where_expressed(problem)

@@ -125,7 +125,12 @@ def fine_tune(
     loader = Bags(problem, seed=seed, **sizes(run))
     objective = step.pretraining(run.module, run.model, inputs, loss)
     config = {**config, "inputs": inputs, "loss": loss}
-    return trained(run, objective, loader, config, seed, steps=steps, learning_rate=learning_rate)
+    return trained(run, objective, loader, config, seed, steps=steps, optimizer=optimizer(learning_rate))
+
+
+def optimizer(learning_rate: float) -> dict[str, Any]:
+    """Return keys of `config.optim` for all weights, with that peak."""
+    return finetune_pretraining.get_config("full").optim.to_dict() | {"learning_rate": learning_rate}
 
 
 def sizes(run: api.Run) -> dict[str, Any]:
@@ -142,20 +147,21 @@ def trained(
     seed: int,
     *,
     steps: int,
-    learning_rate: float,
+    optimizer: Mapping[str, Any],
+    how: str = "fine-tuned",
     **validation: Any,
 ) -> api.Run:
     """Return the run with the weights that were best by its validations, or else after the last step.
 
     Args:
-      steps, learning_rate, seed: as of `fine_tune`.
+      steps, seed: as of `fine_tune`. optimizer: keys of `config.optim`.
+      how: it was trained, for the run's source.
       validation: `validation`, `eval_every` and `patience` of `loop.fit`.
 
     Raises:
       ValueError: the loss does not stay finite.
     """
     constants = run.complete_constants(loader.epoch_batches(), loader.measured, say=lambda _: None)
-    optimizer = finetune_pretraining.get_config("full").optim.to_dict() | {"learning_rate": learning_rate}
     scratch = tempfile.TemporaryDirectory(prefix="suite_tuning", ignore_cleanup_errors=True)  # of a save cut short
     with scratch as folder, contextlib.redirect_stdout(io.StringIO()):
         loop.fit(
@@ -177,4 +183,4 @@ def trained(
         best = checkpoint.read_best(saved)
         kept = checkpoint.restore(saved, step=best and best[0], only=("params", "buffers"))
     variables = {"params": kept.state["params"], **kept.state.get("buffers", {})}
-    return dataclasses.replace(run, variables=variables, source=f"{run.source}, fine-tuned for {kept.step} updates")
+    return dataclasses.replace(run, variables=variables, source=f"{run.source}, {how} for {kept.step} updates")

@@ -77,7 +77,7 @@ def test_adaptation_learns_from_other_cells_than_it_validates_on_and_from_no_lab
 @pytest.mark.parametrize("name", ["scemb", "cellplm"])
 def test_adaptation_trains_what_its_method_adds_and_keeps_what_validated_best(name, tmp_path, monkeypatch):
     entrant, study = suites.entrant(name, "first", batch=2), entrants.Study(suites.write(tmp_path / "x.h5ad"))
-    cells, losses, fit = adaptation.problems(entrant, study, 0), {}, adaptation.loop.fit
+    cells, losses, fit = adaptation.problems(entrant, study, 0), {}, tuning.loop.fit
 
     def watched(objective, loader, constants, metadata, folder, **options):
         state = fit(objective, loader, constants, metadata, folder, **options)
@@ -85,7 +85,7 @@ def test_adaptation_trains_what_its_method_adds_and_keeps_what_validated_best(na
         losses.update({line["step"]: line["val/loss"] for line in lines if "val/loss" in line})
         return state
 
-    monkeypatch.setattr(adaptation.loop, "fit", watched)
+    monkeypatch.setattr(tuning.loop, "fit", watched)
     before = leaves.flatten(entrant.run.variables["params"])
     for method in ("lora", "prefix"):
         losses.clear()
