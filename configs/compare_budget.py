@@ -61,15 +61,17 @@ from ml_collections import ConfigDict
 
 from scfm_jax import models
 
-CELLS = 16_000
+CELLS = 32_000
+UPDATE = 32
+"""Cells of an update, of every model."""
 BUCKETS = (256, 384, 512, 768, 1024, 2048)
 NARROW = {"embed_dim": 64, "ffn_dim": 128, "num_layers": 2, "num_heads": 2}
 SMALL = {
-    "cellplm": {"bag": 64, "batch": 1, "rate": 1e-3, "model": {}},
-    "exceiver": {"bag": 1, "batch": 8, "rate": 1e-3, "model": {}},
-    "scemb": {"bag": 1, "batch": 16, "rate": 1e-3, "model": NARROW},
-    "sclong": {"bag": 1, "batch": 8, "rate": 3e-3, "model": {"graph": True, "top_seq_len": 300, "cells": "outsiders"}},
-    "sct": {"bag": 10, "batch": 1, "rate": 3e-3, "model": {"token_dim": 32}},
+    "cellplm": {"bag": 32, "rate": 1e-3, "model": {}},
+    "exceiver": {"bag": 1, "rate": 1e-3, "model": {}},
+    "scemb": {"bag": 1, "rate": 1e-3, "model": NARROW},
+    "sclong": {"bag": 1, "rate": 3e-3, "model": {"graph": True, "top_seq_len": 300, "cells": "outsiders"}},
+    "sct": {"bag": 8, "rate": 3e-3, "model": {"token_dim": 32}},
 }
 
 
@@ -82,10 +84,11 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = importlib.import_module(f"configs.pretrain_{variant}").get_config(
         "tiny" if variant == "sclong" else "small"
     )
-    steps = cells // (size["bag"] * size["batch"])
+    steps = cells // UPDATE
     config.model.update(size["model"])
-    config.data.update({"bag": size["bag"], "batch": size["batch"], "buckets": BUCKETS})
+    config.data.update({"bag": size["bag"], "batch": UPDATE // size["bag"], "buckets": BUCKETS})
     config.optim.learning_rate = size["rate"]
-    config.train.update({"steps": steps, "log_every": max(1, steps // 20), "eval_every": steps // 4})
-    config.train.checkpoint_every = steps // 4
+    config.train.update({"steps": steps, "log_every": max(1, steps // 20), "eval_every": max(1, steps // 8)})
+    config.train.checkpoint_every = config.train.eval_every
+    config.train.monitor = "-residual"
     return config

@@ -101,6 +101,7 @@ def test_of_shuffled_markers_nothing_is_found():
     assert 0.25 < np.mean(ps) < 0.75 and min(ps) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores():
     assert evaluate(planted(), seeds=1)["rows"] == evaluate(planted(), seeds=1)["rows"]
 

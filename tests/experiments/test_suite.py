@@ -142,6 +142,7 @@ def test_a_column_of_measurements_is_no_batch_of_a_study(tmp_path):
         tasks.check_needs({"batches"}, None, study)
 
 
+@pytest.mark.slow
 def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     _, paths, runs, _ = ground
     study = entrants.Study(paths[0])
@@ -170,6 +171,7 @@ def test_runs_of_other_genes_are_asked_the_same_entries(ground, tmp_path):
     assert lines.run()["failed"] == 1
 
 
+@pytest.mark.slow
 def test_columns_that_are_one_gene_are_summed_and_those_that_runs_tell_apart_are_left_out(ground, tmp_path, capsys):
     x, ids = suites.counts(90, 0), [f"ENSG{i:011d}" for i in range(suites.V + 2)]
     whole = anndata.read_h5ad(ground[1][0])

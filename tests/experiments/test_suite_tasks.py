@@ -208,6 +208,7 @@ def test_a_head_is_scored_on_the_batch_that_it_did_not_see(ground, tmp_path):
     assert (taken > 0.8).all(), "cells of a type that the other batch does not have are not asked for"
 
 
+@pytest.mark.slow
 def test_controls_are_above_and_below_everything_else(ground, tmp_path):
     _, paths, _, _ = ground
     chosen = {

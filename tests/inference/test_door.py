@@ -66,6 +66,7 @@ def test_annotations_have_the_names_of_the_cells():
     np.testing.assert_allclose(shares.to_numpy(), expected)
 
 
+@pytest.mark.slow
 def test_the_layers_of_an_embedding_are_chosen_after_training():
     config = models.options("scemb", "tiny")
     config["model"] |= {"embed_dim": 16, "ffn_dim": 16, "num_layers": 2, "num_heads": 2}

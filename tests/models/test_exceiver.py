@@ -421,6 +421,7 @@ def test_a_masked_value_is_not_seen_by_its_prediction():
             assert (run(inputs) != run(seen)).any()
 
 
+@pytest.mark.slow
 def test_genes_without_counts_are_excluded_exactly():
     inputs = prepared(bag(1))
     silent = jnp.setdiff1d(jnp.arange(GENES), inputs["genes"])
@@ -523,6 +524,7 @@ def test_values_are_shifted_clipped_from_above_and_of_the_own_split():
 # ------------------------------------------------------------------------------------------------- objective, options
 
 
+@pytest.mark.slow
 def test_explained_variance_flat_and_by_slot():
     inputs = prepared(bag(9), n_mask=3) | {"weights": jnp.ones((9, 1, 3))}
     model, variables = built(inputs)

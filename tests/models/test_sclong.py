@@ -110,6 +110,7 @@ def test_small_golden_case(name):
     assert result.passed, result.line
 
 
+@pytest.mark.slow
 def test_published_size_has_the_parameters_of_the_released_weights():
     shapes = convert.shapes(sclong.Model(n_genes=27_874, **sclong.VARIANTS["published"]["model"]))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == 1_006_086_461
@@ -138,6 +139,7 @@ def test_published_files_become_a_run_that_needs_none_of_them_afterwards(tmp_pat
     check_published(tmp_path, model)
 
 
+@pytest.mark.slow
 def test_published_run_is_exported_with_its_graph(tmp_path, monkeypatch):
     model, variables = built()
     monkeypatch.setattr(torch_state, "read", lambda _: convert.state_dict(variables, model))
@@ -490,6 +492,7 @@ def training(redraw: int):
     return state, update
 
 
+@pytest.mark.slow
 def test_features_are_drawn_anew_after_so_many_forwards():
     state, update = training(2)
     drawn, calls = [], []

@@ -221,6 +221,7 @@ def test_a_short_bag_gives_what_it_gives_alone():
         np.testing.assert_allclose(ours, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_padding_holds_reaches_nothing():
     """Cells that are padding, whatever is in them, and the length to which expressed genes are padded."""
     batch = bag(cells=6, bags=2)
@@ -395,6 +396,7 @@ def test_spatial_features_of_paper_and_code():
     np.testing.assert_allclose(code, np.stack([np.cos(3 / scale), np.sin(5 / scale)], 1).ravel(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_option_trains():
     batch = bag()
     for options in (

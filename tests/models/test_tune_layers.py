@@ -14,9 +14,6 @@ from scfm_jax.layers import attention
 from scfm_jax.saving.leaves import flatten, nest
 from scfm_jax.training import freezing, optim, tuning
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in ("sct", "sclong") else name for name in models.names()]
-
-
 # ------------------------------------------------------------------------------------------------- layers by number
 
 
@@ -71,7 +68,8 @@ def test_a_stack_and_its_layers_are_frozen_alike(name):
 # --------------------------------------------------------------------------------------------------------- prefixes
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
 def test_prefixes_are_parameters_of_every_layer_and_are_attended_to(name):
     module, options = models.get(name), models.options(name, "tiny")
     model = module.Model(**{**options["model"], "n_genes": 24, "prefix": 3})

@@ -159,6 +159,7 @@ def six() -> sp.csr_matrix:
     return sp.csr_matrix(np.random.default_rng(0).poisson(np.linspace(0.3, 2, 6)[:, None], (6, 12)).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_a_transformer_head_reads_the_genes_and_annotates_as_it_was_trained():
     run = small("scemb")
     batch, constants = labelled(run)
@@ -213,6 +214,7 @@ def test_a_table_asks_for_the_layers_of_its_plan(table, tmp_path, monkeypatch):
         finetuning.resolve(asked[0].to_dict(), api.load(table[2]))
 
 
+@pytest.mark.slow
 def test_a_running_mean_is_that_of_the_batches_and_what_shifts_all_cells_is_not_seen():
     module, model = little("embedder")
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (6, 12)).astype(np.float32))

@@ -25,7 +25,6 @@ from scfm_jax.training import freezing, lora, tuning
 QUIET = {"train.log_every": 0, "train.eval_every": 0, "train.checkpoint_every": 0, "train.tensorboard": False}
 SHORT = {"cellplm": {"data.bag": 16, "data.batch": 1}, "sct": {"data.bag": 4, "data.batch": 1}}
 SHORT |= {"sclong": {"model.large_depth": 2, "data.batch": 4}}
-SLOW = [name if name == "cellplm" else pytest.param(name, marks=pytest.mark.slow) for name in models.names()]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,8 @@ def outputs(run: api.Run, params) -> np.ndarray:
     return infer.embed(run.module, run.model, {**run.variables, "params": params}, constants, [batch], 8, inputs=inputs)
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
 def test_lora_trains_its_factors_alone_and_a_tuned_run_acts_like_any(name, store, base, tmp_path):
     there = own(flatten(checkpoint.restore(base(name) / "checkpoints").state))
     leaves = tuned(store, base(name), tmp_path / "run", **{"task.mean": "running"})
