@@ -64,7 +64,8 @@ from scfm_jax import models
 CELLS = 32_000
 UPDATE = 32
 """Cells of an update, of every model."""
-BUCKETS = (256, 384, 512, 768, 1024, 2048)
+BUCKETS = {"scemb": (512, 1024, 2048)}
+"""Sizes that cells are padded to, where not all have one: each is a compilation, which is most of so short a run."""
 NARROW = {"embed_dim": 64, "ffn_dim": 128, "num_layers": 2, "num_heads": 2}
 SMALL = {
     "cellplm": {"bag": 32, "rate": 1e-3, "model": {}},
@@ -86,7 +87,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     steps = cells // UPDATE
     config.model.update(size["model"])
-    config.data.update({"bag": size["bag"], "batch": UPDATE // size["bag"], "buckets": BUCKETS})
+    config.data.update({"bag": size["bag"], "batch": UPDATE // size["bag"], "buckets": BUCKETS.get(variant, (2048,))})
     config.optim.learning_rate = size["rate"]
     config.train.update({"steps": steps, "log_every": max(1, steps // 20), "eval_every": max(1, steps // 8)})
     config.train.checkpoint_every = config.train.eval_every
