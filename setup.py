@@ -53,6 +53,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["scfm_jax*", "data_pipeline*", "configs*", "experiments*"]),
+    package_data={"scfm_jax.pretrained": ["*.safetensors", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["scfm = experiments.__main__:main"]},

@@ -51,7 +51,7 @@ def main(_) -> None:
     import jax
 
     from experiments.analyses import annotation, annotation_table
-    from scfm_jax import api
+    from scfm_jax import api, pretrained
     from scfm_jax.tasks.cells.annotation_baselines import BASELINES
     from scfm_jax.training import pace
 
@@ -60,7 +60,7 @@ def main(_) -> None:
     if FLAGS.test_label and not FLAGS.test:
         raise ValueError(f"--test_label={FLAGS.test_label}: it is a column of --test, which is not given")
     plan = _plan(annotation.Plan)
-    if gone := [source for source in FLAGS.runs if not pathlib.Path(source).exists()]:
+    if gone := [source for source in FLAGS.runs if not pretrained.place(source).exists()]:
         raise FileNotFoundError(f"--runs={gone[0]}: no such folder or file; give workdirs of training runs")
     for source in FLAGS.runs if FLAGS.cell_layer else ():
         api.load(source).with_cell_layer(FLAGS.cell_layer)

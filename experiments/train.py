@@ -207,15 +207,10 @@ def warm_start(source: str, genes: list[str]) -> Callable[[TrainState], TrainSta
 
     Raises ValueError where that run has other genes.
     """
-    folder = pathlib.Path(source)
-    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    restored = checkpoint.restore(folder)
-    if restored is None:
-        raise FileNotFoundError(f"config.init_from={source}: no checkpoint there")
-    if restored.meta["genes"] != genes:
+    base = api.load(source)
+    if base.genes != genes:
         raise ValueError(f"config.init_from={source}: it has another gene list; give data.genes the list that it has")
-    weights = restored.state.get("ema") or restored.state["params"]
-    return finetuning.begin_with({"params": weights, **restored.state.get("buffers", {})}, source)
+    return finetuning.begin_with(base.variables, base.source)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pathlib
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psutil
 
@@ -125,6 +125,9 @@ def ingest(
         if vocabulary:
             genes, is_table = read_vocabulary(vocabulary)
             tables += [str(pathlib.Path(vocabulary).absolute())] * is_table
+            if len(genes) > manifest["vocabulary"]["n_genes"]:  # a run on this store then knows both names
+                studies, table = _studies(pending, settings)[0], gene_table(genes, tables)
+                genes = _both_names(dict(genes), studies, vocab.learn(studies, table))
             ledger.extend_genes(store, manifest, genes, kind="fixed")
         elif manifest["vocabulary"]["kind"] == "union":
             failed |= _add_genes(store, manifest, pending, settings, tables)
@@ -174,28 +177,47 @@ def _add_genes(
     store: pathlib.Path, manifest: dict, sources: list[Source], settings: Settings, tables: list[str]
 ) -> dict[str, str]:
     """Append the genes of `sources` to the store's vocabulary; return the reasons of those that cannot be read."""
-    stored, names, failed = ledger.read_genes(store, manifest), [], {}
+    stored = ledger.read_genes(store, manifest)
+    studies, failed = _studies(sources, settings)
+    if studies:
+        table = vocab.learn(studies, gene_table(stored, tables))
+        genes = vocab.union(studies, table, [gene for gene, _ in stored])
+        second = dict.fromkeys(genes, "") | dict(stored)
+        ledger.extend_genes(store, manifest, _both_names(second, studies, table), kind="union")
+    return failed
+
+
+def _studies(sources: list[Source], settings: Settings) -> tuple[list[tuple[list[str], list[str]]], dict[str, str]]:
+    """Return names and second names of each source's genes, and the reasons of those that cannot be read."""
+    studies, failed = [], {}
     for source in sources:
         try:
             with source.open(settings) as counts:
-                names.append(_gene_names(counts))
+                studies.append(_gene_names(counts))
         except Exception as error:  # whatever it is, the others are taken in
             failed[source.name] = _reason(error)
-    if not names:
-        return failed
-    table = vocab.learn(names, gene_table(stored, tables))
-    genes = vocab.union(names, table, [gene for gene, _ in stored])
-    second = dict.fromkeys(genes, "") | dict(stored)
+    return studies, failed
+
+
+def _both_names(
+    second: Mapping[str, str], studies: list[tuple[list[str], list[str]]], table: vocab.GeneTable
+) -> list[tuple[str, str]]:
+    """Return genes with their second names; where there is none that of the first study that has one, or the table."""
+    second, genes = dict(second), list(second)
     finder = Finder(genes, table)
-    for gene_names, other in names:
-        index = vocab.map_genes(gene_names, finder, ensembl=other, min_mapped=None).index
-        for i, slot in enumerate(index):
-            gene = genes[slot]
-            if slot >= 0 and not second[gene]:
-                names_of = (gene_names[i], other[i])
-                second[gene] = next((name for name in names_of if vocab.strip_version(name) != gene), "")
-    ledger.extend_genes(store, manifest, [(gene, second[gene]) for gene in genes], kind="union")
-    return failed
+    for names, other in studies:
+        for both, slot in zip(
+            zip(names, other, strict=True),
+            vocab.map_genes(names, finder, ensembl=other, min_mapped=None).index,
+            strict=True,
+        ):
+            if slot >= 0 and not second[genes[slot]]:
+                second[genes[slot]] = next((name for name in both if vocab.strip_version(name) != genes[slot]), "")
+    for gene in genes:
+        rows = table.find(gene)
+        if not second[gene] and len(rows) == 1:
+            second[gene] = next(name for name in (table.ids[rows[0]], table.symbols[rows[0]], "") if name != gene)
+    return list(second.items())
 
 
 def _gene_names(counts: h5ad.Counts) -> tuple[list[str], list[str]]:

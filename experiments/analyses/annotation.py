@@ -27,7 +27,7 @@ from data_pipeline.store.store import open_store
 from experiments import train
 from experiments.analyses.annotation_cells import LABEL, Plan, open_classes, prepare, read, tables_of
 from experiments.pages import output
-from scfm_jax import api
+from scfm_jax import api, pretrained
 from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.tasks.cells import annotation_baselines, cell_type, embedding
 
@@ -42,7 +42,7 @@ def name_of(out: pathlib.Path, source: str) -> str:
 
     Raises ValueError where the run at this place has other weights than when OUT has used it.
     """
-    file, place = out / "names.json", pathlib.Path(source).resolve()
+    file, place = out / "names.json", pretrained.place(source).resolve()
     names = output.read(file) if file.exists() else {}
     weights = _stamp(place)
     for name, run in names.items():

@@ -1,6 +1,6 @@
 """For notebooks: load a trained model and embed cells with it.
 
-    run = scfm_jax.api.load("runs/cellplm")
+    run = scfm_jax.api.load("runs/cellplm")                                 or "scfm:cellplm-small", which comes along
     adata.obsm["X_cellplm"] = run.embed(adata)
     shares = scfm_jax.api.load("runs/cellplm_types").annotate(adata)        a run that was fine-tuned to annotate cells
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipeline.genes import edge_lists, gene_vectors, graph_file, vocab
 from data_pipeline.genes import medians as gene_medians
-from scfm_jax import models
+from scfm_jax import models, pretrained
 from scfm_jax.api.run import MAX_CELLS, Run
 from scfm_jax.layers import graph
 from scfm_jax.saving import checkpoint
@@ -38,7 +38,8 @@ def load(
     base: str | os.PathLike | None = None,
     scaler: str = "training",
 ) -> Run:
-    """Return the run of a workdir, a folder of checkpoints, one checkpoint, or a weights file.
+    """Return the run of a workdir, a folder of checkpoints, one checkpoint, a weights file, or of weights that come
+    with the package, such as "scfm:cellplm-small" (see `scfm_jax.pretrained`).
 
     That of `Run.export` has all weights, that of `tuning.save` what fine-tuning has trained of them: then the run that
     it began with is loaded, too. What fine-tuning added to a model is merged into its weights.
@@ -59,7 +60,7 @@ def load(
 
 def _load(path: str | os.PathLike, which: int | str | None, base: str | os.PathLike | None) -> Run:
     """Return what `load` does, the scaler as it came."""
-    path = pathlib.Path(path)
+    path = pretrained.place(path)
     if path.is_file():
         tree, meta = weights_file.read(path)
         _check_step(which, meta.get("step", meta.get("run", {}).get("step")), f"{path}: a file of weights")

@@ -253,6 +253,16 @@ def test_a_vocabulary_is_a_list_or_a_table(inputs, tmp_path):
     assert open_store(tmp_path / "store").genes[-1] == "GENE50"
 
 
+def test_genes_of_a_list_have_the_second_names_that_the_studies_or_a_table_know(inputs, tmp_path):
+    asked = [f"ENSG{i:011d}" for i in (3, 40, 55, 999, 1000)]
+    (tmp_path / "list.txt").write_text("\n".join(asked) + "\n")
+    (tmp_path / "table.tsv").write_text(f"ensembl_gene_id\tsymbol\n{asked[3]}\tBEYOND\n")
+    options = {"vocabulary": str(tmp_path / "list.txt"), "tables": [str(tmp_path / "table.tsv")]}
+    assert take(inputs[:2], tmp_path / "store", settings={"min_mapped": None}, **options) == {}
+    store = open_store(tmp_path / "store")
+    assert store.genes == asked and store.second_names == ["GENE3", "GENE40", "GENE55", "BEYOND", ""]
+
+
 def test_symbols_and_ids_meet_in_one_gene_and_nameless_ones_in_none(inputs, tmp_path):
     symbols = ad.read_h5ad(inputs[0])
     del symbols.var["ensembl_id"]

@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pytest
 
-from scfm_jax import api
+from scfm_jax import api, pretrained
 from scfm_jax.saving import checkpoint
 from tests.harness import commands, suites
 
@@ -18,6 +18,7 @@ OPTIONS = {
     "data.buckets": "(64,)",
     "train.steps": 3,
     "train.log_every": 1,
+    "train.eval_every": 3,
     "train.tensorboard": False,
 }
 
@@ -72,3 +73,25 @@ def test_the_run_was_trained_on_the_store(walked):
     new = walked / "new.h5ad"
     embeddings = [one.embed(new, say=lambda _: None) for one in (weights, weights.twin(0))]
     assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-3
+
+
+def test_a_packed_run_is_loaded_by_its_name_and_its_card_says_what_it_is(walked, monkeypatch):
+    lists = walked / "studies.tsv"
+    lists.write_text("study\tlicence\tsource\nother\tMIT\there\n")
+    flags = [f"--workdir={walked}/run", f"--licences={lists}", f"--output={walked}/packed.safetensors"]
+    ended = commands.run("pack", *flags, folder=walked)
+    assert ended.code == 2 and "no line for known, which the run was trained on" in ended.err.splitlines()[-1]
+    assert not list(walked.glob("packed*"))
+    lists.write_text("study\tlicence\tsource\nknown\tCC BY 4.0\tmade up\n")
+    ended = commands.run("pack", *flags, folder=walked)
+    assert ended.code == 0, ended.err
+    monkeypatch.setattr(pretrained, "FOLDER", walked)
+    packed, run = api.load("scfm:packed"), api.load(walked / "run")
+    assert str(walked) not in str(packed.meta) and packed.config.data.store == "store"
+    same = [x.embed(walked / "new.h5ad", say=lambda _: None) for x in (packed, run)]
+    np.testing.assert_array_equal(*same)
+    card = pretrained.card("scfm:packed")
+    assert "| known | 90 | 2 | CC BY 4.0 | made up |" in card and str(walked) not in card
+    floors = [line for line in (walked / "run/metrics.jsonl").read_text().splitlines() if "floor/" in line]
+    value = json.loads(floors[0])["floor/nb/gene rate x depth"]
+    assert f"| nb, gene rate x depth | {value:.4g} |" in card
