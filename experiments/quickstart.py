@@ -1,4 +1,4 @@
-"""Every step on one file: ingest, pre-train a tiny CellPLM, embed, score beside the baselines, report.
+"""Every step on one file: embed it by a model that comes along; then ingest, pre-train a tiny CellPLM, embed, report.
 
     python -m experiments.quickstart [--input=your.h5ad] [--workdir=DIR] [--genes=2000]
 
@@ -9,6 +9,7 @@ Scores need obs["cell_type"]; without it they are left out.
 
 import pathlib
 import re
+from typing import Any
 
 import anndata
 import numpy as np
@@ -39,6 +40,10 @@ OPTIONS = cli.options(
 )
 
 LABEL = "cell_type"
+FIRST = "scfm:cellplm-small"
+"""The model of the first step."""
+KNOWN = 0.05
+"""Least share of the file's genes that it must know, or of its genes that the file must have."""
 STEPS = 600
 MIN_SHARE = 0.01
 """Least share of cells that express a gene for it to be among the most variable."""
@@ -60,25 +65,42 @@ def main(_) -> None:
     used = min(n_genes, FLAGS.genes) if FLAGS.genes else n_genes
     seconds = pace.words(estimate(n_cells, n_genes, used))
     print(f"{source}: {n_cells:,} cells x {n_genes:,} genes: about {seconds} on two free CPU cores", flush=True)
-    print(f"1. ingest {source} into {workdir / 'store'}", flush=True)
     settings, tables = Settings(**h5ad.place(reading)), reading.pop("gene_table", [])
+    options = {**reading, "gene_table": tables}
+    labelled = columns.get(LABEL, 0) > 1
+    as_it_came(source, workdir / "as_it_came", labelled, options)
+    print(f"2. ingest {source} into {workdir / 'store'}", flush=True)
     failed = ingest(file_sources([str(source)], [name]), workdir / "store", settings=settings, tables=tables, workers=0)
     if failed:
         raise ValueError(f"{source}: {next(iter(failed.values()))}")
     config = configured(workdir, used)
     config.data.gene_table = tuple(tables)
-    print(f"2. pre-train CellPLM, variant tiny, in {workdir}", flush=True)
+    print(f"3. pre-train CellPLM, variant tiny, in {workdir}", flush=True)
     train.pretrain(config, str(workdir))
     run = api.load(workdir)
-    options = {**reading, "gene_table": tables, "min_mapped": min(config.data.min_mapped, FLAGS.min_mapped)}
-    if columns.get(LABEL, 0) > 1:
-        print("3. embed and score, beside 50 principal components and untrained twins", flush=True)
+    options["min_mapped"] = min(config.data.min_mapped, FLAGS.min_mapped)
+    if labelled:
+        print("4. embed and score, beside 50 principal components and untrained twins", flush=True)
         print(embedding.table(embedding.evaluate(run, source, workdir, label=LABEL, **options)))
         print("trained on these very cells, without their labels" if FLAGS.input else EXPECT)
     else:
-        print(f"3. embed; no scores, since {source} has no obs[{LABEL!r}] with two types or more", flush=True)
+        print(f"4. embed; no scores, since {source} has no obs[{LABEL!r}] with two types or more", flush=True)
         embedding.embed_file(run, source, workdir, **options)
-    print(f"4. report: {page.write(workdir)}")
+    print(f"5. report: {page.write(workdir)}")
+
+
+def as_it_came(source: pathlib.Path, folder: pathlib.Path, labelled: bool, options: dict[str, Any]) -> None:
+    """Embed `source` by the model FIRST, score it where there are labels, and leave both in `folder`."""
+    print(f"1. embed by {FIRST}, which comes trained, in {folder}", flush=True)
+    folder.mkdir(exist_ok=True)
+    options = {**options, "min_mapped": KNOWN}
+    try:
+        if labelled:
+            print(embedding.table(embedding.evaluate(api.load(FIRST), source, folder, label=LABEL, **options)))
+        else:
+            embedding.embed_file(api.load(FIRST), source, folder, **options)
+    except ValueError as error:
+        print(f"passed over: {error}")
 
 
 def estimate(n_cells: int, n_genes: int, used: int) -> float:

@@ -141,9 +141,15 @@ class Entrant:
         """Return the run's place of each name of the study's file, -1 where it knows none. [names]"""
         return self.mapping(study).index
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019
+    @functools.lru_cache(maxsize=16)  # noqa: B019
     def embed(self, study: Study, seed: int, cells: int, twin: bool) -> np.ndarray:
-        """Return the embedding of the cells that `study` draws, by the run or its random twin of that seed. [n, D]"""
+        """Return the embedding of the cells that `study` draws, by the run or its random twin of that seed. [n, D]
+
+        Where every seed draws all cells, and the model sees each alone, the run embeds them once.
+        """
+        if seed and not twin and cells >= study.n and not self.run.rules.together:
+            place = np.argsort(study.draw(0, cells))
+            return self.embed(study, 0, cells, False)[place[study.draw(seed, cells)]]
         return self.embed_by(self.run.twin(seed) if twin else self.run, study, seed, cells)
 
     def embed_by(self, run: api.Run, study: Study, seed: int, cells: int) -> np.ndarray:

@@ -89,10 +89,11 @@ def test_the_whole_walk(tmp_path):
     assert done.code == 0, done.err
     for part in (
         "700 cells x 765 genes: about",
-        "1. ingest",
-        "2. pre-train",
-        "3. embed and score",
-        "4. report",
+        "1. embed by scfm:cellplm-small",
+        "2. ingest",
+        "3. pre-train",
+        "4. embed and score",
+        "5. report",
         "PCA-50",
         "random twin",
         "expect",

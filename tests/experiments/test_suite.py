@@ -328,3 +328,15 @@ def test_a_command_killed_outright_goes_on_to_the_same_table_byte_by_byte(ground
     assert "kept" in ended.out.splitlines()[-1]
     for name in ("table.csv", "table.md"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_a_model_that_sees_cells_alone_embeds_all_of_a_study_once(tmp_path):
+    study, one = entrants.Study(suites.write(tmp_path / "one.h5ad")), suites.entrant("scemb", "one")
+    calls, plain = [], one.embed_by
+    one.embed_by = lambda run, *rest: calls.append(rest) or plain(run, *rest)
+    seeds = [one.embed(study, seed, study.n, False) for seed in range(3)]
+    assert len(calls) == 1
+    for seed, embedding in enumerate(seeds):
+        np.testing.assert_allclose(embedding, plain(one.run, study, seed, study.n), rtol=1e-4, atol=1e-5)
+    one.embed(study, 1, study.n, True), one.embed(study, 2, study.n - 1, False)
+    assert len(calls) == 3
