@@ -336,7 +336,7 @@ def test_a_model_that_sees_cells_alone_embeds_all_of_a_study_once(tmp_path):
     one.embed_by = lambda run, *rest: calls.append(rest) or plain(run, *rest)
     seeds = [one.embed(study, seed, study.n, False) for seed in range(3)]
     assert len(calls) == 1
-    for seed, embedding in enumerate(seeds):
-        np.testing.assert_allclose(embedding, plain(one.run, study, seed, study.n), rtol=1e-4, atol=1e-5)
+    for seed, embedded in enumerate(seeds):
+        np.testing.assert_allclose(embedded, plain(one.run, study, seed, study.n), rtol=1e-4, atol=1e-5)
     one.embed(study, 1, study.n, True), one.embed(study, 2, study.n - 1, False)
     assert len(calls) == 3
