@@ -61,18 +61,18 @@ from ml_collections import ConfigDict
 
 from scfm_jax import models
 
-CELLS = 32_000
-UPDATE = 32
+CELLS = 24_000
+UPDATE = 16
 """Cells of an update, of every model."""
 BUCKETS = {"scemb": (512, 1024, 2048)}
 """Sizes that cells are padded to, where not all have one: each is a compilation, which is most of so short a run."""
 NARROW = {"embed_dim": 64, "ffn_dim": 128, "num_layers": 2, "num_heads": 2}
 SMALL = {
-    "cellplm": {"bag": 32, "rate": 1e-3, "model": {}},
+    "cellplm": {"bag": 16, "rate": 1e-3, "model": {"lamda": 10.0}},
     "exceiver": {"bag": 1, "rate": 1e-3, "model": {}},
     "scemb": {"bag": 1, "rate": 1e-3, "model": NARROW},
     "sclong": {"bag": 1, "rate": 3e-3, "model": {"graph": True, "top_seq_len": 300, "cells": "outsiders"}},
-    "sct": {"bag": 8, "rate": 3e-3, "model": {"token_dim": 32}},
+    "sct": {"bag": 4, "rate": 3e-3, "model": {"token_dim": 32}},
 }
 
 
