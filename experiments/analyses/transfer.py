@@ -18,8 +18,10 @@ from scfm_jax import sharding
 from scfm_jax.api import Run
 from scfm_jax.inference import bags
 from scfm_jax.saving import sealed
+from scfm_jax.tasks import floors
 from scfm_jax.tasks.cells import transfer as task
 from scfm_jax.training import loop, pace
+from scfm_jax.training.validation import measured
 from scfm_jax.types import TrainState
 
 NAMES = {
@@ -45,7 +47,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return {"rows": a validation each, {start, seed, epoch, metrics}, ...}; epoch 0 is before the first update.
 
-    "floors" has {floor, seed, metrics} of the tables that stand beside a model of values.
+    "floors" has {floor, seed, metrics} of the tables that stand beside the model.
 
     Args:
       runs: folder of the runs, <start>_<seed> each; a run that is there goes on from its newest checkpoint.
@@ -65,7 +67,7 @@ def evaluate(
     lengths = {start: (epochs_random or epochs) if start in task.FROM_RANDOM else epochs for start in starts}
     for seed in pace.counted(range(seeds), "trained seed", say):
         prepared = _prepared(run, cells, seed, batch, validation)
-        tables += _floors(run, prepared, seed) if task.has_floor(run.module) else []
+        tables += _floors(run, prepared, seed)
         for start in pace.counted(starts, "trained start", say):
             folder = runs / f"{start}_{seed}"
             rows += _curve(run, cells, prepared, start, seed, lengths[start], learning_rate, folder)
@@ -114,16 +116,20 @@ def _prepared(
 
 def _floors(run: Run, prepared: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     """Return what tables learnt from the cells to train on score on the others, where the same genes are hidden."""
-    batches, constants = prepared["loader"].epoch_batches(), prepared["constants"]
-    floor = task.Floor(run.module, prepared["inputs"], constants, batches)
+    loss = task.loss_options(run.module, run.meta["config"].get("loss", {}))
+    tables, constants = floors.of(run.name, prepared["inputs"], loss), prepared["constants"]
+    if tables is None:
+        return []
     key, zero = jax.random.key_data(jax.random.key(seed)), np.zeros((), np.int32)
     state = TrainState(step=zero, rng=key, params={}, opt_state=(), buffers={}, constants=dict(constants))
-    rows, mesh = [], sharding.make_mesh()
-    for name in task.FLOORS:
-        objective = floor.objective(name, run.meta["config"].get("loss", {}))
-        with jax.set_mesh(mesh):
-            rows.append({"floor": name, "seed": seed, **loop.validator(objective, prepared["validation"], mesh)(state)})
-    return rows
+    parts, mesh = (prepared["loader"], prepared["validation"]), sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        values = measured(tables, state, constants, *parts, mesh, cells=len(prepared["rows"][0]))
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        metric, table = name.split("/", 1)
+        rows.setdefault(table, {"floor": table, "seed": seed})[metric] = value
+    return [row for table, row in rows.items() if table != floors.TRUTH]
 
 
 def _curve(
@@ -191,13 +197,13 @@ def table(found: Mapping[str, Any]) -> str:
     frame, last = pd.DataFrame(found["rows"]), {found["epochs"], *found["lengths"].values()}
     epochs = sorted({0, 1, found["epochs"] // 2, *last})
     head, lines = ["start", "metric", *(f"epoch {epoch}" for epoch in epochs)], []
-    head += [f"epochs to the {task.FLOORS[0]}"] if found["floors"] else []
+    head += ["epochs to the gene's table"] if found["floors"] else []
     for metric in metrics(found):
         for start in found["lengths"]:
             of_start = frame[frame.start == start]
             values = [output.spread(of_start[of_start.epoch == epoch][metric].tolist()) for epoch in epochs]
             lines.append([task.STARTS[start], NAMES.get(metric, metric), *values, *_needed(found, start, metric)])
-        for floor in task.FLOORS if found["floors"] else ():
+        for floor in _tables(found, metric):
             score = output.spread([row[metric] for row in found["floors"] if row["floor"] == floor])
             lines.append([floor, NAMES.get(metric, metric), *[score] * len(epochs), ""])
     text = output.markdown(head, lines)
@@ -209,10 +215,15 @@ def table(found: Mapping[str, Any]) -> str:
     return text
 
 
+def _tables(found: Mapping[str, Any], metric: str) -> list[str]:
+    """Return the tables that a metric stands beside, the simplest first."""
+    return list(dict.fromkeys(row["floor"] for row in found["floors"] if metric in row))
+
+
 def reached(found: Mapping[str, Any], start: str, metric: str = "explained_variance") -> list[int | None]:
     """Return the first epoch at which each run of a start is at least level with the gene's mean, None where never."""
     epochs: list[int | None] = []
-    for floor in (row for row in found["floors"] if row["floor"] == task.FLOORS[0]):
+    for floor in (row for row in found["floors"] if row["floor"] == _tables(found, metric)[0]):
         runs = [row for row in found["rows"] if row["start"] == start and row["seed"] == floor["seed"]]
         level = sorted(row["epoch"] for row in runs if row[metric] >= floor[metric])
         epochs.append(level[0] if level else None)
@@ -237,7 +248,7 @@ def picture(found: Mapping[str, Any]) -> bytes:
             axes.plot(curves.index, curves, color=colour, lw=0.7, alpha=0.45)
             name = task.STARTS[start]
             axes.plot(curves.index, curves.mean(axis=1), color=colour, lw=2.2, marker=mark, ms=4, label=name)
-        for floor, dash in zip(task.FLOORS if found["floors"] else (), ("--", ":"), strict=False):
+        for floor, dash in zip(_tables(found, metric), ("--", ":", "-."), strict=False):
             level = np.mean([row[metric] for row in found["floors"] if row["floor"] == floor])
             axes.axhline(level, color=figures.COLOURS[6], ls=dash, lw=1.4, label=floor)
         axes.set_xlabel("epoch on the new study")

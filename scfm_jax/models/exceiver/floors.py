@@ -15,6 +15,7 @@ from scfm_jax.models.exceiver.inputs import CLIP, SHIFT
 from scfm_jax.models.exceiver.objective import loss as objective
 from scfm_jax.types import Array, Batch, Outputs
 
+SCORED = ("mse", "explained_variance", "slot_variance")
 MOST = CLIP + SHIFT
 """The largest value: a gene that few cells express is clipped there, and what a table says is, too."""
 
@@ -88,7 +89,7 @@ def score(
     scores = {}
     for name, values in said.items():
         _, metrics = objective(Outputs(cells=None, logits={"genes": values}), made, **loss)
-        scores |= {f"{metric}/{name}": metrics[metric] for metric in ("mse", "explained_variance")}
+        scores |= {f"{metric}/{name}": metrics[metric] for metric in SCORED if metric in metrics}
     return scores
 
 

@@ -6,27 +6,24 @@ from random weights to 0.73 in 350. Both see the same batches and hide the same 
 order, the masks and the random weights. The new study's scaler is that of its own training cells.
 
 What of it is the gene table's and what the network's is told by two more arms (`STARTS`), and what is more than the
-genes' means by two tables, learnt from the same cells and scored on the same hidden genes: `Floor`.
+genes' means by the model's floors (`tasks.floors`), learnt from the same cells and scored on the same hidden genes.
 
 Here is what such a run needs beside `scfm_jax.training.loop`: the study in memory as a loader, where an arm starts, and
 the objectives.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from flax import linen as nn
 
 from scfm_jax import models
-from scfm_jax.inference import bags, infer
+from scfm_jax.inference import bags
 from scfm_jax.saving.leaves import flatten, nest
 from scfm_jax.training import step
-from scfm_jax.types import Array, Batch, Outputs
 
 VALIDATION = 0.3
 STARTS = {
@@ -36,7 +33,6 @@ STARTS = {
     "permuted": "pretrained weights, gene table permuted",
 }
 FROM_RANDOM = ("random", "genes")
-FLOORS = ("gene mean", "gene mean + depth")
 
 
 def split(n: int, seed: int, share: float = VALIDATION) -> tuple[np.ndarray, np.ndarray]:
@@ -116,12 +112,13 @@ class Steps:
 def objective(
     module: ModuleType, model: nn.Module, inputs: Mapping[str, Any], loss: Mapping[str, Any]
 ) -> step.Objective:
-    """Return the pre-training objective, with explained variance by slot where the model reports it if asked."""
-    return step.pretraining(module, model, dict(inputs), {**loss, **_asked(module)})
+    """Return the pre-training objective of `loss_options`."""
+    return step.pretraining(module, model, dict(inputs), loss_options(module, loss))
 
 
-def _asked(module: ModuleType) -> dict[str, Any]:
-    return {"slotwise": True} if "slotwise" in models.defaults(module, "loss") else {}
+def loss_options(module: ModuleType, loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the loss, with explained variance by slot where the model reports it if asked."""
+    return {**loss, **({"slotwise": True} if "slotwise" in models.defaults(module, "loss") else {})}
 
 
 # --------------------------------------------------------------------------------------------------------------- starts
@@ -174,64 +171,3 @@ def beginning(
     genes, other = np.flatnonzero(measured), np.array(flat[name])
     other.flat[places[genes]] = other.flat[places[np.random.default_rng(seed).permutation(genes)]]
     return {**variables, "params": nest({**flat, name: other})}
-
-
-# --------------------------------------------------------------------------------------------------------------- floors
-
-
-class Floor:
-    """A table that knows the gene, and perhaps how deep the cell is, in a model's place: `ValueTable` of its floors.
-
-    Args:
-      module, inputs, constants: of a model that predicts the values of hidden genes (Exceiver).
-      batches: the cells to learn from, dicts with the fields of `Batch`.
-    """
-
-    def __init__(
-        self,
-        module: ModuleType,
-        inputs: Mapping[str, Any],
-        constants: Mapping[str, Array],
-        batches: Iterable[Mapping[str, Any]],
-    ):
-        self._module, self._inputs, self._scale = module, dict(inputs), np.asarray(constants["scale"])
-        self._n_genes, entries = len(self._scale), []
-        constants = jax.tree.map(jnp.asarray, dict(constants))
-        prepare = jax.jit(lambda x: module.prepare(x, constants, jax.random.key(0), step=0, train=True, **inputs))
-        for arrays in batches:
-            batch = Batch(**{name: arrays[name] for name in infer.FIELDS})
-            made = prepare(batch)
-            genes, values = (np.asarray(made[name]) for name in ("genes", "values"))
-            at = (genes < self._n_genes) & batch.cell_mask[..., None]
-            depth = np.log(np.maximum(batch.counts.sum(-1, keepdims=True, dtype=np.float64), 1))
-            entries.append((genes[at], values[at], np.broadcast_to(depth, at.shape)[at] / self._scale[genes[at]]))
-        genes, values, depths = (np.concatenate(part) for part in zip(*entries, strict=True))
-        fit = models.floors(module.__name__.rpartition(".")[2]).ValueTable.fit
-        self._table = fit(genes, values.astype(np.float64), depths, self._n_genes)
-
-    def objective(self, name: str, loss: Mapping[str, Any]) -> step.Objective:
-        """Return the objective by which the table of that name is validated as the model is.
-
-        The depth of a cell is the logarithm of its visible counts, for the share of its expressed genes that they are.
-        """
-        slope = self._table.slope if name == "gene mean + depth" else 0.0
-        mean, depth, scale = (jnp.asarray(x, jnp.float32) for x in (self._table.mean, self._table.depth, self._scale))
-
-        def forward(params, buffers, batch, constants, rng, step, train):
-            key = jax.random.split(rng, 3)[0]  # as in `step.pretraining`: the same genes are hidden
-            made = self._module.prepare(batch, constants, key, step=step, train=train, **self._inputs)
-            expressed, targets = made["genes"] < self._n_genes, made["targets"]
-            shown = expressed & ~made["hidden"]
-            share = shown.sum(-1) / jnp.maximum(expressed.sum(-1), 1)
-            counts = jnp.log(jnp.maximum((batch.counts * shown).sum(-1), 1) / jnp.maximum(share, 1e-9))
-            values = mean[targets] + slope * (counts[..., None] / scale[targets] - depth[targets])
-            outputs = Outputs(cells=None, genes=None, logits={"genes": values})
-            value, metrics = self._module.loss(outputs, made, **{**loss, **_asked(self._module)})
-            return value, (metrics, buffers)
-
-        return step.Objective(lambda *_: {}, forward, lambda *_: 0.0)
-
-
-def has_floor(module: ModuleType) -> bool:
-    """Return whether the model predicts values of hidden genes, which `Floor` does, too."""
-    return bool(_asked(module))
