@@ -70,7 +70,7 @@ NARROW = {"embed_dim": 64, "ffn_dim": 128, "num_layers": 2, "num_heads": 2}
 SMALL = {
     "cellplm": {"bag": 16, "rate": 1e-3, "model": {"lamda": 10.0}},
     "exceiver": {"bag": 1, "rate": 1e-3, "model": {}},
-    "scemb": {"bag": 1, "rate": 1e-3, "model": NARROW},
+    "scemb": {"bag": 1, "rate": 3e-3, "model": NARROW},
     "sclong": {"bag": 1, "rate": 3e-3, "model": {"graph": True, "top_seq_len": 300, "cells": "outsiders"}},
     "sct": {"bag": 4, "rate": 3e-3, "model": {"token_dim": 32}},
 }
