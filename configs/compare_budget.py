@@ -61,7 +61,7 @@ from ml_collections import ConfigDict
 
 from scfm_jax import models
 
-CELLS = 24_000
+CELLS = 32_000
 UPDATE = 16
 """Cells of an update, of every model."""
 BUCKETS = {"scemb": (512, 1024, 2048)}
