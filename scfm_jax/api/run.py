@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -30,6 +31,8 @@ from scfm_jax.types import Array
 
 MAX_CELLS = 16384
 """Cells of a sample that are embedded at a time by models that look at the whole sample."""
+WINDOW = 32
+"""Batches of single cells that are read together, to be dealt out by length."""
 SCALERS = ("training", "file")
 GENE_BYTES = 128 << 20
 """Memory for the gene representations of the cells that a model of single cells is given at a time."""
@@ -343,11 +346,21 @@ class Run:
         cells: int,
         per_cell: Mapping[str, np.ndarray],
     ) -> Iterator[dict[str, Any]]:
-        """Yield a batch for each part of the cells, see `bags.Rules.index`; `per_cell`: of `file_cells.of_file`."""
-        for rows in parts:
-            fields = {name: values[rows] for name, values in per_cell.items()}
-            index = self.rules.index(rows, cells)
-            yield bags.pack(mapping.apply(counts.take(rows)), index, labels=self._labels(), **fields)
+        """Yield a batch for each part of the cells, see `bags.Rules.index`; `per_cell`: of `file_cells.of_file`.
+
+        By the rule `by_length`, the cells of `WINDOW` parts are read together and dealt out anew, the shortest first.
+        """
+        parts, window = iter(parts), WINDOW if self.rules.by_length else 1
+        while group := list(itertools.islice(parts, window)):
+            rows = np.concatenate(group)
+            matrix, deal = mapping.apply(counts.take(rows)), [np.arange(len(rows))]
+            if window > 1:
+                order = np.argsort(np.diff(matrix.indptr), kind="stable")
+                deal = np.split(order, range(cells, len(rows), cells))
+            for some in deal:
+                fields = {name: values[rows[some]] for name, values in per_cell.items()}
+                index = self.rules.index(rows[some], cells)
+                yield bags.pack(matrix[some], index, labels=self._labels(), **fields)
 
     def _provenance(self, counts: h5ad.Counts, mapping: vocab.Mapping, how: str, width: int) -> dict[str, Any]:
         config = json.dumps(self.meta["config"], sort_keys=True)

@@ -33,12 +33,14 @@ class Rules:
       cells: how many cells it is given at a time, if it looks at each by itself.
       bag: cells of a bag in training.
       near: whether bags in training were a cell and its nearest neighbours in space.
+      by_length: whether batches in training were of cells with about as many genes, which attention squares.
     """
 
     together: bool | str = False
     cells: int = CELLS
     bag: int = 1
     near: bool = False
+    by_length: bool = False
 
     @property
     def fixed_bag(self) -> int | None:
@@ -79,7 +81,13 @@ def rules(module: ModuleType, config: Mapping[str, Any]) -> Rules:
     together = getattr(module, "SAMPLE", False)
     data = config.get("data") or {}
     bag = data.get("bag") or (BAG if together else 1)
-    return Rules(together, getattr(module, "BATCH", CELLS), bag, data.get("kind") == "neighbours")
+    return Rules(
+        together,
+        getattr(module, "BATCH", CELLS),
+        bag,
+        near=data.get("kind") == "neighbours",
+        by_length=bool(data.get("by_length")) and not together,
+    )
 
 
 def by_code(codes: np.ndarray) -> list[np.ndarray]:

@@ -221,6 +221,19 @@ def test_a_model_of_single_cells_does_not_depend_on_chunks(adata, monkeypatch):
     assert run.provenance["sample"] == "every cell is embedded by itself"
 
 
+def test_cells_of_like_length_are_given_together_where_they_were_in_training(adata, monkeypatch):
+    run, widths, pack = alone(), [], bags.pack
+    run.module.BATCH = 8
+    monkeypatch.setattr(api.run, "WINDOW", 2)
+    monkeypatch.setattr(bags, "GENES_SIZE", 8)
+    monkeypatch.setattr(bags, "pack", lambda *a, **k: widths.append((b := pack(*a, **k))["genes"].shape[-1]) or b)
+    plain = run.embed(adata, **QUIET)
+    before, widths[:] = list(widths), []
+    run.meta["config"] = {**run.meta["config"], "data": {**run.meta["config"].get("data", {}), "by_length": True}}
+    np.testing.assert_allclose(run.embed(adata, **QUIET), plain, rtol=1e-4, atol=1e-5)
+    assert len(widths) == len(before) and sum(widths) < sum(before) and widths[:2] == sorted(widths[:2])
+
+
 def test_a_file_gives_what_memory_gives(run, adata, tmp_path):
     adata.write_h5ad(tmp_path / "x.h5ad")
     np.testing.assert_array_equal(run.embed(tmp_path / "x.h5ad", **QUIET), run.embed(adata, **QUIET))
