@@ -1,4 +1,4 @@
-"""Pages of the website that are made from the project itself: the start page, the commands, the map, the API.
+"""Pages of the website that are made from the project itself: the start page, weights, commands, the map, the API.
 
 A hook of mkdocs (see mkdocs.yml). Nothing of it is kept in the repository, so nothing of it can go stale.
 """
@@ -32,7 +32,7 @@ WINGS = (
     "data_pipeline.batches",
 )
 """Packages whose public functions the API pages show, a page each."""
-ALONE = ("scfm_jax.types", "scfm_jax.sharding", "data_pipeline.synthetic")
+ALONE = ("scfm_jax.pretrained", "scfm_jax.types", "scfm_jax.sharding", "data_pipeline.synthetic")
 """Modules beside them, together on one page."""
 
 
@@ -46,7 +46,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    for place, text in {"index.md": start(), "map.md": tree(), "commands.md": commands(), **dict(api())}.items():
+    pages = {"index.md": start(), "weights.md": weights(), "map.md": tree(), "commands.md": commands(), **dict(api())}
+    for place, text in pages.items():
         files.append(File.generated(config, place, content=text))
     return files
 
@@ -54,6 +55,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def start() -> str:
     """Return README.md with its links as the website has them."""
     return re.sub(r"\]\(docs/", "](", (ROOT / "README.md").read_text())
+
+
+def weights() -> str:
+    """Return the model cards of the weights that come with the package, one after the other."""
+    folder = ROOT / "scfm_jax/pretrained"
+    lines = ["# Weights", "", *ast.get_docstring(ast.parse((folder / "__init__.py").read_text())).splitlines(), ""]
+    lines += [re.sub(r"^#", "##", card.read_text(), flags=re.MULTILINE) for card in sorted(folder.glob("*.md"))]
+    return "\n".join(lines)
 
 
 def tree() -> str:
