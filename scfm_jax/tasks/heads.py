@@ -142,14 +142,15 @@ def fit(
     if not train.n or (valid is not None and not valid.n):
         raise ValueError("no rows to train on, or none to validate by: the split is too small for this task")
     size = min(training.rows, train.n)
-    state = _begin(head, training, jnp.uint32(seed), train.take(np.arange(size)), shared)
+    rule = dataclasses.replace(training, epochs=1, rows=1, turns=(0,), patience=None, decay=1.0)  # what is compiled in
+    state = _begin(head, rule, jnp.uint32(seed), train.take(np.arange(size)), shared)
     best, chosen, history = None, -1, []
     for epoch in range(training.epochs):
         turn = training.turns[epoch % len(training.turns)]
         rate, losses = jnp.float32(training.decay**epoch), []
         for rows, last in _batches(train.n, size, training.sums, (seed, epoch)):
-            how = (head, training, turn, last)
-            state, loss = _batch(*how, state, train.take(rows), shared, jnp.uint32(seed), rate)
+            batch = train.take(rows)
+            state, loss = _batch(head, rule, turn, last, state, batch, shared, jnp.uint32(seed), rate)
             losses.append(loss)
         value = np.nan if valid is None else _validate(head, state, valid, shared, training.rows)
         history.append((float(np.mean(jax.device_get(losses))), value))

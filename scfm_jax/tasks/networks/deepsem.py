@@ -202,7 +202,8 @@ def cosine(features: np.ndarray | Iterable[np.ndarray]) -> np.ndarray:
       features: vectors [n, D], or batches of cells' features [c, n, D], which are never together in memory.
     """
     batches = [features[None]] if isinstance(features, np.ndarray) and features.ndim == 2 else features
-    product = sum(np.einsum("cgd,chd->gh", part, part, optimize=True, dtype=np.float64) for part in batches)
+    rows = (np.swapaxes(part, 0, 1).reshape(part.shape[1], -1).astype(np.float64) for part in batches)
+    product = sum(x @ x.T for x in rows)
     length = np.sqrt(np.maximum(np.diag(product), 0))
     length = np.where(length > 0, length, np.inf)
     return product / length[:, None] / length

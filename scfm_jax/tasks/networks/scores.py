@@ -50,7 +50,7 @@ def early_precision_ratio(score: np.ndarray, true: np.ndarray, k: int | None = N
 
 
 def average_precision(score: np.ndarray, true: np.ndarray) -> float:
-    """Return the mean, over true pairs, of the share of true ones among pairs ranked as high or higher; NaN for none."""
+    """Return the mean over true pairs of the share of true ones among pairs ranked as high; NaN where none is true."""
     return _average_precision(true[np.argsort(-score, kind="stable")], _ends(score)) if true.any() else float("nan")
 
 
