@@ -18,13 +18,11 @@ from scfm_jax.tasks.networks import deepsem, scores
 from scfm_jax.tasks.perturbation import gears, interaction
 
 Arrays = dict[str, np.ndarray]
-Names = dict[str, str]
 
 MODEL = "singlecell_model."
 PERCEPTRONS = {"pert_fuse": "effect", "recovery_w": "recover", "cross_gene_state": "cross"}
 NORMS = {"bn_emb": "before_norm", "bn_pert_base_trans": "marked_norm", "bn_pert_base": "joined_norm"}
 GENES = {"indv_w1": "alone_kernel", "indv_b1": "alone_bias", "indv_w2": "both_kernel", "indv_b2": "both_bias"}
-CONVOLUTION = r"sim_layers\.(\d+)\.lin"
 PLACES = {
     **{re.escape(theirs): ours for theirs, ours in NORMS.items()},
     **{
@@ -32,7 +30,7 @@ PLACES = {
         for theirs, ours in PERCEPTRONS.items()
         for i, part in ((0, "linear_0"), (1, "norm_0"), (3, "linear_1"), (4, "norm_1"))
     },
-    CONVOLUTION: r"perturbed_table_graph_\1/linear",
+    r"sim_layers\.(\d+)\.lin": r"perturbed_table_graph_\1/linear",
     re.escape(f"{MODEL}feedforward"): "features",
 }
 """Published modules of GEARS' head and where their parameters are here."""
@@ -174,7 +172,8 @@ def head_deepsem(case: Case) -> Arrays:
     """Run the autoencoder with the recorded noise, its loss with and without the sparsity of A, and the gradients."""
     recorded, settings, state = case.group("in"), case.meta["config"], case.group("param")
     network = deepsem.DeepSEM(settings["hidden"], settings["inverse"])
-    loss = deepsem.Loss(settings["alpha"], settings["beta"])
+    named = next(name for name in case.group("out") if name.startswith("total_with_"))  # total_with_0.1_L1
+    loss = deepsem.Loss(float(named.split("_")[2]), settings["beta"])
     params = {
         ours: {"kernel": state[f"{theirs}.weight"].T, "bias": state[f"{theirs}.bias"]}
         for theirs, ours in NETWORK.items()
@@ -194,7 +193,7 @@ def head_deepsem(case: Case) -> Arrays:
         "loss_cat_times_beta": parts["classes"],
         "x_rec": latent.x,
         "z_mean": latent.mean,
-        "total_with_0.1_L1": total,
+        named: total,
     }
     flat = {"adj_A": grads["adjacency"]}
     flat |= {f"{theirs}.weight": grads[ours]["kernel"].T for theirs, ours in NETWORK.items()}

@@ -82,6 +82,8 @@ class Training:
         for name in ("epochs", "rows", "sums"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a training needs at least one")
+        if any("ema" in keys for keys in self.optimizers):
+            raise ValueError("ema: a head keeps the parameters of its best epoch, not an average; leave it out")
 
     def optimizer(self, turn: int, params: Any) -> optim.Optimizer:
         """Return the optimiser of a turn: gradients that were added up, clipped by value, then as `optim.build` has it.
@@ -227,7 +229,8 @@ def _batch(
     state = state._replace(others={**state.others, **others}, step=state.step + 1)
     if not last:
         return state._replace(sums=grads), loss
-    at_rate = optimizer._replace(schedule=lambda step: rate * optimizer.schedule(step), rates=None)
+    slower = lambda schedule: lambda step: rate * schedule(step)  # noqa: E731
+    at_rate = optimizer._replace(schedule=slower(optimizer.schedule), rates=jax.tree.map(slower, optimizer.rates))
     params, moments = optim.update(at_rate, grads, state.moments[turn], state.params, state.step - 1)
     params = optim.keep_frozen(optimizer, params, state.params)
     params = head.project(params) if head.project else params
@@ -253,6 +256,6 @@ def _tally(head: Head, variables: Mapping[str, Any], batch: Rows, shared: Mappin
 def _validate(head: Head, state: State, valid: Examples, shared: Mapping[str, Any], rows: int) -> float:
     """Return the score of the validation rows."""
     variables = {"params": state.params, **state.others}
-    sums = [_tally(head, variables, valid.take(part), shared) for part in _in_turn(valid.n, rows)]
-    sums = jax.tree.map(lambda *x: np.sum(jax.device_get(x), axis=0), *sums)
+    parts = (_tally(head, variables, valid.take(part), shared) for part in _in_turn(valid.n, rows))
+    sums = jax.device_get(functools.reduce(lambda *x: jax.tree.map(jnp.add, *x), parts))
     return float(head.score(sums, shared)) if head.score else float(sums[0] / sums[1])

@@ -91,12 +91,14 @@ def test_presets_have_their_parts(preset):
         gears.head("scgpt", G)
 
 
+@pytest.mark.slow
 def test_rows_of_tables_are_shortened_in_the_network_and_its_gradients_are_those_of_the_short_rows():
     head, batch, shared = problem("repo")
-    variables = head.network.init(jax.random.key(0), batch, shared, train=True)
+    init = functools.partial(head.network.init, train=True)
+    variables = jax.jit(init)(jax.random.key(0), batch, shared)
     long, short = variables["params"], gears.project(variables["params"])
-    assert jnp.linalg.norm(long["perturbed_table"], axis=1).max() > 1
-    assert jnp.linalg.norm(short["perturbed_table"], axis=1).max() <= 1 + 1e-6
+    assert np.linalg.norm(long["perturbed_table"], axis=1).max() > 1
+    assert np.linalg.norm(short["perturbed_table"], axis=1).max() <= 1 + 1e-6
 
     def total(params):
         out, _ = head.network.apply({**variables, "params": params}, batch, shared, True, mutable=True)

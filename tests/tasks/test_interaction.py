@@ -34,6 +34,12 @@ def test_coefficients_are_those_that_made_the_double_and_what_is_not_determined_
         interaction.coefficients(*np.ones((3, 2)))
 
 
+def test_effects_are_mean_changes_of_conditions():
+    predicted, x = np.array([[3.0, 1], [5, 1], [0, 0]]), np.array([[1.0, 1], [2, 0], [1, 1]])
+    wanted = [[2.5, 0.5], [np.nan, np.nan], [-1, -1]]
+    np.testing.assert_array_equal(interaction.effects(predicted, x, np.array([0, 0, 2]), 3), wanted)
+
+
 def test_gears_fit_is_robust_and_has_no_intercept():
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(2, 20))

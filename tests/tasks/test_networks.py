@@ -79,12 +79,12 @@ def test_the_network_and_its_loss_are_the_formulas():
         "classes": 0.05 * np.log(10),
         "sparsity": 0.2 * (np.abs(start).sum() + 4) / 16,
     }
-    parts = loss.parts(latent, batch)
+    parts = jax.jit(loss.parts)(latent, batch)
     for name, value in wanted.items():
         assert float(parts[name]) == pytest.approx(value, rel=1e-3, abs=1e-6), name
-    assert float(loss(latent, batch, {})) == pytest.approx(sum(wanted.values()), rel=1e-4)
+    assert float(jax.jit(loss)(latent, batch, {})) == pytest.approx(sum(wanted.values()), rel=1e-4)
     lower = np.tril(matrix)
-    compat = deepsem.times_inverse(z.astype(np.float32), matrix.astype(np.float32), "cholesky_inverse")
+    compat = jax.jit(deepsem.times_inverse, static_argnums=2)(z, matrix, "cholesky_inverse")
     np.testing.assert_allclose(compat, z @ np.linalg.inv(lower @ lower.T), rtol=1e-3, atol=1e-4)
 
 

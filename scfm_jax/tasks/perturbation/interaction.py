@@ -49,6 +49,18 @@ class Interaction:
         return float(np.hypot(self.alpha, self.beta)) if self.condition <= CONDITION else float("nan")
 
 
+def effects(predicted: np.ndarray, x: np.ndarray, condition: np.ndarray, n_conditions: int) -> np.ndarray:
+    """Return the mean of prediction - x over the control cells of each condition, NaN where it has none. [P, G]
+
+    Args:
+      predicted: expression of control cells as if perturbed, x: as they are. [n, G]
+      condition: of each prediction, 0 to n_conditions - 1. [n]
+    """
+    total, number = np.zeros((n_conditions, x.shape[1])), np.bincount(condition, minlength=n_conditions)
+    np.add.at(total, condition, predicted - x)
+    return total / np.where(number > 0, number, np.nan)[:, None]
+
+
 def coefficients(
     first: np.ndarray, second: np.ndarray, double: np.ndarray, method: str = "least_squares", intercept: bool = True
 ) -> Interaction:
