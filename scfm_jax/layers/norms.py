@@ -58,7 +58,8 @@ class BatchNorm(nn.Module):
         mean, variance = running_mean.value, running_variance.value
         if train:
             rows = y.reshape(-1, width)
-            mean, variance = _moments(rows)
+            mean = rows.mean(0)
+            variance = jnp.square(rows - mean).mean(0)
             if not self.is_initializing():
                 unbiased = variance * len(rows) / max(len(rows) - 1, 1)
                 for running, value in ((running_mean, mean), (running_variance, unbiased)):
@@ -66,12 +67,6 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (width,)) * jax.lax.rsqrt(variance + self.eps)
         bias = self.param("bias", nn.initializers.zeros, (width,))
         return ((y - mean) * scale + bias).astype(x.dtype)
-
-
-def _moments(rows: Array) -> tuple[Array, Array]:
-    """Return the mean and the biased variance of each column. [N, D] -> [D], [D]"""
-    mean = rows.mean(0)
-    return mean, jnp.square(rows - mean).mean(0)
 
 
 class PReLU(nn.Module):

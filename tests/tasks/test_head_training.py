@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from scfm_jax.layers.norms import BatchNorm
 from scfm_jax.tasks import heads
+from scfm_jax.training import optim
 
 
 class Line(nn.Module):
@@ -79,6 +80,17 @@ def test_turns_train_their_own_parameters_and_no_rows_are_an_error():
         heads.fit(HEAD, line(), heads.Examples.of(x=np.zeros((0, 3))), SHARED, training)
     with pytest.raises(ValueError, match="one row of each"):
         heads.Examples.of(x=np.zeros(3), y=np.zeros(4))
+
+
+def test_rmsprop_is_torchs():
+    grads = np.random.default_rng(0).normal(size=(3, 4))
+    rule = optim.build({"w": np.zeros(4)}, steps=3, name="rmsprop", b2=0.9, eps=0.1, schedule="constant")
+    w, state, square, wanted = {"w": jnp.zeros(4)}, rule.transform.init({"w": jnp.zeros(4)}), 0, 0
+    for i, g in enumerate(grads):
+        w, state = optim.update(rule, {"w": jnp.asarray(g, jnp.float32)}, state, w, i)
+        square = 0.9 * square + 0.1 * g**2
+        wanted = wanted - 1e-3 * g / (np.sqrt(square) + 0.1)
+    np.testing.assert_allclose(w["w"], wanted, rtol=1e-5)
 
 
 def test_batch_normalisation_is_torchs_in_training_and_after():
