@@ -271,3 +271,4 @@ KINDS = {
     "go_graph": go_graph,
     **heads.KINDS,
 }
+TOLERANCES = heads.TOLERANCES
