@@ -5,6 +5,7 @@
   python -m experiments.bench step --model=sct [--row=L] [--dtype=bfloat16] [--plan]
   python -m experiments.bench infer --model=sclong [--row=L]
   python -m experiments.bench lengths --store=DIR            (scEMB: batches of cells of like length against padding)
+  python -m experiments.bench heads                          (GEARS' and DeepSEM's steps against torch's)
 
 `--row` chooses among the sizes that `experiments/benches/<model>.py` has; `--plan` compiles the step and says what
 memory it would take, without running it.
@@ -36,13 +37,13 @@ OPTIONS = cli.options(
     output="File for the JSON, besides standard output.",
 )
 
-WHAT = ("loader", "step", "infer", "lengths")
+WHAT = ("loader", "step", "infer", "lengths", "heads")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in WHAT:
         raise ValueError(f"bench {' '.join(argv[1:]) or '(nothing)'}: say what to measure: {', '.join(WHAT)}")
-    rows = {"loader": _loader, "lengths": _lengths}.get(argv[1], lambda: _step(argv[1]))()
+    rows = {"loader": _loader, "lengths": _lengths, "heads": _heads}.get(argv[1], lambda: _step(argv[1]))()
     print(table(rows))
     text = json.dumps({"bench": argv[1], "rows": rows})
     print(text)
@@ -70,6 +71,12 @@ def _lengths() -> list[dict]:
     if not FLAGS.store:
         raise ValueError("bench lengths: give --store=DIR, whose cells' lengths count")
     return scemb.length_rows(open_store(FLAGS.store), FLAGS.seconds)
+
+
+def _heads() -> list[dict]:
+    from experiments.benches import heads
+
+    return heads.rows(FLAGS.seconds)
 
 
 def _step(what: str) -> list[dict]:

@@ -105,13 +105,17 @@ def compare(
 
 
 def tolerance(case: Case, key: str, looser: dict[str, dict[str, float]]) -> tuple[float, float]:
-    """Return (rtol, atol) of an array: that of a pattern of `looser`, else its own in case.json, else its group's."""
+    """Return (rtol, atol) of an array: that of a pattern of `looser`, else its own in case.json, else its group's.
+
+    Gradients of a case that says nothing of them have that of its outputs; other arrays are then exact.
+    """
     if override := next((value for pattern, value in looser.items() if re.fullmatch(pattern, key)), None):
         return override["rtol"], override["atol"]
     tolerances = case.meta.get("tolerance", {})
     group = key.split("/")[0]
     names = [key, "loss"] if group == "out" and key.endswith("/loss") else [key]
-    chosen = next((tolerances[name] for name in [*names, group] if name in tolerances), "exact")
+    groups = [*names, group, "out"] if group == "grad" else [*names, group]
+    chosen = next((tolerances[name] for name in groups if name in tolerances), "exact")
     return (0.0, 0.0) if chosen == "exact" else (chosen["rtol"], chosen["atol"])
 
 

@@ -1,4 +1,4 @@
-"""Golden cases of scLong: whole models, masking, preprocessing, gene alignment, learning rates, the gene graph."""
+"""Golden cases of scLong: whole models, masking, preprocessing, gene alignment, learning rates, the graph, heads."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,7 @@ from scipy import sparse
 
 from data_pipeline.genes.go_graph import all_pairs, neighbours
 from data_pipeline.genes.vocab import map_genes
+from experiments.golden import heads
 from experiments.parity import Case
 from scfm_jax.layers import attention, graph
 from scfm_jax.models import sclong
@@ -268,4 +269,6 @@ KINDS = {
     "reindex": reindex,
     "lr_schedule": lr_schedule,
     "go_graph": go_graph,
+    **heads.KINDS,
 }
+TOLERANCES = heads.TOLERANCES

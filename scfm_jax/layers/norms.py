@@ -1,4 +1,4 @@
-"""Normalisations over the channels of one cell, and PReLU: float32 inside, whatever the compute dtype."""
+"""Normalisations over the channels of one cell or over a batch, and PReLU: float32 inside, whatever the dtype."""
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,38 @@ class RMSNorm(nn.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
         return (y * self.param("scale", nn.initializers.ones, (x.shape[-1],))).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Zero mean and unit variance of each channel over all rows of a batch, then scale and bias, as PyTorch's.
+
+    In training by the batch itself; otherwise by running averages (collection "batch_stats"), of which that of the
+    variance is of the unbiased one, n / (n - 1) as large.
+
+    Attributes:
+      momentum: share of a batch in the running averages.
+    """
+
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:  # [..., D]
+        width, y = x.shape[-1], x.astype(jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
+        running_variance = self.variable("batch_stats", "variance", jnp.ones, width)
+        mean, variance = running_mean.value, running_variance.value
+        if train:
+            rows = y.reshape(-1, width)
+            mean = rows.mean(0)
+            variance = jnp.square(rows - mean).mean(0)
+            if not self.is_initializing():
+                unbiased = variance * len(rows) / max(len(rows) - 1, 1)
+                for running, value in ((running_mean, mean), (running_variance, unbiased)):
+                    running.value += self.momentum * (jax.lax.stop_gradient(value) - running.value)
+        scale = self.param("scale", nn.initializers.ones, (width,)) * jax.lax.rsqrt(variance + self.eps)
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        return ((y - mean) * scale + bias).astype(x.dtype)
 
 
 class PReLU(nn.Module):

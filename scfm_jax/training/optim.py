@@ -15,7 +15,7 @@ from scfm_jax.training import freezing
 from scfm_jax.training.schedules import Schedule, one_of
 from scfm_jax.types import Array
 
-NAMES = ("adamw", "adam", "sgd", "adafactor")
+NAMES = ("adamw", "adam", "rmsprop", "sgd", "adafactor")
 
 
 class Optimizer(NamedTuple):
@@ -45,12 +45,12 @@ class Rule:
     """How a gradient becomes the direction of an update.
 
     Attributes:
-      name: adamw, adam, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by the
-        learning rate) in adamw and adafactor, and an L2 term of the gradient in adam and sgd, as in torch.
+      name: adamw, adam, rmsprop, sgd or adafactor. Weight decay is decoupled (added to the direction, hence scaled by
+        the learning rate) in adamw and adafactor, and an L2 term of the gradient in the others, as in torch.
       plateau_patience: updates without a new least training loss (by 1 part in 10,000) after which all rates are
         multiplied by `plateau_factor`; 0 for never. As torch's ReduceLROnPlateau, which waits for one more.
       clip_norm: largest global gradient norm.
-      momentum: of sgd; `b1`, `b2`, `eps` are Adam's.
+      momentum: of sgd; `b1`, `b2`, `eps` are Adam's, `b2` and `eps` of rmsprop too (0.99 and 1e-8 in torch).
       ema: decay of a moving average of the parameters, which is then what is validated and embedded with.
     """
 
@@ -72,6 +72,7 @@ class Rule:
         rules = {
             "adamw": [adam, *decay],
             "adam": [*decay, adam],
+            "rmsprop": [*decay, optax.scale_by_rms(self.b2, self.eps, eps_in_sqrt=False)],
             "sgd": [*decay, optax.trace(self.momentum)],
             "adafactor": [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), *decay],
         }

@@ -1,5 +1,6 @@
 """The bench of a training step: it measures and plans what each model brings, and names what there is otherwise."""
 
+import importlib.util
 import math
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import bench
-from experiments.benches import step
+from experiments.benches import heads, step
 from scfm_jax import models
 
 
@@ -91,3 +92,13 @@ def test_a_plan_counts_flops_and_memory_and_runs_nothing():
 def test_a_table_has_every_key_once_and_blanks_where_a_row_lacks_it():
     head, first, second = bench.table([{"part": "a", "s": 0.5}, {"part": "bc", "n": 1200}]).splitlines()
     assert head.split() == ["part", "s", "n"] and first.split() == ["a", "0.5"] and second.split() == ["bc", "1,200"]
+
+
+@pytest.mark.slow
+def test_heads_are_timed_beside_torch_where_it_is_installed():
+    rows = heads.rows(seconds=0.01, small=True)
+    ours, theirs = ([row for row in rows if (row["part"] == "  torch") == torch] for torch in (False, True))
+    assert [row["part"].split(",")[0] for row in ours] == ["GEARS on features", "GEARS alone", "DeepSEM", "DeepSEM"]
+    assert all(row["s"] > 0 for row in rows) and all(row["epoch_s"] > row["s"] for row in ours[:2])
+    assert len(theirs) == (4 if importlib.util.find_spec("torch") else 0)
+    assert all(row["times_ours"] > 0 for row in theirs)

@@ -1,0 +1,1 @@
+"""Gene regulatory networks: inferred ones, scored against measured ones."""
