@@ -223,6 +223,4 @@ def metrics(case: Case) -> Arrays:
     return {f"out/{name}": x for name, x in ours.items()}
 
 
-TOLERANCES = {"grad/(pert|indv|recovery|cross|bn|sim|singlecell)_.*": {"rtol": 5e-3, "atol": 5e-4}}
-"""Of GEARS' gradients: a fourth power, through batch normalisation over a handful of rows, in single precision."""
 KINDS = {"head_gears": head_gears, "head_deepsem": head_deepsem, "metrics": metrics}

@@ -271,4 +271,3 @@ KINDS = {
     "go_graph": go_graph,
     **heads.KINDS,
 }
-TOLERANCES = heads.TOLERANCES
