@@ -22,9 +22,11 @@ from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
 from scfm_jax import __version__, models
 from scfm_jax.api import cells as file_cells
+from scfm_jax.api import gene_features
 from scfm_jax.inference import bags, infer
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import weights as weights_file
+from scfm_jax.tasks.genes.features import GeneVectors
 from scfm_jax.training import pace, tuning
 from scfm_jax.types import Array
 
@@ -317,6 +319,15 @@ class Run:
                 yield from infer.genes(*args, packed, ids, **options, mesh=mesh)
 
         return GeneRepresentations([self.genes[i] for i in ids], ids, width, rows, obs, batches, provenance)
+
+    def gene_vectors(self, kind: str = "auto", **options: Any) -> GeneVectors:
+        """Return a vector for each gene of the model, or for `names` by any name; see `gene_features.vectors`.
+
+        Args:
+          kind: "table", "graph", "table+graph", "context" (the mean of `gene_representations` over the cells of
+            `source`), "table+cell+expression", or "auto", the first of these that the run has.
+        """
+        return gene_features.vectors(self, kind, **options)
 
     def twin(self, seed: int = 0) -> "Run":
         """Return the same model with fresh random weights: the baseline that shows what training has added."""
