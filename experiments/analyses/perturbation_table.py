@@ -52,7 +52,7 @@ def table(summary: Mapping[str, Any], notes: Mapping[str, str], rows: Sequence[M
         conditions = len({row["condition"] for row in rows if row["stratum"] == stratum})
         parts.append(f"## {stratum}: {conditions} conditions")
         measures = [name for name in scores.LABELS if any(name in values for values in of.values())]
-        lines = [[method, *(_interval(values.get(name)) for name in measures)] for method, values in of.items()]
+        lines = [[method, *(_interval(values.get(name), name) for name in measures)] for method, values in of.items()]
         parts.append(output.markdown(["", *(scores.LABELS[name] for name in measures)], lines))
     said = [f"- {method}: {note}" for method, note in notes.items() if note]
     if said:
@@ -60,16 +60,17 @@ def table(summary: Mapping[str, Any], notes: Mapping[str, str], rows: Sequence[M
     parts.append(
         "Means over conditions (of each the mean over seeds) with 95 % of a bootstrap over conditions. Change: mean "
         "log-normalised expression against control; top 20, DE: genes of largest |t| of the true cells, for scoring "
-        "only. Beyond the mean change: against the mean of the training perturbations, which predicts 0 there. "
-        f'Discrimination: 0.5 for one prediction for all. "{CEILING}": one half of the true cells predicts the other.'
+        "only. Beyond the mean change: against the mean of the training perturbations, of which it predicts 0, and no "
+        "change its opposite. Discrimination: 0.5 for one prediction for all. "
+        f'"{CEILING}": one half of the true cells predicts the other.'
     )
     return "\n\n".join(parts)
 
 
-def _interval(value: Sequence[float] | None) -> str:
+def _interval(value: Sequence[float] | None, score: str) -> str:
     if value is None or not np.isfinite(value[0]):
         return "–"
-    digits = 4 if abs(value[0]) < 0.1 and max(map(abs, value)) < 0.3 else 2
+    digits = 4 if score in ("mse_top", "energy") else 2
     mean, low, high = (f"{number:.{digits}f}" for number in value)
     return f"{mean} ({low} … {high})"
 

@@ -129,13 +129,15 @@ def _ridge(data: Data, name: str, vectors: Vectors, varies: bool) -> Method:
     made = functools.cache(vectors)
     at = data.at(sorted({gene for of in data.screen.targets.values() for gene in of}))
     first = made(0)
-    knows = int(sum(first.found[place] for place in at.values()))
+    knows, measured = sum(first.found[place] for place in at.values()), len(data.screen.genes)
 
     def predict(split: splits.Split, seed: int) -> Prediction:
         vectors_of = made(seed if varies else 0)
-        return _ridge_on(data, split, baselines.unit(vectors_of.standardised()), at)
+        return _ridge_on(data, split, baselines.scaled(vectors_of.values, vectors_of.found), at)
 
-    note = "" if knows == len(at) else f"knows {knows} of {len(at)} targets"
+    genes = first.found[:measured].sum()
+    note = f"knows {knows} of {len(at)} targets, {genes} of {measured} measured genes"
+    note = "" if (knows, genes) == (len(at), measured) else note
     return Method(f"ridge, {name}", predict, varies, note)
 
 
@@ -157,7 +159,7 @@ def _ridge_on_components(data: Data, split: splits.Split, _: int) -> Prediction:
     index = np.append(np.arange(len(data.screen.genes)), np.full(len(data.names) - len(data.screen.genes), -1))
     options = {"width": baselines.COMPONENTS, "scaled": False}
     made = features.loadings(data.screen.effects(_learnt(split)), index, data.names, **options)
-    return _ridge_on(data, split, baselines.unit(made.standardised()), at)
+    return _ridge_on(data, split, baselines.scaled(made.values, made.found), at)
 
 
 def _learnt(split: splits.Split) -> list[str]:

@@ -15,7 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from scfm_jax.inference.gene_representations import projection
 
-WIDTH = 64
+WIDTH = 200
 """Numbers that the controls have for each gene, where nobody says."""
 
 

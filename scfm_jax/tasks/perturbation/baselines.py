@@ -70,9 +70,13 @@ def condition_vectors(targets: Sequence[tuple[str, ...]], vectors: Mapping[str, 
     return np.stack([np.sum([vectors[gene] for gene in of], axis=0) for of in targets])
 
 
-def unit(values: np.ndarray) -> np.ndarray:
-    """Return standardised vectors divided by the root of their width: of length about 1, so that one penalty fits all.
+def scaled(values: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
+    """Return gene vectors [G, D] centred and of length 1 on average over the rows `of`, so that one penalty fits all.
 
-    Gene vectors of 8 and of 512 numbers are then shrunk alike.
+    All columns are divided by the same number: one by one, the directions in which genes hardly differ would be blown
+    up to the size of the others, and a ridge penalty cannot choose among them.
     """
-    return values / max(values.shape[1], 1) ** 0.5
+    values = np.asarray(values, np.float64)
+    some = values if of is None else values[of]
+    centred = values - some.mean(0)
+    return centred / max(float(np.sqrt(((some - some.mean(0)) ** 2).sum(1).mean())), 1e-12)
