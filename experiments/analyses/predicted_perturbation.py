@@ -24,6 +24,7 @@ from experiments.analyses import annotation
 from experiments.analyses.perturbation_data import Data, Plan, rounds
 from experiments.pages import output
 from scfm_jax import api
+from scfm_jax.api import gene_features
 from scfm_jax.saving import sealed
 from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.perturbation import baselines, scores, splits
@@ -86,7 +87,7 @@ def _vectors(
         run, name = api.load(source), annotation.name_of(out, source)
         for kind in kinds:
             options = dict(asked, kind=kind)
-            if kind not in api.gene_features.kinds(run) and (kind != "auto" or not api.gene_features.kinds(run)):
+            if kind not in gene_features.kinds(run) and (kind != "auto" or not gene_features.kinds(run)):
                 options |= _context(plan, data) | {"keep": out / "features"}
             label = name if kind == "auto" else f"{name}, {kind}"
             yield label, functools.partial(_of_run, run, options), False
