@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "input reading",
+    "input layer raw round gene_table",
     output="Folder of the table; made if it is not there.",
     column=(str, "auto", "obs column that says what was done to a cell; auto: condition, in GEARS' layout."),
     control=(list, [], "Its values for control cells; ctrl, if left out."),
@@ -60,7 +60,7 @@ def main(_) -> None:
     plan = perturbation_data.Plan(
         **{name: FLAGS[name].value for name in (*same, "context")},
         **{name: tuple(FLAGS[name].value) for name in ("control", "targets", "gene_table")},
-        reading={name: value for name, value in cli.reading().items() if value and name in ("layer", "raw", "round")},
+        reading={name: FLAGS[name].value for name in ("layer", "raw", "round") if FLAGS[name].value},
     )
     out = pathlib.Path(FLAGS.output)
     data = perturbation_data.read(plan)

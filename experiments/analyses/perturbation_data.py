@@ -18,8 +18,6 @@ from experiments.pages import output
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.perturbation import screen, splits
 
-SPLITS = ("one_target_out", "folds", "simulation", "one_group_out")
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.files import h5ad
+from data_pipeline.files import h5ad, whole
 from data_pipeline.genes import annotations, go_graph, vocab
 from experiments.analyses import annotation
 from experiments.analyses.perturbation_data import Data, Plan, rounds
@@ -217,7 +217,8 @@ def fill(
 
 def _kept_or_made(out: pathlib.Path, method: Method, seed: int, number: int, split: splits.Split) -> Prediction:
     """Return the prediction of a split, from its file if that is whole."""
-    file = out / f"predictions/{re.sub(r'[^0-9A-Za-z.-]+', '_', method.name)}_{seed}_{number}.npz"
+    name = f"{re.sub(r'[^0-9A-Za-z.]+', '_', method.name)}-{whole.crc32c(method.name.encode())}"
+    file = out / f"predictions/{name}_{seed}_{number}.npz"
     try:
         kept = sealed.read_arrays(file)
         if [str(name) for name in kept.pop("conditions")] == list(split.test):

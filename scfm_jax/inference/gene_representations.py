@@ -172,7 +172,7 @@ class GeneRepresentations:
             attributes = {"genes": self.genes, "ids": self.ids.tolist(), "provenance": self.provenance}
             group = zarr.create_group(partial / "all", attributes=attributes)
             group.create_array("rows", data=self.rows)
-            codecs = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
+            codecs = [zarr.codecs.Crc32cCodec()]  # no others: representations do not compress
             whole = {"write_empty_chunks": True}  # so that one that is lost is not taken for zeros
             layout = {"shape": shape, "chunks": (1, *shape[1:]), "dtype": dtype, "compressors": codecs, "config": whole}
             array = group.create_array("values", **layout)
