@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
 
 from data_pipeline.genes import edge_lists, gene_sets
 from experiments.analyses import cells as model_cells
 from experiments.pages import figures, names, output
 from scfm_jax.api import Run
 from scfm_jax.tasks.expression import log_normalised
+from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.genes import gene_clusters as task
 from scfm_jax.training import pace
 
@@ -80,7 +80,8 @@ def evaluate(
                 tell = say if seed == 0 and model is run else lambda _: None
                 spaces[name] = _means(model, source, data, chosen, cells, seed, gene_table, options, tell)
         if data:
-            spaces["expression PCA"] = _loadings(data.counts[:, chosen], seed)
+            expression = log_normalised(data.counts[:, chosen])
+            spaces["expression PCA"] = features.components(expression, seed=seed, width=COMPONENTS)
         for name, x in pace.counted(spaces.items(), "tested vectors", say):
             cluster = task.clusters(x, neighbours=neighbours, resolution=resolution, seed=seed)
             row = {"vectors": name, "seed": seed, "clusters": int(cluster.max()) + 1, "cluster": cluster}
@@ -161,15 +162,6 @@ def _means(run, source, data, chosen, cells, seed, tables, options, say) -> np.n
     table = np.zeros((len(run.genes), genes.width), np.float32)
     table[genes.ids] = np.nan_to_num(values[0])
     return table[chosen]
-
-
-def _loadings(counts: sparse.csr_matrix, seed: int) -> np.ndarray:
-    """Return the genes' loadings on principal components of standardised log expression, scaled. [K, 50]"""
-    x = log_normalised(counts).toarray().astype(np.float32)
-    x -= x.mean(0)
-    x /= np.maximum(x.std(0), 1e-6)
-    _, values, right = randomized_svd(x, min(COMPONENTS, *(n - 1 for n in x.shape)), random_state=seed)
-    return (right * values[:, None]).T
 
 
 def summary(row: Mapping[str, Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -28,6 +28,9 @@ from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import weights as weights_file
 from scfm_jax.training import pace, tuning
 from scfm_jax.types import Array
+
+if TYPE_CHECKING:
+    from scfm_jax.tasks.genes.features import GeneVectors
 
 MAX_CELLS = 16384
 """Cells of a sample that are embedded at a time by models that look at the whole sample."""
@@ -320,6 +323,17 @@ class Run:
                 yield from infer.genes(*args, packed, ids, **options, mesh=mesh)
 
         return GeneRepresentations([self.genes[i] for i in ids], ids, width, rows, obs, batches, provenance)
+
+    def gene_vectors(self, kind: str = "auto", **options: Any) -> "GeneVectors":
+        """Return a vector for each gene of the model, or for `names` by any name; see `gene_features.vectors`.
+
+        Args:
+          kind: "table", "graph", "table+graph", "context" (the mean of `gene_representations` over the cells of
+            `source`), "table+cell+expression", or "auto", the first of these that the run has.
+        """
+        from scfm_jax.api import gene_features
+
+        return gene_features.vectors(self, kind, **options)
 
     def twin(self, seed: int = 0) -> "Run":
         """Return the same model with fresh random weights: the baseline that shows what training has added."""

@@ -4,6 +4,7 @@
     means = genes.mean("cell_type")            # [groups, genes, D], summed on the device while batches stream
     for rows, values in genes: ...             # [cells, genes, D], a batch at a time
     genes.write("genes.zarr")                  # all of them, if asked: the size is checked against the disk first
+    genes.projected(16).write("small.zarr")    # in 16 fixed random directions; `read` gives back what was written
 
 All cells together are never in memory: scLong's 27,875 x 200 numbers a cell are 22 MB (its authors' `embed.py` writes
 them all). Genes that the file did not measure are left out; those that the model was not given in a cell (scEMB reads
@@ -25,11 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from scfm_jax.saving.sealed import Damaged, one_line
 from scfm_jax.types import Array
 
 Batches = Callable[[], Iterator[tuple[np.ndarray, Array]]]
 SUM_BYTES = 4 << 30
 """Most memory that the sums of all groups may take on a device."""
+READ_BYTES = 128 << 20
+"""Representations that are read from a file at a time."""
+
+
+def projection(width: int, to: int, seed: int = 0) -> np.ndarray:
+    """Return fixed random directions: normal, of variance 1 / `to`, so that lengths are kept on average. [width, to]"""
+    return (np.random.default_rng(seed).standard_normal((width, to)) / to**0.5).astype(np.float32)
 
 
 @dataclasses.dataclass
@@ -119,10 +128,29 @@ class GeneRepresentations:
         means = np.where(seen > 0, 1, np.nan)[..., None].astype(np.float32) * total / np.maximum(seen, 1)[..., None]
         return means, seen.astype(int)
 
-    def write(self, path: str | os.PathLike, dtype: str = "float32") -> None:
-        """Write all cells to a new zarr group: `values` [n, K, D], a chunk a cell, and `rows` [n].
+    def projected(self, width: int, seed: int = 0) -> "GeneRepresentations":
+        """Return the representations in a fixed random projection to `width` numbers, see `projection`."""
+        directions = projection(self.width, width, seed)
+        product = functools.partial(jnp.matmul, precision="highest")
+        return self._changed(lambda values: product(values, directions), width, f"{width} random directions")
 
-        The names of the genes and where the numbers are from are attributes of the group.
+    def without_gaps(self, means: np.ndarray) -> "GeneRepresentations":
+        """Return the representations with each gene's mean [K, D] where the model did not read the gene (NaN)."""
+        return self._changed(lambda values: jnp.where(jnp.isnan(values), means, values), self.width, "gaps: means")
+
+    def _changed(self, change: Callable[[Array], Array], width: int, note: str) -> "GeneRepresentations":
+        def batches() -> Iterator[tuple[np.ndarray, Array]]:
+            for index, values in self.batches():
+                yield index, change(values)
+
+        notes = "; ".join(filter(None, [self.provenance.get("notes"), note]))
+        return dataclasses.replace(self, width=width, batches=batches, provenance={**self.provenance, "notes": notes})
+
+    def write(self, path: str | os.PathLike, dtype: str = "float32") -> None:
+        """Write all cells to a new zarr group: `values` [n, K, D], a chunk a cell, and `rows` [n]; `read` reads it.
+
+        Every chunk has a checksum. The names of the genes, their places in the vocabulary and where the numbers are
+        from are attributes of the group.
 
         Raises:
           FileExistsError: there is something at `path`.
@@ -141,9 +169,13 @@ class GeneRepresentations:
         place[self.rows] = np.arange(len(self.rows))
         partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
         try:
-            group = zarr.create_group(partial / "all", attributes={"genes": self.genes, "provenance": self.provenance})
+            attributes = {"genes": self.genes, "ids": self.ids.tolist(), "provenance": self.provenance}
+            group = zarr.create_group(partial / "all", attributes=attributes)
             group.create_array("rows", data=self.rows)
-            array = group.create_array("values", shape=shape, chunks=(1, *shape[1:]), dtype=dtype)
+            codecs = [zarr.codecs.Crc32cCodec()]  # no others: representations do not compress
+            whole = {"write_empty_chunks": True}  # so that one that is lost is not taken for zeros
+            layout = {"shape": shape, "chunks": (1, *shape[1:]), "dtype": dtype, "compressors": codecs, "config": whole}
+            array = group.create_array("values", **layout)
             for rows, values in self:
                 for row, value in zip(rows, values, strict=True):
                     array[place[row]] = value
@@ -162,6 +194,39 @@ class GeneRepresentations:
         if len(labels) != len(self.rows):
             raise ValueError(f"{len(labels)} labels for {len(self.rows)} cells: one for each is needed")
         return labels.where(labels.notna() & (labels != ""), None).map(str, na_action="ignore").to_numpy()
+
+
+def read(path: str | os.PathLike) -> GeneRepresentations:
+    """Return the representations that `GeneRepresentations.write` wrote; cells are read when asked for, some at a time.
+
+    Of obs only which cells they are is kept. Damaged, in one line, where the group is not whole; while cells are read,
+    where one of them is not what was written.
+    """
+    import zarr
+
+    path = pathlib.Path(path)
+    try:
+        group = zarr.open_group(path, mode="r")
+        array, rows = group["values"], np.asarray(group["rows"])
+        genes, ids, provenance = (group.attrs[name] for name in ("genes", "ids", "provenance"))
+        lost = array.nchunks - array.nchunks_initialized
+    except Exception as error:  # zarr raises many types for damaged files
+        raise Damaged(f"{path} is no file of gene representations, or damaged: {one_line(error)}") from None
+    if lost or array.shape[:2] != (len(rows), len(genes)):
+        raise Damaged(f"{path} is not whole: {lost} of {array.nchunks} cells are lost; remove it to have it made again")
+    most = max(1, READ_BYTES // max(array.nbytes // len(rows), 1))
+
+    def batches() -> Iterator[tuple[np.ndarray, Array]]:
+        for start in range(0, len(rows), most):
+            try:
+                values = np.asarray(array[start : start + most], np.float32)
+            except Exception as error:
+                place = f"cells {start}..{start + most}"
+                raise Damaged(f"{path}, {place}: {one_line(error)}; remove it to have it made again") from None
+            yield rows[None, start : start + most], values[None]
+
+    obs = pd.DataFrame(index=pd.RangeIndex(len(rows)))
+    return GeneRepresentations(list(genes), np.asarray(ids), array.shape[2], rows, obs, batches, dict(provenance))
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -1,0 +1,257 @@
+"""Fill the table of predicted perturbations, one method, seed and split at a time, from files that all of them share.
+
+OUT/plan.json                 which cells, conditions and splits: another plan needs another folder
+OUT/names.json                what each run is called here
+OUT/features/                 gene vectors that cost a forward pass
+OUT/predictions/<method>_<seed>_<split>.npz   predicted effects of the test conditions; what is whole is not made again
+
+A method is a name and a function of a split and a seed (`Method`); `methods` lists them.
+"""
+
+import dataclasses
+import functools
+import io
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.files import h5ad, whole
+from data_pipeline.genes import annotations, go_graph, vocab
+from experiments.analyses import annotation
+from experiments.analyses.perturbation_data import Data, Plan, rounds
+from experiments.pages import output
+from scfm_jax import api
+from scfm_jax.api import gene_features
+from scfm_jax.saving import sealed
+from scfm_jax.tasks.genes import features
+from scfm_jax.tasks.perturbation import baselines, scores, splits
+from scfm_jax.training import pace
+
+CEILING = "half of the cells"
+CELLS = 200
+"""Cells of a condition, and of control, between which energy distances are taken."""
+CONTEXT = 500
+"""Control cells of the input that context vectors are means over, where no other file is named."""
+
+Prediction = Mapping[str, np.ndarray]
+"""effects [A, G] of the test conditions; where a method has them, energy [A], and truth [A, G] if not the screen's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+      name: what the table calls it. predict: from a split and a seed to a `Prediction`.
+      varies: whether seeds differ on one split. note: shown beside it, such as how many targets it knows.
+    """
+
+    name: str
+    predict: Callable[[splits.Split, int], Prediction]
+    varies: bool = False
+    note: str = ""
+
+
+def methods(plan: Plan, data: Data, out: pathlib.Path, runs: Sequence[str], kinds: Sequence[str]) -> list[Method]:
+    """Return the methods of the table: baselines, bilinear ridge on every kind of gene vectors, the ceiling.
+
+    A head that trains (GEARS') is one more `Method` here: it fits on split.train, chooses its epoch on
+    split.validation, and predicts split.test; it varies with the seed.
+    """
+    listed = [Method("no change", functools.partial(_no_change, data)), Method("training mean", _simple(data, "mean"))]
+    if any(len(of) > 1 for of in data.screen.targets.values()):
+        listed += [Method("matching mean", _simple(data, "matching")), Method("additive", _simple(data, "additive"))]
+    if plan.split != "one_group_out":  # else conditions differ in their group, of which gene vectors say nothing
+        listed.append(Method(f"ridge, PCA-{baselines.COMPONENTS}", functools.partial(_ridge_on_components, data)))
+        listed += [_ridge(data, *named) for named in _vectors(plan, data, out, runs, kinds)]
+    return [*listed, Method(CEILING, functools.partial(_ceiling, data), varies=True)]
+
+
+Vectors = Callable[[int], features.GeneVectors]
+
+
+def _vectors(
+    plan: Plan, data: Data, out: pathlib.Path, runs: Sequence[str], kinds: Sequence[str]
+) -> Iterator[tuple[str, Vectors, bool]]:
+    """Yield (name, seed -> vectors of `data.names`, whether seeds differ) of controls, runs and their twins."""
+    yield "random vectors", functools.partial(features.random, data.names), True
+    yield "one-hot", lambda _: features.one_hot(data.names), False
+    if plan.go:
+        made = go_vectors(plan.go, data.names, data.second)
+        yield "GO-SVD", lambda _: made, False
+    asked = {"names": data.names, "second": data.second, "gene_table": plan.gene_table, "say": lambda _: None}
+    for source in runs:
+        run, name = api.load(source), annotation.name_of(out, source)
+        for kind in kinds:
+            options = dict(asked, kind=kind)
+            if kind not in gene_features.kinds(run) and (kind != "auto" or not gene_features.kinds(run)):
+                options |= _context(plan, data) | {"keep": out / "features"}
+            label = name if kind == "auto" else f"{name}, {kind}"
+            yield label, functools.partial(_of_run, run, options), False
+            yield f"{label}, random twin", functools.partial(_of_twin, run, options), True
+
+
+def _of_run(run: api.Run, options: Mapping[str, Any], _: int) -> features.GeneVectors:
+    return run.gene_vectors(**options)
+
+
+def _of_twin(run: api.Run, options: Mapping[str, Any], seed: int) -> features.GeneVectors:
+    return run.twin(seed).gene_vectors(**options)
+
+
+def _context(plan: Plan, data: Data) -> dict[str, Any]:
+    """Return the cells that context vectors are means over: those of another file, or control cells of the input."""
+    if plan.context:
+        return {"source": plan.context, "min_mapped": None}
+    if plan.logged:
+        raise ValueError("logged=True: context vectors need raw counts: name a file of counts as context=FILE")
+    rows = np.sort(np.random.default_rng(0).permutation(data.controls)[:CONTEXT])
+    return {"source": plan.input, "rows": rows, "min_mapped": None, **h5ad.place(plan.reading)}
+
+
+def go_vectors(path: str, names: Sequence[str], second: Sequence[str] | None = None) -> features.GeneVectors:
+    """Return components of the GO terms of genes, by a GAF file, a table of genes and terms, or an .npz matrix."""
+    if path.endswith(".npz"):
+        said = annotations.read_matrix(path, "part_of")
+    else:
+        table = annotations.read_gaf if ".gaf" in path else annotations.read_table
+        said = annotations.annotate(table(path))
+    known_names = go_graph.names_of(said)
+    terms = go_graph.gene_terms(said, said.names, known_names, min_genes=2)
+    index = vocab.map_genes(names, said.names, ensembl=second, table=known_names, min_mapped=None).index
+    return features.term_components(terms.matrix, index, names)
+
+
+def _ridge(data: Data, name: str, vectors: Vectors, varies: bool) -> Method:
+    """Return bilinear ridge on gene vectors, of which a seed's are made once."""
+    made = functools.cache(vectors)
+    at = data.at(sorted({gene for of in data.screen.targets.values() for gene in of}))
+    first = made(0)
+    knows, measured = sum(first.found[place] for place in at.values()), len(data.screen.genes)
+
+    def predict(split: splits.Split, seed: int) -> Prediction:
+        vectors_of = made(seed if varies else 0)
+        return _ridge_on(data, split, baselines.scaled(vectors_of.values, vectors_of.found), at)
+
+    genes = first.found[:measured].sum()
+    note = f"knows {knows} of {len(at)} targets, {genes} of {measured} measured genes"
+    note = "" if (knows, genes) == (len(at), measured) else note
+    return Method(f"ridge, {name}", predict, varies, note)
+
+
+def _ridge_on(data: Data, split: splits.Split, values: np.ndarray, at: Mapping[str, int]) -> Prediction:
+    """Predict by ridge on vectors of the measured genes, then of the other targets. [G + M, D]"""
+    train = _learnt(split)
+    of_gene = {gene: values[place] for gene, place in at.items()}
+    trained, asked = (
+        baselines.condition_vectors([data.screen.targets[name] for name in some], of_gene)
+        for some in (train, split.test)
+    )
+    measured = values[: len(data.screen.genes)]
+    return {"effects": baselines.bilinear_ridge(data.screen.effects(train), trained, asked, measured)}
+
+
+def _ridge_on_components(data: Data, split: splits.Split, _: int) -> Prediction:
+    """Predict by ridge on the genes' loadings in the effects that are trained on, as the method's authors do."""
+    at = data.at(sorted({gene for of in data.screen.targets.values() for gene in of}))
+    index = np.append(np.arange(len(data.screen.genes)), np.full(len(data.names) - len(data.screen.genes), -1))
+    options = {"width": baselines.COMPONENTS, "scaled": False}
+    made = features.loadings(data.screen.effects(_learnt(split)), index, data.names, **options)
+    return _ridge_on(data, split, baselines.scaled(made.values, made.found), at)
+
+
+def _learnt(split: splits.Split) -> list[str]:
+    """Return what a method without early stopping learns from: the training and the validation conditions."""
+    return sorted({*split.train, *split.validation})
+
+
+def _simple(data: Data, which: str) -> Callable[[splits.Split, int], Prediction]:
+    def predict(split: splits.Split, _: int) -> Prediction:
+        train = _learnt(split)
+        effects = data.screen.effects(train)
+        if which == "mean":
+            return {"effects": baselines.training_mean(effects, len(split.test))}
+        trained, asked = ([data.screen.targets[name] for name in names] for names in (train, split.test))
+        combine = baselines.matching_mean if which == "matching" else baselines.additive
+        return {"effects": combine(effects, trained, asked)}
+
+    return predict
+
+
+def _no_change(data: Data, split: splits.Split, _: int) -> Prediction:
+    """Predict that perturbed cells are as control cells are."""
+    s = data.screen
+    pairs = [(s.dense(s.control[name], CELLS, 0), s.dense(s.rows[name], CELLS, 1)) for name in split.test]
+    energy = np.array([scores.energy_distance(*pair) for pair in pairs])
+    return {"effects": baselines.no_change(s.effects(_learnt(split)[:1]), len(split.test)), "energy": energy}
+
+
+def _ceiling(data: Data, split: splits.Split, seed: int) -> Prediction:
+    """Predict one half of a condition's cells by the other half."""
+    s = data.screen
+    effects, truth = s.half_effects(split.test, seed)
+    halves = [[s.dense(rows, CELLS, seed) for rows in s.halves(name, seed)] for name in split.test]
+    return {"effects": effects, "truth": truth, "energy": np.array([scores.energy_distance(*pair) for pair in halves])}
+
+
+def fill(
+    plan: Plan, data: Data, out: pathlib.Path, listed: Sequence[Method], seeds: int, say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Make every prediction that OUT lacks, and return the scores of each condition by method and seed.
+
+    Predictions of all splits of a seed are scored together: a condition is told from all others that are tested.
+    """
+    (out / "predictions").mkdir(exist_ok=True)
+    fixed = plan.split in ("one_target_out", "one_group_out")
+    asked = [(m, seed) for m in listed for seed in range(seeds) if seed == 0 or m.varies or not fixed]
+    rows: list[dict[str, Any]] = []
+    for method, seed in pace.counted(asked, "predicted by method and seed", say):
+        parts = rounds(plan, data, seed)
+        made = [_kept_or_made(out, method, seed, i, split) for i, split in enumerate(parts)]
+        rows += _scored(data, method.name, seed, parts, made)
+    return rows
+
+
+def _kept_or_made(out: pathlib.Path, method: Method, seed: int, number: int, split: splits.Split) -> Prediction:
+    """Return the prediction of a split, from its file if that is whole."""
+    name = f"{re.sub(r'[^0-9A-Za-z.]+', '_', method.name)}-{whole.crc32c(method.name.encode())}"
+    file = out / f"predictions/{name}_{seed}_{number}.npz"
+    try:
+        kept = sealed.read_arrays(file)
+        if [str(name) for name in kept.pop("conditions")] == list(split.test):
+            return kept
+    except FileNotFoundError:
+        pass
+    except (sealed.Damaged, KeyError) as damage:
+        output.warn(f"{damage}: it is made again")
+    made, packed = method.predict(split, seed), io.BytesIO()
+    np.savez(packed, conditions=np.array(split.test), **made)
+    output.write_file(file, packed.getvalue())
+    return made
+
+
+def _scored(
+    data: Data, method: str, seed: int, parts: Sequence[splits.Split], made: Sequence[Prediction]
+) -> list[dict[str, Any]]:
+    """Return a row of scores for each tested condition of a seed."""
+    names = [name for split in parts for name in split.test]
+    strata = [split.strata[name] for split in parts for name in split.test]
+    effects = np.concatenate([prediction["effects"] for prediction in made])
+    truth = np.concatenate(
+        [p["truth"] if "truth" in p else data.screen.effects(s.test) for p, s in zip(made, parts, strict=True)]
+    )
+    reference = np.concatenate(
+        [np.tile(data.screen.effects(_learnt(split)).mean(0), (len(split.test), 1)) for split in parts]
+    )
+    t, places = data.screen.statistics(names), data.screen.places(names)
+    table = scores.of_conditions(effects, truth, t, reference, places)
+    if all("energy" in prediction for prediction in made):
+        table["energy"] = np.concatenate([prediction["energy"] for prediction in made])
+    return [
+        {"method": method, "seed": seed, "condition": name, "stratum": strata[i], "cells": len(data.screen.rows[name])}
+        | {score: float(values[i]) for score, values in table.items()}
+        for i, name in enumerate(names)
+    ]

@@ -1,0 +1,76 @@
+"""Predict what unseen perturbations do to expression, by baselines and by each run's gene vectors: table, picture.
+
+    python -m experiments.predict_perturbation --input=perturb_processed.h5ad --output=OUT --runs=RUN,RUN
+    python -m experiments.predict_perturbation --input=screen.h5ad --column=perturbation --control=non-targeting \
+        --output=OUT --runs=RUN,RUN --go=goa_human.gaf.gz [--split=simulation] [--seeds=3]
+
+Methods: no change, the mean of the training perturbations, for doubles the mean and the sum of their singles, bilinear
+ridge on principal components, on random and one-hot vectors, GO terms, and the gene vectors of every run and of its
+random twin; the ceiling is one half of the true cells. Splits: one_target_out; folds of targets; simulation, GEARS'
+with its strata; one_group_out, each value of --groups from the others.
+
+Prints the table, and leaves table.md, table.csv (each condition), table.json and table.png in OUT. What OUT has already
+is not computed again: the same command goes on, and one with other runs adds them.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+
+FLAGS = flags.FLAGS
+OPTIONS = cli.options(
+    "input layer raw round gene_table",
+    output="Folder of the table; made if it is not there.",
+    column=(str, "auto", "obs column that says what was done to a cell; auto: condition, in GEARS' layout."),
+    control=(list, [], "Its values for control cells; ctrl, if left out."),
+    separator=(str, "+", "Between the targets of a cell with several."),
+    targets=(list, [], "Only conditions of these targets; all, if left out."),
+    groups=(str, None, "obs column, such as cell types: each condition in each group against its own control."),
+    filter=(str, None, "Which cells count, such as: single_guide == 1"),
+    split=(("one_target_out", "folds", "simulation", "one_group_out"), "one_target_out", "What is held out."),
+    folds=(int, 5, "Folds of --split=folds.", 2),
+    least=(int, 50, "Cells that a condition needs.", 2),
+    depth=(float, 0.0, "Counts a cell is scaled to before log1p; 0 for the median of the cells.", 0.0),
+    logged=(bool, False, "The values are log1p of scaled counts already, as X of GEARS' files is."),
+    runs=(list, [], "Folders of trained runs."),
+    vectors=(list, ["auto"], "Kinds of their gene vectors: table, graph, table+graph, context; auto: the first."),
+    context=(str, None, "File of counts whose cells context vectors are means over; the input's control, if left out."),
+    go=(str, None, "GO annotations for a control: GAF, a table of genes and terms, or an .npz matrix."),
+    seeds=(int, 3, "Number of seeds: of twins, random vectors, halves, and of folds and simulation splits.", 1),
+)
+
+
+def main(_) -> None:
+    cli.require("input", "output")
+    cli.check_paths("runs", "gene_table")
+    from experiments.analyses import perturbation_data, perturbation_table
+    from experiments.analyses import predicted_perturbation as analysis
+    from scfm_jax.api import gene_features
+
+    for name in ("input", "go", "context"):
+        if (path := FLAGS[name].value) and not pathlib.Path(path).exists():
+            raise FileNotFoundError(f"--{name}={path}: no such file or folder")
+    if wrong := [kind for kind in FLAGS.vectors if kind not in ("auto", *gene_features.KINDS)]:
+        raise ValueError(f"--vectors={wrong[0]}: must be of auto, {', '.join(gene_features.KINDS)}")
+    if (FLAGS.split == "one_group_out") != bool(FLAGS.groups):
+        raise ValueError("--split=one_group_out and --groups=COLUMN go together: it says what is held out")
+    same = ("input", "column", "separator", "groups", "filter", "split", "folds", "least", "depth", "logged", "go")
+    plan = perturbation_data.Plan(
+        **{name: FLAGS[name].value for name in (*same, "context")},
+        **{name: tuple(FLAGS[name].value) for name in ("control", "targets", "gene_table")},
+        reading={name: FLAGS[name].value for name in ("layer", "raw", "round") if FLAGS[name].value},
+    )
+    out = pathlib.Path(FLAGS.output)
+    data = perturbation_data.read(plan)
+    perturbation_data.rounds(plan, data, 0)
+    perturbation_data.prepare(plan, out)
+    listed = analysis.methods(plan, data, out, FLAGS.runs, FLAGS.vectors)
+    rows = analysis.fill(plan, data, out, listed, FLAGS.seeds)
+    about = f"# Perturbations of {pathlib.Path(FLAGS.input).name} predicted: {FLAGS.split.replace('_', ' ')}"
+    print(perturbation_table.write(out, rows, {method.name: method.note for method in listed}, about))
+
+
+if __name__ == "__main__":
+    cli.run(main, OPTIONS)
