@@ -21,7 +21,7 @@ from experiments import cli
 
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
-    "input layer raw round gene_table",
+    "input reading",
     output="Folder of the table; made if it is not there.",
     column=(str, "auto", "obs column that says what was done to a cell; auto: condition, in GEARS' layout."),
     control=(list, [], "Its values for control cells; ctrl, if left out."),
@@ -38,6 +38,7 @@ OPTIONS = cli.options(
     vectors=(list, ["auto"], "Kinds of their gene vectors: table, graph, table+graph, context; auto: the first."),
     context=(str, None, "File of counts whose cells context vectors are means over; the input's control, if left out."),
     go=(str, None, "GO annotations for a control: GAF, a table of genes and terms, or an .npz matrix."),
+    min_mapped=(float, 0.01, "Least share of genes that a run must know where its vectors are means over cells.", 0, 1),
     seeds=(int, 3, "Number of seeds: of twins, random vectors, halves, and of folds and simulation splits.", 1),
 )
 
@@ -57,10 +58,12 @@ def main(_) -> None:
     if (FLAGS.split == "one_group_out") != bool(FLAGS.groups):
         raise ValueError("--split=one_group_out and --groups=COLUMN go together: it says what is held out")
     same = ("input", "column", "separator", "groups", "filter", "split", "folds", "least", "depth", "logged", "go")
+    reading = cli.reading()
     plan = perturbation_data.Plan(
         **{name: FLAGS[name].value for name in (*same, "context")},
-        **{name: tuple(FLAGS[name].value) for name in ("control", "targets", "gene_table")},
-        reading={name: FLAGS[name].value for name in ("layer", "raw", "round") if FLAGS[name].value},
+        **{name: tuple(FLAGS[name].value) for name in ("control", "targets")},
+        gene_table=tuple(reading.pop("gene_table")),
+        reading=reading,
     )
     out = pathlib.Path(FLAGS.output)
     data = perturbation_data.read(plan)

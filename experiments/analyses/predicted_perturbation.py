@@ -10,7 +10,6 @@ A method is a name and a function of a split and a seed (`Method`); `methods` li
 
 import dataclasses
 import functools
-import io
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,12 +103,13 @@ def _of_twin(run: api.Run, options: Mapping[str, Any], seed: int) -> features.Ge
 
 def _context(plan: Plan, data: Data) -> dict[str, Any]:
     """Return the cells that context vectors are means over: those of another file, or control cells of the input."""
+    least = {"min_mapped": plan.reading.get("min_mapped")}
     if plan.context:
-        return {"source": plan.context, "min_mapped": None}
+        return {"source": plan.context, **least}
     if plan.logged:
         raise ValueError("logged=True: context vectors need raw counts: name a file of counts as context=FILE")
     rows = np.sort(np.random.default_rng(0).permutation(data.controls)[:CONTEXT])
-    return {"source": plan.input, "rows": rows, "min_mapped": None, **h5ad.place(plan.reading)}
+    return {"source": plan.input, "rows": rows, **least, **h5ad.place(plan.reading)}
 
 
 def go_vectors(path: str, names: Sequence[str], second: Sequence[str] | None = None) -> features.GeneVectors:
@@ -218,18 +218,18 @@ def fill(
 def _kept_or_made(out: pathlib.Path, method: Method, seed: int, number: int, split: splits.Split) -> Prediction:
     """Return the prediction of a split, from its file if that is whole."""
     name = f"{re.sub(r'[^0-9A-Za-z.]+', '_', method.name)}-{whole.crc32c(method.name.encode())}"
-    file = out / f"predictions/{name}_{seed}_{number}.npz"
+    path = out / f"predictions/{name}_{seed}_{number}.npz"
     try:
-        kept = sealed.read_arrays(file)
+        kept = sealed.read_arrays(path)
         if [str(name) for name in kept.pop("conditions")] == list(split.test):
             return kept
     except FileNotFoundError:
         pass
     except (sealed.Damaged, KeyError) as damage:
         output.warn(f"{damage}: it is made again")
-    made, packed = method.predict(split, seed), io.BytesIO()
-    np.savez(packed, conditions=np.array(split.test), **made)
-    output.write_file(file, packed.getvalue())
+    made = method.predict(split, seed)
+    with whole.writing(path) as partial, partial.open("wb") as file:
+        np.savez(file, conditions=np.array(split.test), **made)
     return made
 
 

@@ -17,7 +17,7 @@ from data_pipeline.store.ingest import file_sources, ingest
 from data_pipeline.store.store import open_store
 from experiments import train
 from experiments.training import data, key_notes, settings
-from scfm_jax import models
+from scfm_jax import api, models
 from scfm_jax.saving import checkpoint, sealed
 from scfm_jax.training import signals
 from scfm_jax.types import TrainState
@@ -187,12 +187,13 @@ def test_secrets_are_in_no_saved_or_printed_config(tmp_path):
     assert "hf_secret" not in key_notes.text(metadata("hf_secret")["config"], "x")
 
 
-def test_weights_of_another_run_are_a_start(tmp_path, capsys):
+def test_weights_of_another_run_are_a_start(tmp_path, capsys, monkeypatch):
     def state(width: int, value: float) -> TrainState:
         params = {"genes": jnp.full((2, 3), value), "latent": {"kernel": jnp.full((3, width), value)}}
         return TrainState(0, 0, params, (), {}, {}, ema=params)
 
-    checkpoint.save(tmp_path / "run/checkpoints", 1, state(4, 1.0), {"genes": ["A", "B"]})
+    checkpoint.save(tmp_path / "run/checkpoints", 1, state(4, 1.0), {"genes": ["A", "B"], "model": "x", "config": {}})
+    monkeypatch.setattr(api, "build", lambda meta, *parts: api.Run(None, None, *parts[:2], meta, parts[2]))
     begun = train.warm_start(str(tmp_path / "run"), ["A", "B"])(state(5, 0.0))
     assert (begun.params["genes"] == 1).all() and (begun.ema["genes"] == 1).all()
     assert (begun.params["latent"]["kernel"] == 0).all()
