@@ -12,7 +12,7 @@ from scfm_jax.tasks.imputation import imputation
 
 SHOWN = {
     ("cell_typing", "accuracy"): "5-NN accuracy",
-    ("annotation", "macro_f1"): "cell types by a linear head, macro-F1",
+    ("annotation", "f1"): "cell types by a linear head, macro-F1",
     ("clustering", "nmi"): "Leiden clusters, NMI",
     ("gene_imputation", "mcc_within_gene"): "hidden genes, MCC within genes",
     ("denoising", "rmse"): "denoising, RMSE",

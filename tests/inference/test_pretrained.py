@@ -18,6 +18,7 @@ def test_weights_are_small_and_say_where_they_are_from(name):
 
 
 def test_every_model_is_there_and_embeds_a_file_by_symbols():
+    assert "cellplm-small" in pretrained.names()
     cells = synthetic.make(12, 40, seed=0)
     for name in pretrained.names():
         run = api.load(f"scfm:{name}")
