@@ -23,7 +23,13 @@ SMALL = {
 }
 """Parameters of a small run: {notebook: {name: value}}."""
 SAYS = {
-    "quickstart": ("700 cells x 765 genes", "765 of the model's 765 genes", "random twin", "report.html"),
+    "quickstart": (
+        "700 cells x 765 genes",
+        "185 of the model's 2,000",
+        "765 of the model's 765 genes",
+        "random twin",
+        "report.html",
+    ),
     "published_weights": ("a stand-in", "means nothing", "scemb", "finite", "weights.safetensors: True"),
     "finetune_lora": (
         "195 to be named",
