@@ -217,6 +217,16 @@ def reading() -> dict[str, Any]:
     return {name: flags.FLAGS[name].value for name in READING}
 
 
+def step() -> int | str | None:
+    """Return the step that --step means to `api.load`: a number, "best", None for the newest; ValueError for others."""
+    text = flags.FLAGS.step
+    if not text or text == "best":
+        return text or None
+    if not text.isdecimal():
+        raise ValueError(f'--step={text}: a number or "best"')
+    return int(text)
+
+
 def check_paths(*names: str) -> None:
     """Raise FileNotFoundError unless the files that these flags list are there; say how a comma in a name is given."""
     for name in names:

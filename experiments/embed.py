@@ -25,13 +25,11 @@ def main(argv: list[str]) -> None:
     del argv
     cli.require("workdir", "input", "output")
     cli.check_free(FLAGS.output)
-    if FLAGS.step and FLAGS.step != "best" and not FLAGS.step.isdecimal():
-        raise ValueError(f'--step={FLAGS.step}: a number or "best"')
+    which = cli.step()
 
     from data_pipeline.files import h5ad
     from scfm_jax import api
 
-    which = int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step
     run = api.load(FLAGS.workdir, which, scaler=FLAGS.scaler)
     embedding = run.embed(
         FLAGS.input,

@@ -31,15 +31,16 @@ def main(_) -> None:
         raise ValueError(f"--output={out}: must end in .safetensors")
     cli.check_free(out)
     cli.check_free(out.with_suffix(".md"))
+    which = cli.step()
     import pandas as pd
 
     from data_pipeline.store.store import open_store
     from experiments.pages import model_card, output
-    from experiments.suite import results
+    from experiments.suite import results, table
     from scfm_jax import api
     from scfm_jax.saving import sealed
 
-    run = api.load(workdir, int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step)
+    run = api.load(workdir, which)
     studies = open_store(run.meta["config"]["data"]["store"]).manifest["studies"]
     licences = pd.read_csv(FLAGS.licences, sep="\t", index_col="study")
     if lacking := [name for name in studies if name not in licences.index]:
@@ -48,11 +49,12 @@ def main(_) -> None:
     scores = []
     if FLAGS.suite:
         folder = pathlib.Path(FLAGS.suite)
-        scores = [results.read(folder)[0], results.description(folder), workdir.name]
+        content = results.description(folder)
+        scores = [table.build(*results.read(folder), content), content, workdir.name]
     card = model_card.written(run, out.stem, studies, licences, logged, *scores)
     run.meta["config"] = without_folders(run.meta["config"])
-    run.export(out)
     output.write_file(out.with_suffix(".md"), card)
+    run.export(out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; {out.with_suffix('.md')}")
 
 

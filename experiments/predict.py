@@ -40,8 +40,7 @@ def main(argv: list[str]) -> None:
     del argv
     cli.require("workdir", "input", "output", "key")
     cli.check_free(FLAGS.output)
-    if FLAGS.step and FLAGS.step != "best" and not FLAGS.step.isdecimal():
-        raise ValueError(f'--step={FLAGS.step}: a number or "best"')
+    which = cli.step()
 
     from data_pipeline.files import obs_columns
     from experiments.analyses import prediction
@@ -49,7 +48,6 @@ def main(argv: list[str]) -> None:
 
     names = [f"{FLAGS.key}_type", f"{FLAGS.key}_probability"]
     obs_columns.check_free(FLAGS.input, names, names[0])
-    which = int(FLAGS.step) if FLAGS.step and FLAGS.step.isdecimal() else FLAGS.step
     run = api.load(FLAGS.workdir, which, FLAGS.base, FLAGS.scaler)
     options = cli.reading() | {
         "seed": FLAGS.seed,

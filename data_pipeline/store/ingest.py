@@ -206,11 +206,8 @@ def _both_names(
     second, genes = dict(second), list(second)
     finder = Finder(genes, table)
     for names, other in studies:
-        for both, slot in zip(
-            zip(names, other, strict=True),
-            vocab.map_genes(names, finder, ensembl=other, min_mapped=None).index,
-            strict=True,
-        ):
+        index = vocab.map_genes(names, finder, ensembl=other, min_mapped=None).index
+        for both, slot in zip(zip(names, other, strict=True), index, strict=True):
             if slot >= 0 and not second[genes[slot]]:
                 second[genes[slot]] = next((name for name in both if vocab.strip_version(name) != genes[slot]), "")
     for gene in genes:

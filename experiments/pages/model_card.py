@@ -1,14 +1,12 @@
 """The card of a model that others are given: data, licences, genes, losses beside floors, scores beside baselines."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments.pages import output
 from scfm_jax.api import Run
-from scfm_jax.tasks.imputation import imputation
 
 SHOWN = {
     ("cell_typing", "accuracy"): "5-NN accuracy",
@@ -29,7 +27,7 @@ def written(
     studies: Mapping[str, Mapping[str, Any]],
     licences: pd.DataFrame,
     logged: Sequence[Mapping[str, Any]],
-    metrics: pd.DataFrame | None = None,
+    table: pd.DataFrame | None = None,
     content: Mapping[str, Any] | None = None,
     known_as: str = "",
 ) -> str:
@@ -39,42 +37,38 @@ def written(
       name: under which `api.load("scfm:NAME")` finds the weights.
       studies: of the store's manifest. licences: columns licence and source, by the study's name.
       logged: lines of metrics.jsonl.
-      metrics, content: of `suite.results`, None for no scores. known_as: the run's name there.
+      table, content: of `suite.table` and `suite.results`, None for no scores. known_as: the run's name there.
     """
-    parts = [_head(run, name), _data(studies, licences), _genes(run), _losses(logged, run)]
-    if metrics is not None:
-        parts.append(_scores(metrics, content, known_as))
+    parts = [_head(run, name), _data(run, studies, licences), _genes(run), _losses(logged, run)]
+    if table is not None:
+        parts.append(_scores(table, content, known_as))
     return "\n\n".join([*parts, f"## Limits\n\n{LIMITS}"]) + "\n"
 
 
 def _head(run: Run, name: str) -> str:
-    config, shapes = run.meta["config"], [np.size(leaf) for leaf in _leaves(run.variables["params"])]
+    config = run.meta["config"]
     cells = run.meta["step"] * config["data"]["bag"] * config["data"]["batch"]
     return (
-        f'# {name}\n\n`scfm_jax.api.load("scfm:{name}")`: {run.name} with {sum(shapes):,} parameters, trained for '
+        f'# {name}\n\n`scfm_jax.api.load("scfm:{name}")`: {run.name} with {run.parameters:,} parameters, trained for '
         f"{run.meta['step']:,} updates, {cells:,} cells seen, seed {config['train']['seed']}, learning rate "
         f"{config['optim']['learning_rate']:g}, by scfm_jax {run.meta['code_version']}. The weights are under the "
         "licence of scfm_jax."
     )
 
 
-def _leaves(tree: Mapping[str, Any]) -> Iterator[Any]:
-    for value in tree.values():
-        yield from _leaves(value) if isinstance(value, Mapping) else (value,)
-
-
-def _data(studies: Mapping[str, Mapping[str, Any]], licences: pd.DataFrame) -> str:
+def _data(run: Run, studies: Mapping[str, Mapping[str, Any]], licences: pd.DataFrame) -> str:
     rows = [
         [name, f"{study['shape'][0]:,}", str(len(study["groups"])), licences.licence[name], licences.source[name]]
         for name, study in studies.items()
     ]
     head = ["study", "cells", "samples", "licence", "from"]
-    return f"## Trained on\n\nA tenth of the cells validates.\n\n{output.markdown(head, rows)}"
+    held = run.meta["config"]["data"]["split"]["val"]
+    return f"## Trained on\n\n{held:.0%} of the cells validate.\n\n{output.markdown(head, rows)}"
 
 
 def _genes(run: Run) -> str:
     some = ", ".join(second or first for first, second in zip(run.genes[:8], run.second_names[:8], strict=True))
-    return f"## Genes\n\n{len(run.genes):,} human genes, among them {some}; `load(...).genes` has all."
+    return f"## Genes\n\n{len(run.genes):,} genes, among them {some}; `load(...).genes` has all."
 
 
 def _losses(logged: Sequence[Mapping[str, Any]], run: Run) -> str:
@@ -90,28 +84,24 @@ def _losses(logged: Sequence[Mapping[str, Any]], run: Run) -> str:
     return f"## Validation, beside tables that know no cell\n\n{said}"
 
 
-def _scores(metrics: pd.DataFrame, content: Mapping[str, Any], known_as: str) -> str:
+def _scores(table: pd.DataFrame, content: Mapping[str, Any], known_as: str) -> str:
     rows = []
     for (task, metric), text in SHOWN.items():
-        of_task = metrics[(metrics.task == task) & (metrics.metric == metric)]
+        of_task = table[(table.task == task) & (table.metric == metric)]
         for (dataset, case), part in of_task.groupby(["dataset", "case"], sort=False):
-            higher = content["metrics"][task][metric]["higher"]
-            ours = part[part.run == known_as]
+            ours = part[part.run == known_as].set_index("kind")
             if not len(ours):
                 continue
-            simple = part[part.kind == "baseline"].groupby("method").value.mean().sort_values(ascending=not higher)
-            best = _interval(part[(part.kind == "baseline") & (part.method == simple.index[0])]) if len(simple) else ""
-            row = [f"{text}{', ' if case else ''}{case}", dataset]
-            row += [_interval(ours[ours.kind == kind]) for kind in ("model", "twin")]
-            rows.append([*row, f"{best} ({simple.index[0]})" if best else ""])
+            higher = content["metrics"][task][metric]["higher"]
+            simple = part[part.kind == "baseline"].sort_values("mean", ascending=not higher).head(1)
+            said = [_interval(ours.loc[kind]) if kind in ours.index else "" for kind in ("model", "twin")]
+            best = "".join(f"{_interval(row)} ({row.method})" for _, row in simple.iterrows())
+            rows.append([f"{text}{', ' if case else ''}{case}", dataset, *said, best])
     head = ["score", "study", "model", "random twin", "best baseline"]
     options = content["options"]
     said = f"{options['cells']} cells, mean ± half the 95 % interval of {options['seeds']} seeds"
     return f"## On studies that it never saw\n\n{said}.\n\n{output.markdown(head, rows)}"
 
 
-def _interval(rows: pd.DataFrame) -> str:
-    if not len(rows):
-        return ""
-    mean, half = imputation.interval(rows.value.astype(float))
-    return f"{mean:.2f} ± {half:.2f}"
+def _interval(row: pd.Series) -> str:
+    return f"{row['mean']:.2f} ± {row['half']:.2f}"

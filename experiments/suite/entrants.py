@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import anndata
-import jax
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -167,7 +166,6 @@ class Entrant:
 
     def describe(self) -> dict[str, Any]:
         """Return its line in suite.json."""
-        leaves = jax.tree.leaves(self.run.variables["params"])
         return {
             "name": self.name,
             "model": self.run.name,
@@ -175,7 +173,7 @@ class Entrant:
             "workdir": self.workdir,
             "weights": self.weights,
             "step": self.run.meta.get("step"),
-            "parameters": int(sum(np.size(leaf) for leaf in leaves)),
+            "parameters": self.run.parameters,
             "genes": len(self.run.genes),
             "cells_per_second": self.cells_per_second,
             **({"cell_layer": self.cell_layer} if self.cell_layer else {}),

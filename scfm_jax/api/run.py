@@ -68,17 +68,21 @@ class Run:
 
     def __repr__(self) -> str:
         """Say in five lines which model, weights, genes, classes and how many parameters."""
-        leaves = jax.tree.leaves(self.variables.get("params", {}))
         names = ", ".join(self.genes[:3]) + (", ..." if len(self.genes) > 3 else "")
         classes = ", ".join(f"{name} ({len(values)})" for name, values in self.classes.items())
         lines = [f"{self.name}{f' for {self.task_name}' if self.task_name else ''}", f"weights: {self.source}"]
         lines += [f"genes: {len(self.genes):,}{f' ({names})' if names else ''}", f"classes: {classes or 'none'}"]
-        return "\n  ".join([*lines, f"parameters: {sum(int(np.size(leaf)) for leaf in leaves):,}"])
+        return "\n  ".join([*lines, f"parameters: {self.parameters:,}"])
 
     @property
     def name(self) -> str:
         """Name of the model, such as "cellplm"."""
         return self.meta["model"]
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the network has."""
+        return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.variables.get("params", {})))
 
     @property
     def task_name(self) -> str | None:
