@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((commands.ROOT / "experiments" / "notebooks").glob("*.ipynb")
 SMALL = {
     "quickstart": {"STEPS": 6, "SEEDS": 1},
     "published_weights": {},
-    "finetune_lora": {"PRETRAIN_STEPS": 4, "STEPS": 4},
+    "finetune_lora": {"STEPS": 4},
     "a_million_tokens": {"CELLS": 6, "SIZES": (2, 6)},
     "read_a_sweep": {"STEPS": 2, "SEEDS": (0,)},
 }
@@ -30,7 +30,14 @@ SAYS = {
         "random twin",
         "report.html",
     ),
-    "published_weights": ("a stand-in", "means nothing", "scemb", "finite", "weights.safetensors: True"),
+    "published_weights": (
+        "185 of the model's 2,000",
+        "a stand-in",
+        "means nothing",
+        "scemb",
+        "finite",
+        "weights.safetensors: True",
+    ),
     "finetune_lora": (
         "195 to be named",
         "validation loss: least",
