@@ -89,6 +89,21 @@ class Mapping:
             mapped.eliminate_zeros()
         return _narrow(mapped, counts.data.dtype) if small else mapped
 
+    def compact(self, multiple: int = 256, most: float = 0.75) -> tuple[np.ndarray, "Mapping"]:
+        """Return (genes of the vocabulary that the file has, ascending, int32 [M]; the mapping onto these M).
+
+        M is a multiple of `multiple`, with n_vocab in the padding. Of a file that has nearly all, more than `most`,
+        the whole vocabulary stays, and the mapping as it is.
+        """
+        columns = np.unique(self.index[self.index >= 0])
+        size = max(1, -(-len(columns) // multiple)) * multiple
+        if size > most * self.n_vocab:
+            return np.arange(self.n_vocab, dtype=np.int32), self
+        index = np.where(self.index >= 0, np.searchsorted(columns, self.index), -1).astype(np.int32)
+        zeroed = None if self.zeroed is None else np.pad(self.zeroed[columns], (0, size - len(columns)))
+        padded = np.pad(columns, (0, size - len(columns)), constant_values=self.n_vocab).astype(np.int32)
+        return padded, replace(self, index=index, n_vocab=size, zeroed=zeroed)
+
     def without_rare(self, counts: Any, fraction: float) -> "Mapping":
         """Return this mapping of an open file, with genes zeroed as ingest does: one pass over the file, and a note.
 

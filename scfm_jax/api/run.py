@@ -208,14 +208,15 @@ class Run:
             per_cell, measured = file_cells.of_file(counts, self.mapping, len(self.genes), rules, sample_key)
             coords = per_cell.get("coords")
             parts, how = bags.seen_together(rules, counts.obs, sample_key, max_cells, seed, coords=coords)
-            once = self._batches(counts, parts, self.mapping, rules.cells, per_cell)
-            constants = self.complete_constants(once, measured, say)
+            columns, mapping = self.mapping.compact()
+            once = self._batches(counts, parts, mapping, rules.cells, per_cell)
+            constants = self.complete_constants(once, measured, say, columns)
             embedding = infer.embed(
                 self.module,
                 chosen.model,
                 self.variables,
                 constants,
-                self._batches(counts, pace.counted(parts, "embedded batch", say), self.mapping, rules.cells, per_cell),
+                self._batches(counts, pace.counted(parts, "embedded batch", say), mapping, rules.cells, per_cell),
                 counts.n_cells,
                 inputs=self.meta["config"].get("inputs"),
                 mesh=mesh,
@@ -227,11 +228,15 @@ class Run:
         return embedding
 
     def complete_constants(
-        self, batches: Iterable[Mapping[str, Any]], measured: np.ndarray, say: Callable[[str], None] = print
+        self,
+        batches: Iterable[Mapping[str, Any]],
+        measured: np.ndarray,
+        say: Callable[[str], None] = print,
+        columns: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Return the constants for batches in the model's vocabulary, see `bags.complete_constants`."""
-        inputs = self.meta["config"].get("inputs")
-        return bags.complete_constants(self.module, self.constants, batches, inputs, measured=measured, say=say)
+        how = {"measured": measured, "columns": columns, "say": say}
+        return bags.complete_constants(self.module, self.constants, batches, self.meta["config"].get("inputs"), **how)
 
     def with_scaler(self, scaler: str) -> "Run":
         """Return the run with another answer to whose statistics of genes it takes (Exceiver's means and deviations).

@@ -265,9 +265,14 @@ def size_up(n: int, least: int) -> int:
 # ------------------------------------------------------------------------------------------------------------ constants
 
 
-def own_vocabulary(measured: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the constants of batches that are in the model's own vocabulary already. measured: bool [S, V]"""
-    return {"slots": np.arange(measured.shape[1] + 1, dtype=np.int32), "measured": measured}
+def own_vocabulary(measured: np.ndarray, columns: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return the constants of batches that are in the model's own vocabulary, or in some `columns` of it.
+
+    measured: bool [S, V]; columns: genes of the vocabulary, V in the padding, see `vocab.Mapping.compact`. [M]
+    """
+    n_genes = measured.shape[1]
+    columns = np.arange(n_genes) if columns is None else columns
+    return {"slots": np.append(columns, n_genes).astype(np.int32), "measured": measured}
 
 
 def fitted(module: ModuleType) -> tuple[str, ...]:
@@ -292,6 +297,7 @@ def complete_constants(
     inputs: Mapping[str, Any] | None = None,
     *,
     measured: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Return all constants that the model needs; what did not come with its weights is fitted to the cells, and said.
@@ -301,9 +307,10 @@ def complete_constants(
       batches: the cells, numpy; nothing is read of them where nothing is missing.
       inputs: keywords of the module's `prepare`; they are left as they are.
       measured: genes that each study of batches in the model's own vocabulary measured, bool [S, V].
+      columns: of the vocabulary, which the batches are in; of `own_vocabulary`.
       say: gets a line where something was fitted.
     """
-    constants = {**constants, **({} if measured is None else own_vocabulary(measured))}
+    constants = {**constants, **({} if measured is None else own_vocabulary(measured, columns))}
     names = missing(module, constants)
     if names:
         say(f"{', '.join(names)} are taken of these cells, not of the training cells")

@@ -19,3 +19,13 @@ def scatter(slots: Array, values: Array, size: int) -> Array:
     rows = jnp.arange(flat_slots.shape[0])[:, None]
     out = jnp.zeros((flat_slots.shape[0], size), values.dtype).at[rows, flat_slots].add(flat_values, mode="drop")
     return out.reshape(*slots.shape[:-1], size)
+
+
+def product(slots: Array, values: Array, table: Array, columns: Array | None = None) -> Array:
+    """Return the sum of the table's rows at the slots, each times its value. [..., P], [..., P], [V, D] -> [..., D]
+
+    Args:
+      columns: rows of the table that may occur, V for none; then slots are places among these. [M]
+    """
+    rows = table if columns is None else table.at[columns].get(mode="fill", fill_value=0)
+    return jnp.einsum("...v,vd->...d", scatter(slots, values, len(rows)), rows)

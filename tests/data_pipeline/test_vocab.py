@@ -101,6 +101,11 @@ def test_duplicates_are_summed_unknown_dropped_and_both_reported():
     assert "A x 2" in str(mapping.report) and "unknown 1: x" in str(mapping.report)
     with pytest.raises(ValueError, match="5 names"):
         mapping.apply(counts[:, :3])
+    columns, few = mapping.compact(multiple=4, most=2)
+    assert columns.tolist() == [0, 1, 3, 3], "the genes that the file has, and padding"
+    assert np.array_equal(few.apply(counts).toarray(), np.pad(expected[:, :2], ((0, 0), (0, 2))))
+    columns, whole = mapping.compact()
+    assert columns.tolist() == [0, 1, 2] and whole is mapping, "a file with most of the genes gains nothing"
 
 
 def test_report_goes_through_json(table):

@@ -13,13 +13,16 @@ import pytest
 
 import scfm_jax
 from data_pipeline.files import h5ad
+from data_pipeline.genes import vocab
 from scfm_jax import api, models
 from scfm_jax.inference import bags, infer
 from scfm_jax.saving import weights
 from scfm_jax.tasks.cells import cell_type
 from scfm_jax.types import Batch
-from tests.harness import ROOT
+from tests.harness import ROOT, suites
 from tests.inference.test_infer import QUIET, cells, make_run
+
+SLOW = pytest.mark.slow
 
 
 def test_the_door_is_there_once_the_package_is_and_is_imported_when_asked_for():
@@ -51,6 +54,18 @@ def test_an_embedding_is_added_to_the_anndata_if_asked_and_only_then(tmp_path):
     assert one == two and one["model"] == "cellplm" and json.loads(one["genes"])["mapped"] == 60
     with pytest.raises(ValueError, match=r"key_added=X: .*x.h5ad is not an AnnData in memory; read it first"):
         run.embed(tmp_path / "x.h5ad", key_added="X", **QUIET)
+
+
+@pytest.mark.parametrize("name", [n if n == "cellplm" else pytest.param(n, marks=SLOW) for n in models.names()])
+def test_a_file_of_few_genes_is_embedded_alike_by_these_alone_and_in_the_whole_vocabulary(name, monkeypatch):
+    run, adata = suites.entrant(name, name).run, cells(20)[:, ::4].copy()
+    adata.var_names = suites.GENES[3:60:4]
+    whole = run.embed(adata, min_mapped=0.0, **QUIET)
+    compact = vocab.Mapping.compact
+    monkeypatch.setattr(vocab.Mapping, "compact", lambda mapping: compact(mapping, 16, 0.5))
+    few = run.embed(adata, min_mapped=0.0, **QUIET)
+    np.testing.assert_allclose(few, whole, rtol=1e-5, atol=1e-6)
+    assert np.ptp(whole, axis=0).max() > 0
 
 
 def test_annotations_have_the_names_of_the_cells():

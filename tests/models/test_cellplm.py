@@ -95,6 +95,19 @@ def trees_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
+def test_genes_that_the_store_lacks_are_multiplied_with_nothing():
+    batch, constants = example()
+    slots = jnp.where(constants["slots"] < V, 2 * constants["slots"], 2 * V)  # of a model of twice as many genes
+    measured = jnp.repeat(constants["measured"], 2, axis=1)
+    constants = {"slots": slots, "measured": measured}
+    inputs = cellplm.prepare(batch, constants, KEY, step=0, train=False)
+    assert inputs["columns"].shape == (G,) and "columns" not in prepare()
+    whole = {name: value for name, value in inputs.items() if name not in ("columns", "places")}
+    model, variables = build(enc_mod="none", n_genes=2 * V)
+    trees_close(*(objective(model, variables, each, train=False) for each in (inputs, whole)), rtol=1e-4, atol=1e-5)
+    assert cellplm.flops(model, whole) - cellplm.flops(model, inputs) == 2 * B * C * (2 * V - G) * model.enc_hid
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_cells_change_nothing(kind):
     model, variables = build(enc_mod=kind, pe="sin", n_batches=0)

@@ -53,7 +53,8 @@ def prepare(
 
     Returns a dict: slots, values [B, C, P] (log1p of what is not hidden); counts [B, R, P], targets of the first R
     cells; weights [B, R] of their losses; mask bool [B, R, V] of hidden entries, in training with score "masked" only;
-    measured [B, V]; cell_mask, batch, study, labels, coords, step, noise.
+    measured [B, V]; where the store has fewer genes than the model, columns [G], its genes among
+    the model's, and places [B, C, P] of the values in them; cell_mask, batch, study, labels, coords, step, noise.
     """
     draws = draws or {}
     order_key, mask_key, thin_key = jax.random.split(rng, 3)
@@ -97,6 +98,8 @@ def prepare(
     }
     if mask_on and score == "masked":
         inputs["mask"] = hidden
+    if len(constants["slots"]) <= n_genes:  # cells have some of the genes only
+        inputs |= {"places": batch.genes, "columns": constants["slots"][:-1]}
     if "gene_vectors" in constants:
         inputs["gene_vectors"] = constants["gene_vectors"]
     return inputs | ({"noise": draws["noise"]} if "noise" in draws else {})

@@ -104,8 +104,8 @@ class Model(nn.Module):
         width = self.enc_hid
         vectors = inputs.get("gene_vectors")
         table = self.param("genes", lambda key: start(key, vectors, (self.n_genes, width), 0.005, "enc_hid"))
-        x = sparse.scatter(inputs["slots"], inputs["values"].astype(self.dtype), self.n_genes)  # [B, C, V]
-        x = jnp.einsum("bcv,vd->bcd", x, table.astype(self.dtype))
+        places, columns = inputs.get("places", inputs["slots"]), inputs.get("columns")
+        x = sparse.product(places, inputs["values"].astype(self.dtype), table.astype(self.dtype), columns)
         self.sow("intermediates", "gene_embed", x)
         if self.pe != "none":
             position = Position(self.pe, self.pe_missing, name="position")
@@ -144,6 +144,7 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
     """Return the FLOPs of one forward pass, with `embed` of what the cells' embeddings take of it; see the contract."""
     n_bags, n_cells = inputs["cell_mask"].shape
     rows, d, z, g = inputs["counts"].shape[1], model.enc_hid, model.latent_dim, model.n_genes
+    read = len(inputs["columns"]) if "columns" in inputs else g
     heads, inner = model.enc_head, FAVOR_SIZE * model.enc_head
     block = {
         "flowformer": 8 * d * d + 2 * d * d // heads,
@@ -157,7 +158,7 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
     latent |= {"gmvae_paper": 2 * d * z + z * model.num_clusters, "vae": 2 * d * z, "ae": d * z, "none": 0}
     if embed:  # the mean alone: no variances, no clusters' densities
         latent |= {"gmvae": latent["gmvae"] - 512 * z - 2 * model.num_clusters * z, "gmvae_paper": d * z, "vae": d * z}
-    per_cell = g * d + d * d + model.enc_layers * block + latent[model.latent_mod]
+    per_cell = read * d + d * d + model.enc_layers * block + latent[model.latent_mod]
     per_row = (model.dec_layers - 1) * model.dec_hid**2 + model.dec_hid * (
         z - model.dec_hid if model.dec_layers > 1 else 0
     )
@@ -169,4 +170,5 @@ def flops(model: Model, inputs: dict[str, Any], embed: bool = False) -> float:
 
 def input_flops(model: Model, inputs: dict[str, Any]) -> float:
     """Return the FLOPs of the embedder's first product, of the counts themselves with a vector for each gene."""
-    return 2.0 * math.prod(inputs["cell_mask"].shape) * model.n_genes * model.enc_hid
+    read = len(inputs["columns"]) if "columns" in inputs else model.n_genes
+    return 2.0 * math.prod(inputs["cell_mask"].shape) * read * model.enc_hid
