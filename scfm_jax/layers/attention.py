@@ -38,19 +38,28 @@ def flow_attention(q: Array, k: Array, v: Array, mask: Array, asking: Array | No
 
     The released CellPLM divides by the incoming flow only, which is what is done here. `asking`: the real
     queries, where they differ from the real keys.
+
+    Sums over cells and over K are products of matrices, heads first: sums that XLA fuses into what is made of them are
+    worked out anew for every cell, so that time grew with the square of the cells.
     """
-    real = mask[:, :, None, None].astype(jnp.float32)  # [B, T, 1, 1]
-    sinks = real if asking is None else asking[:, :, None, None].astype(jnp.float32)
-    q = jax.nn.sigmoid(q.astype(jnp.float32)) * sinks
-    k = jax.nn.sigmoid(k.astype(jnp.float32)) * real
-    incoming = 1 / ((q + eps) * (k.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
-    outgoing = 1 / ((k + eps) * (q.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
-    sink = ((q + eps) * ((k * outgoing).sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
-    source = ((k + eps) * ((q * incoming).sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
+    real = mask[:, None].astype(jnp.float32)  # [B, 1, T]
+    sinks = real if asking is None else asking[:, None].astype(jnp.float32)
+    q, k, v = (x.astype(jnp.float32).swapaxes(1, 2) for x in (q, k, v))  # [B, H, T, K]
+    q, k = jax.nn.sigmoid(q) * sinks[..., None], jax.nn.sigmoid(k) * real[..., None]
+
+    def flow(x: Array, others: Array) -> Array:  # [B, H, T, K], [B, H, K] -> [B, H, T]
+        return jnp.einsum("bhck,bhk->bhc", x + eps, others + eps)
+
+    def total(x: Array, weight: Array) -> Array:  # [B, H, T, K], [B, H, T] -> [B, H, K]
+        return jnp.einsum("bhck,bhc->bhk", x, weight)
+
+    incoming, outgoing = 1 / flow(q, k.sum(2)), 1 / flow(k, q.sum(2))
+    sink, source = flow(q, total(k, outgoing)), flow(k, total(q, incoming))
     source = jnp.where(real > 0, jnp.clip(source, -1, 1), -jnp.inf)
-    competition = jax.nn.softmax(source, axis=1, where=real > 0) * real.sum(1, keepdims=True)
-    values = jnp.einsum("bchk,bchd->bhkd", k, v * competition)
-    return jax.nn.sigmoid(sink) * jnp.einsum("bchk,bhkd->bchd", q * incoming, values)
+    competition = jax.nn.softmax(source, axis=2, where=real > 0) * real.sum(2, keepdims=True)
+    values = jnp.einsum("bhck,bhcd->bhkd", k, v * competition[..., None])
+    y = jnp.einsum("bhck,bhkd->bhcd", q * incoming[..., None], values)
+    return (jax.nn.sigmoid(sink)[..., None] * y).swapaxes(1, 2)
 
 
 def exact_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
