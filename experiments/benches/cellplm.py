@@ -14,6 +14,7 @@ About 1,750 expressed genes a cell, AdamW. Two floors, of which the larger binds
           about ten passes over 750 x 19,374 float32, 0.6 GB
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -64,6 +65,44 @@ def case(row: str, small: bool) -> Case:
         constants={"slots": jnp.asarray(slots, jnp.int32), "measured": jnp.ones((n_studies, n_genes), bool)},
         optimizer={"name": "adamw", "learning_rate": 2e-4, "weight_decay": 1e-8},
     )
+
+
+def beside(row: str) -> tuple[str, Callable[[], None]] | None:
+    """Return (name, a training step) in torch of a row of FEWER genes; None of another, or without torch."""
+    return _restated(row, infer=False)
+
+
+def infer_beside(row: str) -> tuple[str, Callable[[], None]] | None:
+    """Return (name, an embedding) in torch, as `beside` does."""
+    return _restated(row, infer=True)
+
+
+def _restated(row: str, infer: bool) -> tuple[str, Callable[[], None]] | None:
+    if row not in FEWER:
+        return None
+    try:
+        import torch
+    except ImportError:
+        return None
+    from experiments.benches import torch_cellplm
+
+    n_cells, n_genes = FEWER[row]
+    bags, genes = bag(n_cells, n_genes), torch.arange(n_genes)
+    model = torch_cellplm.Annotator(N_GENES, TYPES)
+    counts = torch_cellplm.sparse(np.asarray(bags.genes[0]), np.asarray(bags.counts[0]), n_genes)
+    types = torch.randint(TYPES, (n_cells,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=1e-8)
+
+    def step() -> None:
+        torch.nn.functional.cross_entropy(model.train()(counts, genes), types).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def embed() -> None:
+        with torch.no_grad():
+            model.eval().embed(counts, genes)
+
+    return f"restated, torch {torch.__version__}", embed if infer else step
 
 
 def parts(module: ModuleType, case: Case, params: Any, inputs: Any, rngs: dict) -> dict[str, tuple]:

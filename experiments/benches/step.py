@@ -6,6 +6,8 @@ A model brings `experiments/benches/<model>.py` with
   INFER              optional: the same of its inference
   case(row, small)   a `Case`: network, options, data and optimiser of that row; `small` shrinks everything, to test the
                      bench itself
+  beside(row)        optional: (name, function) of a step of the same sizes by another library, None where it cannot
+                     be run; infer_beside: the same of inference
   parts(...)         optional: (module, case, params, inputs, rngs) -> {part: (function, arguments)}, besides the parts
                      that all have: prepare, forward, backward, optimiser
 
@@ -142,10 +144,12 @@ def step_rows(
     return [whole, *({"part": name} | timing for name, timing in timed.items()), *original]
 
 
-def _compared(bench: ModuleType, row: str, ours: float, seconds: float) -> list[dict]:
-    """Return a row for what was recorded of the original's step, and one for what can be run here, with the ratio."""
-    rows = [{"part": "the original, as recorded"} | bench.ROWS[row]] if bench.ROWS[row] else []
-    beside = bench.beside(row) if hasattr(bench, "beside") else None
+def _compared(bench: ModuleType, row: str, ours: float, seconds: float, infer: bool = False) -> list[dict]:
+    """Return a row for what was recorded of the original's step or inference, and one for what can be run here."""
+    recorded = getattr(bench, "INFER" if infer else "ROWS", {}).get(row)
+    rows = [{"part": "the original, as recorded"} | recorded] if recorded else []
+    restated = getattr(bench, "infer_beside" if infer else "beside", None)
+    beside = restated(row) if restated else None
     if beside is not None:
         name, function = beside
         timing = _repeat(lambda _: function(), None, seconds)[0]
@@ -185,8 +189,7 @@ def infer_rows(
     timing = measure(embed, (variables, case.batch, case.constants), seconds)
     ours = {"part": f"inference, {row}"} | timing | {"cells_per_s": int(case.batch.cell_mask.sum()) / timing["s"]}
     ours |= {"peak_gb": _peak_bytes() / 1e9, "import_gb": before}
-    recorded = getattr(bench, "INFER", {}).get(row)
-    return [ours, *([{"part": "the original, as recorded"} | recorded] if recorded and not small else [])]
+    return [ours, *([] if small else _compared(bench, row, ours["s"], seconds, infer=True))]
 
 
 def plan_rows(model: str, small: bool = False, row: str | None = None, dtype: str | None = None) -> list[dict]:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.product import product
 from scfm_jax.types import Array
 
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
@@ -27,7 +28,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [..., D] -> [..., F]
         kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", bias_uniform(x.shape[-1]), (self.features,)).astype(self.dtype)
         return y

@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers import attention, norms, prefix
 from scfm_jax.layers.linear import Dense, SpectralDense
+from scfm_jax.layers.product import gelu
 from scfm_jax.layers.remat import REMAT
 from scfm_jax.types import Array
 
@@ -91,7 +91,7 @@ class Block(nn.Module):
             y = Attention(*options, name="attention")(self.block_norm("norm1")(x), mask)
             self.sow("intermediates", "attended", y)
             x = x + (y if self.kind == "performer" else drop(y))
-            y = jax.nn.gelu(self.linear(2 * width, "mlp_in")(self.block_norm("norm2")(x)), approximate=False)
+            y = gelu(self.linear(2 * width, "mlp_in")(self.block_norm("norm2")(x)))
             x = x + drop(self.linear(width, "mlp_out")(drop(y)))
         self.sow("intermediates", "output", x)
         return x, None
