@@ -1,0 +1,137 @@
+"""GEARS' head among the methods of `experiments.predict_perturbation`: alone, and on what each run says of genes.
+
+"GEARS" knows genes by a table of its own; "GEARS, RUN" has the run's representation of each gene in the control cell in
+its place, through a learned linear layer, and "GEARS, RUN, random twin" that of the same network with random weights.
+A fit takes minutes. What else than a preset's a table was made with is part of the method's name.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from data_pipeline.files import h5ad
+from data_pipeline.genes import go_graph, graph_file, vocab
+from experiments.analyses import annotation
+from experiments.analyses.perturbation_data import Data, Plan
+from experiments.analyses.predicted_perturbation import CELLS, Method, Prediction, go_terms
+from scfm_jax import api
+from scfm_jax.api import gene_features
+from scfm_jax.tasks.perturbation import gears, gears_fit, pairs, scores, splits
+from scfm_jax.tasks.perturbation.gears_fit import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the flags of the command say of heads.
+
+    Attributes:
+      settings: of the head. cells: of a condition to learn from, 0 for all. controls: of a group that are looked at.
+      graph: file of `experiments.go_graph`; made of the plan's GO annotations where left out.
+    """
+
+    settings: Settings = Settings()
+    cells: int = 0
+    controls: int = 1000
+    graph: str | None = None
+
+    def words(self) -> str:
+        """Return what is not as it is by default, for the names of methods: " (3 epochs, 50 cells)", or nothing."""
+        s, default = self.settings, Options()
+        said = [f"preset {s.preset}"] if s.preset != default.settings.preset else []
+        said += [f"h {s.width}"] if s.width else []
+        said += [f"{s.epochs} epochs"] if s.epochs else []
+        said += [f"{self.cells} cells"] if self.cells else []
+        said += [f"{self.controls} controls"] if self.controls != default.controls else []
+        return f" ({', '.join(said)})" if said else ""
+
+
+def methods(plan: Plan, data: Data, out: pathlib.Path, runs: Sequence[str], options: Options) -> list[Method]:
+    """Return GEARS alone, and for each run GEARS on its genes in control cells and on those of its twin."""
+    edges = graph_edges(options.graph, plan.go, data, plan.gene_table)
+    chosen = pairs.controls(data.screen, options.controls)
+    at = data.at(sorted({gene for of in data.screen.targets.values() for gene in of}))
+    alone = pairs.Pairs(data.screen, at, len(data.names), chosen, options.cells or None)
+    make = functools.partial(_method, alone, gears.go_graph(*edges, len(data.names)), options.settings)
+    listed = [make(f"GEARS{options.words()}")]
+    loaded = [(api.load(source), annotation.name_of(out, source)) for source in runs]
+    where = _where(plan, out, np.unique(np.concatenate(list(chosen.values())))) if runs else {}
+
+    @functools.lru_cache(maxsize=1)  # gigabytes each
+    def of_cells(number: int, twin: int | None) -> pairs.CellFeatures:
+        run = loaded[number][0] if twin is None else loaded[number][0].twin(twin)
+        return gene_features.of_cells(run, names=data.names, second=data.second, say=lambda _: None, **where)
+
+    for i, (_, name) in enumerate(loaded):
+        listed.append(make(f"GEARS, {name}{options.words()}", lambda _, i=i: of_cells(i, None)))
+        listed.append(make(f"GEARS, {name}, random twin{options.words()}", lambda seed, i=i: of_cells(i, seed)))
+    return listed
+
+
+def _where(plan: Plan, out: pathlib.Path, rows: np.ndarray) -> dict[str, Any]:
+    """Return which cells the runs are shown, and where what they say of them is kept."""
+    if plan.logged:
+        raise ValueError(
+            "logged=True: a run needs raw counts of control cells: give a file of counts, or leave runs out"
+        )
+    least = {"min_mapped": plan.reading.get("min_mapped"), "gene_table": plan.gene_table}
+    return {"source": plan.input, "rows": rows, "keep": out / "features", **least, **h5ad.place(plan.reading)}
+
+
+def _method(
+    alone: pairs.Pairs,
+    graph: Any,
+    settings: Settings,
+    name: str,
+    features: Callable[[int], pairs.CellFeatures] | None = None,
+) -> Method:
+    """Return the head fitted anew for every split and seed."""
+
+    def predict(split: splits.Split, seed: int) -> Prediction:
+        of = dataclasses.replace(alone, features=features(seed)) if features else alone
+        fitted = gears_fit.fit(of, split.train, split.validation, graph, settings, seed)
+        said = [gears_fit.predict(fitted, of, condition) for condition in split.test]
+        s = of.screen
+        true = [s.dense(s.rows[condition], CELLS, 1) for condition in split.test]
+        energy = [scores.energy_distance(cells[:CELLS], y) for (_, cells), y in zip(said, true, strict=True)]
+        effects = np.stack([effect for effect, _ in said])
+        return {"effects": effects, "energy": np.array(energy), "epoch": fitted.epoch, "history": fitted.history}
+
+    return Method(name, predict, varies=True)
+
+
+def graph_edges(
+    graph: str | None, go: str | None, data: Data, gene_table: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (source, target, weight) of the GO graph among the genes of a screen, from a graph file or annotations.
+
+    ValueError where there is neither, or none of the screen's genes is in it.
+    """
+    if graph:
+        read = graph_file.read(graph)
+        table = vocab.read_table(gene_table) if gene_table else None
+        index = vocab.map_genes(data.names, read.genes, ensembl=data.second, table=table, min_mapped=None).index
+        place = np.full(len(read.genes), -1)
+        place[index[index >= 0]] = np.flatnonzero(index >= 0)
+        kept = (place[read.source] >= 0) & (place[read.target] >= 0)
+        edges = place[read.source[kept]], place[read.target[kept]], read.weight[kept]
+        genes = read.genes
+    elif go:
+        terms, index = go_terms(go, data.names, data.second)
+        genes = [""] * terms.shape[0]
+        mine = sparse.diags((index >= 0).astype(int)) @ terms[np.maximum(index, 0)].astype(int)
+        limits = {name: go_graph.READINGS["code"][name] for name in ("cut", "top", "self_edge")}
+        edges = go_graph.neighbours(sparse.csr_matrix(mine.astype(bool)), **limits)
+    else:
+        raise ValueError("heads=gears: needs the genes' GO graph: give graph=FILE of experiments.go_graph, or go=FILE")
+    if not len(edges[0]) or not (index >= 0).any():
+        some = ", ".join(name for name in genes[:3] if name)
+        raise ValueError(
+            f"{graph or go}: no edge between genes of the input ({len(genes):,} genes{f', {some} ...' if some else ''}); "
+            "check the species, or give a gene_table that knows both names"
+        )
+    return edges
