@@ -15,14 +15,15 @@ import numpy as np
 from scipy import sparse
 
 from data_pipeline.files import h5ad
-from data_pipeline.genes import go_graph, graph_file, vocab
+from data_pipeline.genes import go_graph
 from experiments.analyses import annotation
 from experiments.analyses.perturbation_data import Data, Plan
 from experiments.analyses.predicted_perturbation import CELLS, Method, Prediction, go_terms
 from scfm_jax import api
-from scfm_jax.api import gene_features
+from scfm_jax.api import gene_features, screens
 from scfm_jax.tasks.perturbation import gears, gears_fit, pairs, scores, splits
 from scfm_jax.tasks.perturbation.gears_fit import Settings
+from scfm_jax.tasks.perturbation.screen import Screen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +35,17 @@ class Options:
       graph: file of `experiments.go_graph`; made of the plan's GO annotations where left out.
     """
 
-    settings: Settings = Settings()
+    settings: Settings = dataclasses.field(default_factory=Settings)
     cells: int = 0
     controls: int = 1000
     graph: str | None = None
 
-    def words(self) -> str:
+    def words(self, gears: bool = True) -> str:
         """Return what is not as it is by default, for the names of methods: " (3 epochs, 50 cells)", or nothing."""
         s, default = self.settings, Options()
-        said = [f"preset {s.preset}"] if s.preset != default.settings.preset else []
-        said += [f"h {s.width}"] if s.width else []
+        said = [f"preset {s.preset}"] if gears and s.preset != default.settings.preset else []
+        said += [f"h {s.width}"] if gears and s.width else []
+        said += [f"decay {s.decay:g}"] if gears and s.decay != default.settings.decay else []
         said += [f"{s.epochs} epochs"] if s.epochs else []
         said += [f"{self.cells} cells"] if self.cells else []
         said += [f"{self.controls} controls"] if self.controls != default.controls else []
@@ -75,9 +77,7 @@ def methods(plan: Plan, data: Data, out: pathlib.Path, runs: Sequence[str], opti
 def _where(plan: Plan, out: pathlib.Path, rows: np.ndarray) -> dict[str, Any]:
     """Return which cells the runs are shown, and where what they say of them is kept."""
     if plan.logged:
-        raise ValueError(
-            "logged=True: a run needs raw counts of control cells: give a file of counts, or leave runs out"
-        )
+        raise ValueError("logged=True: runs read raw counts of control cells: give a file of counts, or leave runs out")
     least = {"min_mapped": plan.reading.get("min_mapped"), "gene_table": plan.gene_table}
     return {"source": plan.input, "rows": rows, "keep": out / "features", **least, **h5ad.place(plan.reading)}
 
@@ -95,43 +95,29 @@ def _method(
         of = dataclasses.replace(alone, features=features(seed)) if features else alone
         fitted = gears_fit.fit(of, split.train, split.validation, graph, settings, seed)
         said = [gears_fit.predict(fitted, of, condition) for condition in split.test]
-        s = of.screen
-        true = [s.dense(s.rows[condition], CELLS, 1) for condition in split.test]
-        energy = [scores.energy_distance(cells[:CELLS], y) for (_, cells), y in zip(said, true, strict=True)]
-        effects = np.stack([effect for effect, _ in said])
-        return {"effects": effects, "energy": np.array(energy), "epoch": fitted.epoch, "history": fitted.history}
+        return prediction(of.screen, split.test, said) | {"epoch": fitted.epoch, "history": fitted.history}
 
     return Method(name, predict, varies=True)
 
 
-def graph_edges(
-    graph: str | None, go: str | None, data: Data, gene_table: Sequence[str] = ()
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def prediction(screen: Screen, names: Sequence[str], said: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Return effects [A, G] and energy distances [A] of conditions by (effect, predicted cells) of each."""
+    true = [screen.dense(screen.rows[name], CELLS, 1) for name in names]
+    energy = [scores.energy_distance(cells[:CELLS], y) for (_, cells), y in zip(said, true, strict=True)]
+    return {"effects": np.stack([effect for effect, _ in said]), "energy": np.array(energy)}
+
+
+def graph_edges(graph: str | None, go: str | None, data: Data, gene_table: Sequence[str] = ()) -> screens.Edges:
     """Return (source, target, weight) of the GO graph among the genes of a screen, from a graph file or annotations.
 
     ValueError where there is neither, or none of the screen's genes is in it.
     """
     if graph:
-        read = graph_file.read(graph)
-        table = vocab.read_table(gene_table) if gene_table else None
-        index = vocab.map_genes(data.names, read.genes, ensembl=data.second, table=table, min_mapped=None).index
-        place = np.full(len(read.genes), -1)
-        place[index[index >= 0]] = np.flatnonzero(index >= 0)
-        kept = (place[read.source] >= 0) & (place[read.target] >= 0)
-        edges = place[read.source[kept]], place[read.target[kept]], read.weight[kept]
-        genes = read.genes
-    elif go:
-        terms, index = go_terms(go, data.names, data.second)
-        genes = [""] * terms.shape[0]
-        mine = sparse.diags((index >= 0).astype(int)) @ terms[np.maximum(index, 0)].astype(int)
-        limits = {name: go_graph.READINGS["code"][name] for name in ("cut", "top", "self_edge")}
-        edges = go_graph.neighbours(sparse.csr_matrix(mine.astype(bool)), **limits)
-    else:
+        return screens.graph_edges(data, graph, gene_table)
+    if not go:
         raise ValueError("heads=gears: needs the genes' GO graph: give graph=FILE of experiments.go_graph, or go=FILE")
-    if not len(edges[0]) or not (index >= 0).any():
-        some = ", ".join(name for name in genes[:3] if name)
-        raise ValueError(
-            f"{graph or go}: no edge between genes of the input ({len(genes):,} genes{f', {some} ...' if some else ''}); "
-            "check the species, or give a gene_table that knows both names"
-        )
-    return edges
+    terms, index = go_terms(go, data.names, data.second)
+    mine = sparse.diags((index >= 0).astype(int)) @ terms[np.maximum(index, 0)].astype(int)
+    limits = {name: go_graph.READINGS["code"][name] for name in ("cut", "top", "self_edge")}
+    edges = go_graph.neighbours(sparse.csr_matrix(mine.astype(bool)), **limits)
+    return screens.with_edges(edges, go, data.names)

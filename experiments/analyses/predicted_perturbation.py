@@ -68,9 +68,7 @@ def methods(
     listed = [Method("no change", functools.partial(_no_change, data)), Method("training mean", _simple(data, "mean"))]
     if any(len(of) > 1 for of in data.screen.targets.values()):
         listed += [Method("matching mean", _simple(data, "matching")), Method("additive", _simple(data, "additive"))]
-    if (
-        kinds and plan.split != "one_group_out"
-    ):  # else conditions differ in their group, of which gene vectors say nothing
+    if kinds and plan.split != "one_group_out":  # which gene vectors say nothing of
         listed.append(Method(f"ridge, PCA-{baselines.COMPONENTS}", functools.partial(_ridge_on_components, data)))
         listed += [_ridge(data, *named) for named in _vectors(plan, data, out, runs, kinds)]
     return [*listed, *trained, Method(CEILING, functools.partial(_ceiling, data), varies=True)]
@@ -98,6 +96,16 @@ def _vectors(
             label = name if kind == "auto" else f"{name}, {kind}"
             yield label, functools.partial(_of_run, run, options), False
             yield f"{label}, random twin", functools.partial(_of_twin, run, options), True
+
+
+def vectors_of_run(
+    plan: Plan, data: Data, out: pathlib.Path, run: api.Run
+) -> Callable[[int | None], features.GeneVectors]:
+    """Return a function that gives a run's vectors of `data.names`, those of its twin for a seed."""
+    asked = {"names": data.names, "second": data.second, "gene_table": plan.gene_table, "say": lambda _: None}
+    if not gene_features.kinds(run):
+        asked |= _context(plan, data) | {"keep": out / "features"}
+    return lambda seed: _of_run(run, asked, 0) if seed is None else _of_twin(run, asked, seed)
 
 
 def _of_run(run: api.Run, options: Mapping[str, Any], _: int) -> features.GeneVectors:

@@ -22,6 +22,8 @@ from scfm_jax.tasks.perturbation.pairs import Pairs
 
 SIMILAR, LEAST = 20, 0.4
 """Genes that each is joined with by co-expression, and the least |Pearson| of those, as GEARS has them."""
+TRAININGS = {"gears": dataclasses.replace(gears.TRAINING, rows=32, sums=1, epochs=20)}
+"""GEARS' own training updates after each batch of 32; the other presets add up 8 of 64, which suits large screens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +31,15 @@ class Settings:
     """How the head is made and trained.
 
     Attributes:
-      preset: of `gears.PRESETS`. width: h, that of the preset where left out. epochs: those of `gears.TRAINING`.
+      preset: of `gears.PRESETS`. width: h. epochs: at most. Those of the preset, where left out.
+      decay: factor of the learning rate after every epoch; published 0.5, which ends the training of a screen of few
+        cells before it has begun.
     """
 
     preset: str = "gears"
     width: int | None = None
     epochs: int | None = None
+    decay: float = gears.TRAINING.decay
 
     def head(self, n_genes: int) -> heads.Head:
         """Return the head for G genes; its features go through a linear layer whatever their width."""
@@ -43,7 +48,8 @@ class Settings:
 
     def training(self) -> heads.Training:
         """Return how it is trained."""
-        return dataclasses.replace(gears.TRAINING, epochs=self.epochs or gears.TRAINING.epochs)
+        training = TRAININGS.get(self.preset, gears.TRAINING)
+        return dataclasses.replace(training, epochs=self.epochs or training.epochs, decay=self.decay)
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ Whatever the split, arrays have the same shapes: conditions have the same number
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -46,6 +47,17 @@ class CellFeatures:
         taken[:, self.index < 0] = values[:, self.index[self.index >= 0]].mean(1, keepdims=True)
         return taken.astype(np.float32)
 
+    def batch(self, rows: np.ndarray, _: np.ndarray) -> heads.Rows:
+        """Return what a batch of cells has of them, whatever is done to the cells."""
+        return {"features": self.of(rows)}
+
+
+class OfCells(Protocol):
+    """What a model says of control cells, for a head that reads it."""
+
+    def batch(self, rows: np.ndarray, condition: np.ndarray) -> heads.Rows:
+        """Return arrays by name of cells of the screen [b], which are to be in some conditions [b]."""
+
 
 @dataclasses.dataclass
 class Pairs:
@@ -54,7 +66,7 @@ class Pairs:
     Attributes:
       screen: its cells. places: of each target among the genes. n_genes: G, targets that were not measured included.
       controls: control cells that stand for x, of each group. most: cells of a condition; None for all.
-      features: of these control cells, if a model is asked.
+      features: what a model says of these control cells, if one is asked.
     """
 
     screen: Screen
@@ -62,7 +74,7 @@ class Pairs:
     n_genes: int
     controls: dict[str, np.ndarray]
     most: int | None = None
-    features: CellFeatures | None = None
+    features: OfCells | None = None
 
     @property
     def control(self) -> int:
@@ -77,7 +89,7 @@ class Pairs:
         return flags
 
     def examples(self, names: Sequence[str], seed: int, fill: int = 1, control: bool = False) -> heads.Examples:
-        """Return pairs of conditions: x, y [n, G], flags, condition, features.
+        """Return pairs of conditions: x, y, flags [n, G], condition [n], and what `features` say.
 
         Args:
           names: of the conditions. control: and of controls.
@@ -110,8 +122,8 @@ class Pairs:
 
         def take(rows: np.ndarray) -> heads.Rows:
             batch = {"x": self.dense(x[rows]), "y": self.dense(y[rows]), "condition": condition[rows].astype(np.int32)}
-            batch["flags"] = flags[condition[rows]].astype(np.float32)
-            return batch if self.features is None else batch | {"features": self.features.of(x[rows])}
+            batch |= {"flags": flags[condition[rows]].astype(np.float32)}
+            return batch | (self.features.batch(x[rows], condition[rows]) if self.features else {})
 
         return heads.Examples(len(x), take)
 
