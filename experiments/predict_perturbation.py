@@ -50,6 +50,11 @@ OPTIONS = cli.options(
     cells=(int, 0, "Cells of a condition that heads learn from, drawn at random; 0 for all.", 0),
     controls=(int, 1000, "Control cells, of each group, that heads look at.", 10),
     graph=(str, None, "GO graph for GEARS, a file of experiments.go_graph; made of --go, if left out."),
+    save_heads=(
+        bool,
+        False,
+        "Also fit GEARS on each run to all conditions: OUT/heads/RUN.safetensors for Run.perturb.",
+    ),
     min_mapped=(float, 0.01, "Least share of genes that a run must know where its vectors are means over cells.", 0, 1),
     seeds=(int, 3, "Number of seeds: of twins, random vectors, halves, and of folds and simulation splits.", 1),
 )
@@ -88,11 +93,13 @@ def main(_) -> None:
     makers = {"gears": predicted_by_gears.methods, "cellplm": predicted_by_cells.methods}
     asked = [makers[head] for head in HEADS[1:] if head in FLAGS.heads]
     trained = [method for make in asked for method in make(plan, data, out, FLAGS.runs, options)]
-    kinds = FLAGS.vectors if "ridge" in FLAGS.heads else []
+    kinds = FLAGS.vectors if "ridge" in FLAGS.heads else None
     listed = analysis.methods(plan, data, out, FLAGS.runs, kinds, trained)
     rows = analysis.fill(plan, data, out, listed, FLAGS.seeds)
     about = data.titled(f"Perturbations of {pathlib.Path(FLAGS.input).name} predicted: {FLAGS.split.replace('_', ' ')}")
     print(perturbation_table.write(out, rows, {method.name: method.note for method in listed}, about))
+    for path in predicted_by_gears.save_heads(plan, out, FLAGS.runs, options) if FLAGS.save_heads else ():
+        print(f"{path}: for Run.perturb")
 
 
 if __name__ == "__main__":

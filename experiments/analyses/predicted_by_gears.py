@@ -107,6 +107,25 @@ def prediction(screen: Screen, names: Sequence[str], said: Sequence[tuple[np.nda
     return {"effects": np.stack([effect for effect, _ in said]), "energy": np.array(energy)}
 
 
+def save_heads(plan: Plan, out: pathlib.Path, runs: Sequence[str], options: Options) -> list[pathlib.Path]:
+    """Fit GEARS on each run to all conditions, for `Run.perturb`, and return the files OUT/heads/RUN.safetensors.
+
+    A file that is there is left as it is.
+    """
+    if not options.graph:
+        raise ValueError("save_heads=True: needs graph=FILE of experiments.go_graph")
+    names = ("column", "control", "separator", "groups", "filter", "targets", "least", "depth", "gene_table")
+    asked = {name: getattr(plan, name) for name in names} | dict(plan.reading)
+    asked |= {"cells": options.cells or None, "controls": options.controls, "keep": out / "features"}
+    s, files = options.settings, []
+    for source in runs:
+        files.append(out / "heads" / f"{annotation.name_of(out, source)}{options.words()}.safetensors")
+        if not files[-1].exists():
+            settings = {"preset": s.preset, "hidden": s.width, "epochs": s.epochs, "decay": s.decay}
+            api.load(source).fit_perturbations(plan.input, graph=options.graph, **settings, **asked).save(files[-1])
+    return files
+
+
 def graph_edges(graph: str | None, go: str | None, data: Data, gene_table: Sequence[str] = ()) -> screens.Edges:
     """Return (source, target, weight) of the GO graph among the genes of a screen, from a graph file or annotations.
 

@@ -56,19 +56,24 @@ class Method:
 
 
 def methods(
-    plan: Plan, data: Data, out: pathlib.Path, runs: Sequence[str], kinds: Sequence[str], trained: Sequence[Method] = ()
+    plan: Plan,
+    data: Data,
+    out: pathlib.Path,
+    runs: Sequence[str],
+    kinds: Sequence[str] | None,
+    trained: Sequence[Method] = (),
 ) -> list[Method]:
     """Return the methods of the table: baselines, bilinear ridge on every kind of gene vectors, heads, the ceiling.
 
     Args:
-      kinds: of gene vectors of runs and twins; none leaves out all bilinear ridges.
+      kinds: of gene vectors of runs and twins; None leaves out all bilinear ridges.
       trained: heads that train (`predicted_by_gears`): each fits on split.train, chooses its epoch on split.validation,
         and predicts split.test; it varies with the seed.
     """
     listed = [Method("no change", functools.partial(_no_change, data)), Method("training mean", _simple(data, "mean"))]
     if any(len(of) > 1 for of in data.screen.targets.values()):
         listed += [Method("matching mean", _simple(data, "matching")), Method("additive", _simple(data, "additive"))]
-    if kinds and plan.split != "one_group_out":  # which gene vectors say nothing of
+    if kinds is not None and plan.split != "one_group_out":  # which gene vectors say nothing of
         listed.append(Method(f"ridge, PCA-{baselines.COMPONENTS}", functools.partial(_ridge_on_components, data)))
         listed += [_ridge(data, *named) for named in _vectors(plan, data, out, runs, kinds)]
     return [*listed, *trained, Method(CEILING, functools.partial(_ceiling, data), varies=True)]

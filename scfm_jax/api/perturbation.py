@@ -93,6 +93,7 @@ def fit(
     decay: float = gears.TRAINING.decay,
     cells: int | None = None,
     controls: int = CONTROLS,
+    validation: float = 0.1,
     seed: int = 0,
     gene_table: Sequence[str | os.PathLike] = (),
     min_mapped: float | None = 0.01,
@@ -100,12 +101,14 @@ def fit(
     say: Callable[[str], None] = print,
     **reading: Any,
 ) -> PerturbationHead:
-    """Return GEARS' head on a run's genes, fitted to all conditions of a screen but a tenth that choose the epoch.
+    """Return GEARS' head on a run's genes, fitted to the conditions of a screen.
 
     Args:
       screen: AnnData or file of raw counts of control and perturbed cells.
       graph: file of `experiments.go_graph`: the GO graph of genes.
       preset, hidden, epochs, decay: of `gears_fit.Settings`.
+      validation: share of conditions that choose the epoch and are not learnt from, so that it is the best for targets
+        that were not seen; 0 for the last epoch, better for those that were.
       cells: of a condition to learn from; None for all. controls: control cells at most.
       min_mapped: least share of the screen's genes that the run must know. keep: folder for features, of a file.
       reading: of `screens.read`: column, control, separator, filter, targets, least, depth, layer, raw, round.
@@ -123,7 +126,10 @@ def fit(
     options = {"rows": rows, "keep": keep, "gene_table": gene_table, "min_mapped": min_mapped, "say": say}
     features = gene_features.of_cells(run, screen, names, data.second, **options, **h5ad.place(reading))
     of = pairs.Pairs(data.screen, data.at(targets), len(names), chosen, cells, features)
-    settings, split = gears_fit.Settings(preset, hidden, epochs, decay), splits.none_out(data.screen.targets, seed=seed)
+    settings, split = (
+        gears_fit.Settings(preset, hidden, epochs, decay),
+        splits.none_out(data.screen.targets, validation, seed),
+    )
     fitted = gears_fit.fit(of, split.train, split.validation, gears.go_graph(*edges, len(names)), settings, seed)
     meta = {
         "genes": names,

@@ -13,7 +13,7 @@ from scfm_jax.api import perturbation
 from tests.experiments.test_predict_perturbation import QUIET, TARGETS, TRUE, mean, screen
 from tests.harness import suites
 
-SETTINGS = {"hidden": 8, "epochs": 12, "decay": 0.95}
+SETTINGS = {"hidden": 8, "epochs": 15, "decay": 0.95, "validation": 0.0}
 
 
 def written_graph(path, genes=suites.GENES) -> str:
@@ -87,7 +87,7 @@ def test_heads_stand_in_the_table_beside_their_twins_and_a_killed_table_goes_on_
         "CellPLM's head, run, frozen",
         "CellPLM's head, run, random twin, frozen",
     ]
-    listed = analysis.methods(plan, data, out, [run], [], trained)
+    listed = analysis.methods(plan, data, out, [run], None, trained)
     rows = analysis.fill(plan, data, out, listed, 1, **QUIET)
     assert set(names) < {row["method"] for row in rows} and all(
         np.isfinite(row["energy"]) for row in rows if row["method"] in names

@@ -79,7 +79,7 @@ def test_coexpression_joins_each_gene_with_those_of_largest_correlation_and_has_
 
 
 def test_the_targets_of_a_cell_are_marked_whether_it_expresses_them_or_not():
-    inputs = {"slots": np.array([[[3, 5, 9]], [[1, 9, 9]]]), "values": np.array([[[0.7, 1.2, 0.0]], [[2.0, 0.0, 0.0]]])}
+    inputs = {"slots": np.array([[[3, 5, 9]], [[1, 9, 9]]]), "values": np.float32([[[0.7, 1.2, 0]], [[2, 0, 0]]])}
     marked = cell_head.marked(inputs, np.array([[5, 9], [4, 9]]))  # 9: no gene
     dense = np.zeros((2, 10))
     for row, slots, values in zip(dense, marked["slots"][:, 0], marked["values"][:, 0], strict=True):
