@@ -1,13 +1,15 @@
 """The table and the pictures of `experiments.interactions`."""
 
 import pathlib
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 
+from data_pipeline.genes.vocab import is_id
 from experiments.analyses.interactions import Predictions, Row
 from experiments.analyses.perturbation_data import Data, Plan
 from experiments.analyses.predicted_perturbation import CEILING
@@ -25,6 +27,7 @@ COLUMNS = {
     "doubles": "doubles",
     "left_out": "left out",
 }
+DIGITS = {"synergy_overlap": 1, "suppression_overlap": 1, "residual_ap": 4, "doubles": 0, "left_out": 0}
 MOST_DRAWN = 4000
 """Points of the scatter of errors."""
 
@@ -84,38 +87,53 @@ def table(rows: Sequence[Row], about: str) -> str:
     parts = [about]
     for preset in dict.fromkeys(row.preset for row in rows):
         of = [row for row in rows if row.preset == preset]
-        expected = output.spread([row.score.get("overlap_expected") for row in of], 1).split(" ")[0]
-        residual = output.spread([row.score.get("residual_ap_expected") for row in of], 3).split(" ")[0]
         how = interaction.PRESETS[preset]
         parts.append(
             f"## {preset}: {how['singles']} singles, {how['genes']} genes, {how['method'].replace('_', ' ')}, "
             f"{'with' if how['intercept'] else 'no'} intercept"
         )
-        lines = []
-        for method in dict.fromkeys(row.method for row in of):
-            score = [row.score for row in of if row.method == method]
-            digits = {"synergy_overlap": 1, "suppression_overlap": 1, "doubles": 0, "left_out": 0}
-            cells = [output.spread([s.get(name) for s in score], digits.get(name, 2)) for name in COLUMNS]
-            lines.append([method, *cells])
+        lines = [[method, *_cells([r.score for r in of if r.method == method])] for method in _methods(of)]
         parts.append(output.markdown(["", *COLUMNS.values()], lines))
-        parts.append(f"By chance {expected} of {interaction.ENDS} at either end, and an AP of residuals of {residual}.")
     parts.append(
         "Magnitude: sqrt(alpha² + beta²) of the fit of a double's effect by those of its singles; sqrt 2 where they "
         f"add up. Largest, smallest: how many of the {interaction.ENDS} at either end of the measured ones are among "
         "the predicted ones. Residuals: what a double does beyond the sum of its singles, gene by gene; those beyond "
-        "an empirical null are to be found. Left out: doubles whose singles do not tell alpha and beta. A dash: all "
-        "predictions are equal, or none is told. The last rows know the measured singles, held-out ones too. "
+        "an empirical null are to be found. In parentheses what chance has. Left out: doubles whose singles do not "
+        "tell alpha and beta. A dash: all predictions are equal, or none is told. The last rows know the measured "
+        "singles, held-out ones too. "
         f'"{CEILING}": one half of the true cells predicts the other.'
     )
     return "\n\n".join(parts)
 
 
+def _methods(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.method for row in rows))
+
+
+def _cells(scores: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the cells of a method, what chance has in parentheses; ends that are all doubles say nothing."""
+    cells = []
+    for name in COLUMNS:
+        value = output.spread([score.get(name) for score in scores], DIGITS.get(name, 2))
+        ends = [score.get("overlap_expected", np.nan) for score in scores]
+        chance = {
+            "overlap": f"{np.mean(ends):.1f}",
+            "ap": f"{np.mean(ends) / interaction.ENDS:.2f}",
+            "residual": f"{np.mean([score.get('residual_ap_expected', np.nan) for score in scores]):.4f}",
+        }
+        kind = "residual" if name == "residual_ap" else name.rpartition("_")[2]
+        trivial = kind in ("overlap", "ap") and min(score["doubles"] for score in scores) <= interaction.ENDS
+        cells.append("–" if trivial else f"{value} ({chance[kind]})" if kind in chance and value != "–" else value)
+    return cells
+
+
 def scatter(rows: Sequence[Row], title: str) -> bytes:
     """Draw predicted against measured magnitudes, a panel for each method by the first preset and seed, as PNG."""
     first = [row for row in rows if row.preset == rows[0].preset and row.seed == rows[0].seed]
+    first = [row for row in first if np.isfinite(row.predicted).any()]  # no change tells no magnitude
     across = min(4, len(first))
     down = -(-len(first) // across)
-    figure = Figure(figsize=(0.6 + 2.7 * across, 0.9 + 2.7 * down), layout="constrained")
+    figure = Figure(figsize=(0.6 + 2.7 * across, 0.9 + 2.8 * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     shown = np.concatenate([row.measured for row in first])
     shown = shown[np.isfinite(shown)]
@@ -127,7 +145,7 @@ def scatter(rows: Sequence[Row], title: str) -> bytes:
         axes.plot(np.clip(row.measured, low, high), np.clip(row.predicted, low, high), "o", ms=3.5, alpha=0.7,
                   color=figures.INK if row.method == CEILING else figures.COLOURS[0], mew=0)  # fmt: skip
         value = row.score.get("pearson", np.nan)
-        axes.set_title(names.label(row.method, 34), fontsize=9)
+        axes.set_title(textwrap.fill(names.label(row.method, 66), 34), fontsize=9)
         axes.text(0.04, 0.93, f"r {value:.2f}" if np.isfinite(value) else "r –", transform=axes.transAxes, fontsize=9)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
@@ -151,8 +169,12 @@ def errors(data: Data, of: Predictions, title: str) -> bytes:
     figure = Figure(figsize=(15, height), layout="constrained")
     axes, beside = figure.subplots(1, 2, width_ratios=(4, 1.2))
     image = axes.imshow(error, cmap="cividis", aspect="auto", vmin=0, vmax=float(np.quantile(error, 0.99)) or 1.0)
-    axes.set_yticks(range(len(rows)), [names.label(conditions[rows[i]], 24) for i in order[0]], fontsize=7)
-    genes = [names.label(data.screen.genes[columns[i]], 14) for i in order[1]]
+    called = {
+        name: other if is_id(name) and other else name for name, other in zip(data.names, data.second, strict=True)
+    }
+    shown = ["+".join(called.get(gene, gene) for gene in conditions[rows[i]].split("+")) for i in order[0]]
+    axes.set_yticks(range(len(rows)), [names.label(name, 24) for name in shown], fontsize=7)
+    genes = [names.label(called[data.names[columns[i]]], 14) for i in order[1]]
     axes.set_xticks(range(len(columns)), genes, rotation=90, fontsize=6)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -53,7 +53,7 @@ def read(out: pathlib.Path, say: Callable[[str], None] = print) -> tuple[Plan, D
     file = out / "plan.json"
     if not file.exists():
         raise FileNotFoundError(
-            f"{out}: no table of predicted perturbations; experiments.predict_perturbation makes one"
+            f"{out}: no table of predicted perturbations; make one first (experiments.predict_perturbation)"
         )
     fields = {field.name for field in dataclasses.fields(Plan)}
     described = {name: value for name, value in output.read(file).items() if name in fields}

@@ -60,7 +60,12 @@ def make(
     asked = [tuple(place[i] for i in of) for of in asked]
     matrix, of_genes, listed = matrix[:, kept], of_genes[kept][:, kept], [listed[i] for i in kept]
     what = f"real cells of {pathlib.Path(input).name}, effects over the signed edges of {pathlib.Path(edges).name}"
-    return synthetic_screen.make(matrix, listed, of_genes, asked, cells=cells, what=what, seed=seed)
+    other = dict(zip(names, second, strict=True)) | dict(zip(second, names, strict=True))
+    shown = [other.get(gene) or gene if vocab.is_id(gene) else gene for gene in listed]  # symbols can be read
+    shown = shown if len(set(shown)) == len(shown) else listed
+    made = synthetic_screen.make(matrix, shown, of_genes, asked, cells=cells, what=what, seed=seed)
+    made.var["ensembl_id"] = [gene if vocab.is_id(gene) else "" for gene in listed]
+    return made
 
 
 def _kept(matrix: sparse.csr_matrix, of_genes: sparse.csr_matrix, targets: Sequence[int], number: int) -> list[int]:

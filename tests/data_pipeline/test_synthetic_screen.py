@@ -32,7 +32,7 @@ def test_a_loss_spreads_over_signed_edges_and_two_losses_meet():
 
 def test_cells_are_thinned_to_the_effects_and_are_never_both_control_and_perturbed():
     rng = np.random.default_rng(0)
-    counts = sp.csr_matrix(rng.poisson(60, (100, 6)))
+    counts = sp.csr_matrix(rng.poisson(200, (100, 6)))
     w = synthetic.weights(SOURCE, TARGET, SIGN, 6)
     asked = synthetic.choose(w, 3, 2, seed=1)
     assert asked[:3] == [(0,), (1,), (3,)] and (0, 1) in synthetic.choose(w, 3, 3) and len(asked) == 5
@@ -46,7 +46,7 @@ def test_cells_are_thinned_to_the_effects_and_are_never_both_control_and_perturb
     assert groups["ctrl"].X.mean() == pytest.approx(base, rel=0.05)
     for name, cells in groups.items():
         ratio = np.asarray(cells.X.mean(0)).ravel() / base
-        np.testing.assert_allclose(ratio, np.exp(made.varm["log_fold"][name]), rtol=0.12)
+        np.testing.assert_allclose(ratio, np.exp(made.varm["log_fold"][name]), rtol=0.15)
     for change, what in (
         ({"singles": 4, "doubles": 0}, "singles=4: 3 expressed genes regulate others"),
         ({"singles": 3, "doubles": 4}, "doubles=4: 3 singles have 3 pairs"),

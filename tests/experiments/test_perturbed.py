@@ -10,6 +10,7 @@ from experiments.analyses import predicted_by_cells, predicted_by_gears
 from experiments.analyses import predicted_perturbation as analysis
 from experiments.analyses.perturbation_data import Plan, prepare, read
 from scfm_jax.api import perturbation
+from scfm_jax.tasks import heads
 from tests.experiments.test_predict_perturbation import QUIET, TARGETS, TRUE, mean, screen
 from tests.harness import suites
 
@@ -94,8 +95,12 @@ def test_heads_stand_in_the_table_beside_their_twins_and_a_killed_table_goes_on_
     )
     assert mean(rows, names[1], "mse_top") != mean(rows, names[2], "mse_top")
     assert all(np.isfinite(mean(rows, name, "rmse")) for name in names)
-    files = sorted((out / "predictions").glob("GEARS_run*")) + sorted(
-        (out / "predictions").glob("CellPLM_s_head_run-*")
+    compiled = [f._cache_size() for f in (heads._batch, heads._tally, heads._outputs)]
+    more = analysis.fill(plan, data, out, listed, 2, **QUIET)  # another split
+    assert len(more) > len(rows) and [row for row in more if row["seed"] == 0] == rows
+    assert [f._cache_size() for f in (heads._batch, heads._tally, heads._outputs)] == compiled
+    files = sorted((out / "predictions").glob("GEARS_run*_0_0*")) + sorted(
+        (out / "predictions").glob("CellPLM_s_head_run-*_0_0*")
     )
     assert len(files) >= 2
     for file in files:
