@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
-from flax.core import freeze
 
 from data_pipeline.files import h5ad
 from data_pipeline.genes import vocab
@@ -29,12 +28,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Read:
-    """A head, what it reads of cells, the arguments of `cell_head.fit` for the model in it, the targets it is told."""
+    """A head, what it reads of cells, and the arguments of `cell_head.fit` for the model in it."""
 
     network: CellHead
     vectors: Vectors
     options: dict[str, Any]
-    told: int
 
 
 def tuned(
@@ -80,9 +78,10 @@ def tuned(
         rows, {"cells": Batch(**{f.name: packed[f.name] for f in dataclasses.fields(Batch)})}, {"slots": slots}
     )
     options = {"constants": constants, "start": run.variables["params"]}
-    inputs = tuple(sorted(freeze(dict(run.meta["config"].get("inputs") or {})).items()))
+    inputs = sorted((run.meta["config"].get("inputs") or {}).items())
+    inputs = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in inputs)
     network = CellHead(len(data.names), encoder=run.model.clone(head="embedder"), module=run.module, options=inputs)
-    return Read(network, vectors, options, int((index >= 0).sum()))
+    return Read(network, vectors, options)
 
 
 def frozen(
@@ -106,7 +105,7 @@ def frozen(
     for i, name in enumerate(data.screen.conditions):
         of_condition[i] = np.sum([of_target[gene] for gene in data.screen.targets[name]], axis=0)
     vectors = Vectors(rows, {"z": standardised(cells).astype(np.float32)}, {"target": of_condition})
-    return Read(CellHead(len(data.names)), vectors, {}, int(of_genes.found[places].sum()))
+    return Read(CellHead(len(data.names)), vectors, {})
 
 
 def _targets(data: Data) -> tuple[list[str], list[int]]:

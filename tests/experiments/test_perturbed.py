@@ -14,7 +14,7 @@ from scfm_jax.tasks import heads
 from tests.experiments.test_predict_perturbation import QUIET, TARGETS, TRUE, mean, screen
 from tests.harness import suites
 
-SETTINGS = {"hidden": 8, "epochs": 15, "decay": 0.95, "validation": 0.0}
+SETTINGS = {"hidden": 8, "epochs": 40, "decay": 1.0, "validation": 0.0}
 
 
 def written_graph(path, genes=suites.GENES) -> str:
@@ -45,10 +45,11 @@ def test_cells_of_a_user_are_predicted_as_the_screen_has_it(fitted):
     np.testing.assert_allclose(after.layers["before"].toarray(), np.tile(before, (2, 1)), rtol=1e-5)
     change = (after.X - after.layers["before"].toarray()).reshape(2, 20, -1).mean(1)
     true = 0.5 * TRUE @ TRUE[:10].T
-    assert np.corrcoef(change[0], true[:, 3])[0, 1] > 0.5 > np.corrcoef(change[0], true[:, 5])[0, 1] + 0.2
+    alike = np.corrcoef(np.column_stack([change[0], true]).T)[0, 1:]
+    assert alike[3] == alike.max() > 0.6
     head.save(folder / "head.safetensors")
     again = run.perturb(cells[:, ::-1].copy(), ["GENE3"], folder / "head.safetensors", **QUIET)
-    np.testing.assert_allclose(again.X, after.X[:20], atol=1e-5)
+    np.testing.assert_allclose(again.X, after.X[:20], atol=1e-4)
     assert after.uns["perturbed"]["synthetic"] == "" and "10 targets seen" in repr(head)
     logged = cells.copy()
     logged.X = sp.csr_matrix(before)

@@ -136,7 +136,8 @@ class Pairs:
     def changed(self, names: Sequence[str], number: int = scores.TOP) -> np.ndarray:
         """Return the `number` genes of largest |t| of some conditions, none of the others. bool [P, G]"""
         genes = np.zeros((self.control + 1, self.n_genes), bool)
-        for name, top in zip(names, scores.largest(self.screen.statistics(names), number), strict=True):
+        for name in names:
+            top = scores.largest(self.screen.statistics([name])[0], number)
             genes[self.screen.conditions.index(name), top] = True
         return genes
 
