@@ -228,11 +228,16 @@ def step() -> int | str | None:
 
 
 def check_paths(*names: str) -> None:
-    """Raise FileNotFoundError unless the files that these flags list are there; say how a comma in a name is given."""
+    """Raise FileNotFoundError unless the files that these flags list are there; say how a comma in a name is given.
+
+    Weights that come along ("scfm:NAME") are there; ValueError for such a name that is none.
+    """
+    from scfm_jax import pretrained
+
     for name in names:
         texts = flags.FLAGS[name].value or []
         for i, text in enumerate(texts):
-            if os.path.exists(text):
+            if os.path.exists(pretrained.place(text)):
                 continue
             spans = [(a, b) for a in range(i + 1) for b in range(i + 1, len(texts) + 1) if b - a > 1]
             joined = next((",".join(texts[a:b]) for a, b in spans if os.path.exists(",".join(texts[a:b]))), None)

@@ -6,8 +6,11 @@
 
 Methods: no change, the mean of the training perturbations, for doubles the mean and the sum of their singles, bilinear
 ridge on principal components, on random and one-hot vectors, GO terms, and the gene vectors of every run and of its
-random twin; the ceiling is one half of the true cells. Splits: one_target_out; folds of targets; simulation, GEARS'
-with its strata; one_group_out, each value of --groups from the others.
+random twin; with --heads=ridge,gears also GEARS, alone and on what each run and its twin make of genes in control cells
+(minutes a fit, and it needs a GO graph); with cellplm, CellPLM's head: an MLP of the cell's vector, trained with its
+model for runs of CellPLM, and with the vector of the targets on any run as it is. The ceiling is one half of the true
+cells. Splits: one_target_out; folds of targets; simulation, GEARS' with its strata; one_group_out, each value of
+--groups from the others.
 
 Prints the table, and leaves table.md, table.csv (each condition), table.json and table.png in OUT. What OUT has already
 is not computed again: the same command goes on, and one with other runs adds them.
@@ -20,6 +23,7 @@ from absl import flags
 from experiments import cli
 
 FLAGS = flags.FLAGS
+HEADS = ("ridge", "gears", "cellplm")
 OPTIONS = cli.options(
     "input reading",
     output="Folder of the table; made if it is not there.",
@@ -38,6 +42,19 @@ OPTIONS = cli.options(
     vectors=(list, ["auto"], "Kinds of their gene vectors: table, graph, table+graph, context; auto: the first."),
     context=(str, None, "File of counts whose cells context vectors are means over; the input's control, if left out."),
     go=(str, None, "GO annotations for a control: GAF, a table of genes and terms, or an .npz matrix."),
+    heads=(list, ["ridge"], "Heads on what runs say: ridge (seconds), gears, cellplm (minutes a fit)."),
+    preset=(("gears", "repo", "paper"), "gears", "GEARS as its authors, as scLong's code, or as its paper has it."),
+    hidden=(int, 0, "Width of GEARS' network; that of the preset (64, 1024, 200), if left out.", 0),
+    epochs=(int, 0, "Epochs of a head at most; if left out, 20 of GEARS, 16 of scLong's presets, 30 of cellplm.", 0),
+    decay=(float, 0.5, "Factor of GEARS' learning rate after an epoch; larger for a screen of few cells.", 0.0, 1.0),
+    cells=(int, 0, "Cells of a condition that heads learn from, drawn at random; 0 for all.", 0),
+    controls=(int, 1000, "Control cells, of each group, that heads look at.", 10),
+    graph=(str, None, "GO graph for GEARS, a file of experiments.go_graph; made of --go, if left out."),
+    save_heads=(
+        bool,
+        False,
+        "Also fit GEARS on each run to all conditions: OUT/heads/RUN.safetensors for Run.perturb.",
+    ),
     min_mapped=(float, 0.01, "Least share of genes that a run must know where its vectors are means over cells.", 0, 1),
     seeds=(int, 3, "Number of seeds: of twins, random vectors, halves, and of folds and simulation splits.", 1),
 )
@@ -46,15 +63,17 @@ OPTIONS = cli.options(
 def main(_) -> None:
     cli.require("input", "output")
     cli.check_paths("runs", "gene_table")
-    from experiments.analyses import perturbation_data, perturbation_table
+    from experiments.analyses import perturbation_data, perturbation_table, predicted_by_cells, predicted_by_gears
     from experiments.analyses import predicted_perturbation as analysis
     from scfm_jax.api import gene_features
 
-    for name in ("input", "go", "context"):
+    for name in ("input", "go", "context", "graph"):
         if (path := FLAGS[name].value) and not pathlib.Path(path).exists():
             raise FileNotFoundError(f"--{name}={path}: no such file or folder")
     if wrong := [kind for kind in FLAGS.vectors if kind not in ("auto", *gene_features.KINDS)]:
         raise ValueError(f"--vectors={wrong[0]}: must be of auto, {', '.join(gene_features.KINDS)}")
+    if wrong := [head for head in FLAGS.heads if head not in HEADS]:
+        raise ValueError(f"--heads={wrong[0]}: must be of {', '.join(HEADS)}")
     if (FLAGS.split == "one_group_out") != bool(FLAGS.groups):
         raise ValueError("--split=one_group_out and --groups=COLUMN go together: it says what is held out")
     same = ("input", "column", "separator", "groups", "filter", "split", "folds", "least", "depth", "logged", "go")
@@ -69,10 +88,18 @@ def main(_) -> None:
     data = perturbation_data.read(plan)
     perturbation_data.rounds(plan, data, 0)
     perturbation_data.prepare(plan, out)
-    listed = analysis.methods(plan, data, out, FLAGS.runs, FLAGS.vectors)
+    settings = predicted_by_gears.Settings(FLAGS.preset, FLAGS.hidden or None, FLAGS.epochs or None, FLAGS.decay)
+    options = predicted_by_gears.Options(settings, FLAGS.cells, FLAGS.controls, FLAGS.graph)
+    makers = {"gears": predicted_by_gears.methods, "cellplm": predicted_by_cells.methods}
+    asked = [makers[head] for head in HEADS[1:] if head in FLAGS.heads]
+    trained = [method for make in asked for method in make(plan, data, out, FLAGS.runs, options)]
+    kinds = FLAGS.vectors if "ridge" in FLAGS.heads else None
+    listed = analysis.methods(plan, data, out, FLAGS.runs, kinds, trained)
     rows = analysis.fill(plan, data, out, listed, FLAGS.seeds)
-    about = f"# Perturbations of {pathlib.Path(FLAGS.input).name} predicted: {FLAGS.split.replace('_', ' ')}"
+    about = data.titled(f"Perturbations of {pathlib.Path(FLAGS.input).name} predicted: {FLAGS.split.replace('_', ' ')}")
     print(perturbation_table.write(out, rows, {method.name: method.note for method in listed}, about))
+    for path in predicted_by_gears.save_heads(plan, out, FLAGS.runs, options) if FLAGS.save_heads else ():
+        print(f"{path}: for Run.perturb")
 
 
 if __name__ == "__main__":

@@ -43,12 +43,18 @@ class EdgeList:
     weight: np.ndarray
 
 
-def read_edges(path: str | os.PathLike, column: str | None = None, ends: Sequence[tuple[str, str]] = _ENDS) -> EdgeList:
+def read_edges(
+    path: str | os.PathLike,
+    column: str | None = None,
+    ends: Sequence[tuple[str, str]] = _ENDS,
+    signs: Sequence[str] = (),
+) -> EdgeList:
     """Read a list of edges, gzipped or not, separated by tabs, commas or blanks, with a header.
 
     Args:
       column: name of the column of weights; combined_score, importance, weight or score are found, else weights are 1.
       ends: pairs of names that the columns of the two genes may have.
+      signs: names that the column of weights may have where these may be negative, and have to be there.
 
     Raises:
       ValueError: columns are missing, or a weight is no number.
@@ -64,7 +70,9 @@ def read_edges(path: str | os.PathLike, column: str | None = None, ends: Sequenc
         raise ValueError(f"{path}: columns {', '.join(header[:6]) or 'none'}: the genes of an edge are {needs}")
     if column is not None and column.lower() not in header:
         raise ValueError(f"{path}: no column {column}: it has {', '.join(header[:16])}")
-    name = column.lower() if column else next((name for name in _WEIGHTS if name in header), None)
+    name = column.lower() if column else next((name for name in signs or _WEIGHTS if name in header), None)
+    if signs and name is None:
+        raise ValueError(f"{path}: columns {', '.join(header[:6])}: the sign of an edge is {' or '.join(signs)}")
     short = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
     if short is not None:
         raise ValueError(f"{path}: row {short + 1} has {len(rows[short])} columns, the header {len(header)}")
@@ -75,8 +83,8 @@ def read_edges(path: str | os.PathLike, column: str | None = None, ends: Sequenc
             weight = np.array([float(row[header.index(name)]) for row in rows[1:]])
         except ValueError as error:
             raise ValueError(f"{path}: column {name}: {error}") from None
-    if not (np.isfinite(weight) & (weight >= 0)).all():
-        raise ValueError(f"{path}: column {name}: weights are finite and not negative")
+    if not (np.isfinite(weight) & (bool(signs) | (weight >= 0))).all():
+        raise ValueError(f"{path}: column {name}: weights are finite{'' if signs else ' and not negative'}")
     thousandths = name == "combined_score" and weight.max(initial=0) > 1
     return EdgeList(source, target, weight / 1000 if thousandths else weight)
 

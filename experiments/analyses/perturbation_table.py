@@ -23,7 +23,7 @@ def write(out: pathlib.Path, rows: Sequence[Mapping[str, Any]], notes: Mapping[s
     files = {
         "table.csv": pd.DataFrame(rows).to_csv(index=False),
         "table.json": {"summary": summary, "notes": notes, "about": about},
-        "table.png": picture(summary),
+        "table.png": picture(summary, about.splitlines()[0].strip("# ")),
         "table.md": content + "\n",
     }
     for name, data in files.items():
@@ -70,12 +70,12 @@ def table(summary: Mapping[str, Any], notes: Mapping[str, str], rows: Sequence[M
 def _interval(value: Sequence[float] | None, score: str) -> str:
     if value is None or not np.isfinite(value[0]):
         return "–"
-    digits = 4 if score in ("mse_top", "energy") else 2
+    digits = 4 if score in ("mse_top", "energy", "rmse", "rmse_top") else 2
     mean, low, high = (f"{number:.{digits}f}" for number in value)
     return f"{mean} ({low} … {high})"
 
 
-def picture(summary: Mapping[str, Any]) -> bytes:
+def picture(summary: Mapping[str, Any], title: str = "") -> bytes:
     """Draw each method's scores with their intervals, a row of panels for each stratum, as PNG."""
     count = [len(of) for of in summary.values()]
     figure = Figure(figsize=(3.2 + 2.3 * len(SHOWN), sum(0.8 + 0.27 * n for n in count)), layout="constrained")
@@ -94,4 +94,5 @@ def picture(summary: Mapping[str, Any]) -> bytes:
         line[0].set_yticks(range(len(of)), [names.label(method, 44) for method in of])
         line[0].set_ylim(len(of) - 0.5, -0.5)
         line[0].set_title(stratum, fontsize=10, loc="left")
+    figure.suptitle(names.label(title, 100), fontsize=11)
     return figures.encoded(figure, "png")

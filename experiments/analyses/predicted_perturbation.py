@@ -3,7 +3,8 @@
 OUT/plan.json                 which cells, conditions and splits: another plan needs another folder
 OUT/names.json                what each run is called here
 OUT/features/                 gene vectors that cost a forward pass
-OUT/predictions/<method>_<seed>_<split>.npz   predicted effects of the test conditions; what is whole is not made again
+OUT/predictions/<method>_<seed>_<split>.npz   predicted effects of the test conditions, and of the singles of doubles
+                              among them, for interactions; what is whole is not made again
 
 A method is a name and a function of a split and a seed (`Method`); `methods` lists them.
 """
@@ -36,7 +37,7 @@ CONTEXT = 500
 """Control cells of the input that context vectors are means over, where no other file is named."""
 
 Prediction = Mapping[str, np.ndarray]
-"""effects [A, G] of the test conditions; where a method has them, energy [A], and truth [A, G] if not the screen's."""
+"""effects [A, G] of split.test; where a method has them, energy [A], truth [A, G] if not the screen's, and more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +55,28 @@ class Method:
     note: str = ""
 
 
-def methods(plan: Plan, data: Data, out: pathlib.Path, runs: Sequence[str], kinds: Sequence[str]) -> list[Method]:
-    """Return the methods of the table: baselines, bilinear ridge on every kind of gene vectors, the ceiling.
+def methods(
+    plan: Plan,
+    data: Data,
+    out: pathlib.Path,
+    runs: Sequence[str],
+    kinds: Sequence[str] | None,
+    trained: Sequence[Method] = (),
+) -> list[Method]:
+    """Return the methods of the table: baselines, bilinear ridge on every kind of gene vectors, heads, the ceiling.
 
-    A head that trains (GEARS') is one more `Method` here: it fits on split.train, chooses its epoch on
-    split.validation, and predicts split.test; it varies with the seed.
+    Args:
+      kinds: of gene vectors of runs and twins; None leaves out all bilinear ridges.
+      trained: heads that train (`predicted_by_gears`): each fits on split.train, chooses its epoch on split.validation,
+        and predicts split.test; it varies with the seed.
     """
     listed = [Method("no change", functools.partial(_no_change, data)), Method("training mean", _simple(data, "mean"))]
     if any(len(of) > 1 for of in data.screen.targets.values()):
         listed += [Method("matching mean", _simple(data, "matching")), Method("additive", _simple(data, "additive"))]
-    if plan.split != "one_group_out":  # else conditions differ in their group, of which gene vectors say nothing
+    if kinds is not None and plan.split != "one_group_out":  # which gene vectors say nothing of
         listed.append(Method(f"ridge, PCA-{baselines.COMPONENTS}", functools.partial(_ridge_on_components, data)))
         listed += [_ridge(data, *named) for named in _vectors(plan, data, out, runs, kinds)]
-    return [*listed, Method(CEILING, functools.partial(_ceiling, data), varies=True)]
+    return [*listed, *trained, Method(CEILING, functools.partial(_ceiling, data), varies=True)]
 
 
 Vectors = Callable[[int], features.GeneVectors]
@@ -93,6 +103,16 @@ def _vectors(
             yield f"{label}, random twin", functools.partial(_of_twin, run, options), True
 
 
+def vectors_of_run(
+    plan: Plan, data: Data, out: pathlib.Path, run: api.Run
+) -> Callable[[int | None], features.GeneVectors]:
+    """Return a function that gives a run's vectors of `data.names`, those of its twin for a seed."""
+    asked = {"names": data.names, "second": data.second, "gene_table": plan.gene_table, "say": lambda _: None}
+    if not gene_features.kinds(run):
+        asked |= _context(plan, data) | {"keep": out / "features"}
+    return lambda seed: _of_run(run, asked, 0) if seed is None else _of_twin(run, asked, seed)
+
+
 def _of_run(run: api.Run, options: Mapping[str, Any], _: int) -> features.GeneVectors:
     return run.gene_vectors(**options)
 
@@ -114,15 +134,23 @@ def _context(plan: Plan, data: Data) -> dict[str, Any]:
 
 def go_vectors(path: str, names: Sequence[str], second: Sequence[str] | None = None) -> features.GeneVectors:
     """Return components of the GO terms of genes, by a GAF file, a table of genes and terms, or an .npz matrix."""
+    return features.term_components(*go_terms(path, names, second, min_genes=2), names)
+
+
+def go_terms(path: str, names: Sequence[str], second: Sequence[str] | None = None, **limits: Any) -> tuple[Any, Any]:
+    """Return which gene has which GO term [K, T], and the row of each of some genes, -1 for none [G].
+
+    Args:
+      limits: of `go_graph.gene_terms`.
+    """
     if path.endswith(".npz"):
         said = annotations.read_matrix(path, "part_of")
     else:
         table = annotations.read_gaf if ".gaf" in path else annotations.read_table
         said = annotations.annotate(table(path))
     known_names = go_graph.names_of(said)
-    terms = go_graph.gene_terms(said, said.names, known_names, min_genes=2)
-    index = vocab.map_genes(names, said.names, ensembl=second, table=known_names, min_mapped=None).index
-    return features.term_components(terms.matrix, index, names)
+    terms = go_graph.gene_terms(said, said.names, known_names, **limits)
+    return terms.matrix, vocab.map_genes(names, said.names, ensembl=second, table=known_names, min_mapped=None).index
 
 
 def _ridge(data: Data, name: str, vectors: Vectors, varies: bool) -> Method:
@@ -210,9 +238,18 @@ def fill(
     rows: list[dict[str, Any]] = []
     for method, seed in pace.counted(asked, "predicted by method and seed", say):
         parts = rounds(plan, data, seed)
-        made = [_kept_or_made(out, method, seed, i, split) for i, split in enumerate(parts)]
+        made = [_kept_or_made(out, method, seed, i, with_singles(data, split)) for i, split in enumerate(parts)]
         rows += _scored(data, method.name, seed, parts, made)
     return rows
+
+
+def with_singles(data: Data, split: splits.Split) -> splits.Split:
+    """Return the split whose test conditions are followed by those singles of its doubles that are none of them.
+
+    What a method says of these, trained on or not, is what its interactions are told by.
+    """
+    singles = {single for name in split.test for single in data.screen.singles(name)}
+    return dataclasses.replace(split, test=(*split.test, *sorted(singles - set(split.test))))
 
 
 def _kept_or_made(out: pathlib.Path, method: Method, seed: int, number: int, split: splits.Split) -> Prediction:
@@ -229,7 +266,8 @@ def _kept_or_made(out: pathlib.Path, method: Method, seed: int, number: int, spl
         output.warn(f"{damage}: it is made again")
     made = method.predict(split, seed)
     with whole.writing(path) as partial, partial.open("wb") as file:
-        np.savez(file, conditions=np.array(split.test), **made)
+        about = {"conditions": np.array(split.test), "method": method.name, "seed": seed, "split": number}
+        np.savez(file, **about, **made)
     return made
 
 
@@ -239,17 +277,21 @@ def _scored(
     """Return a row of scores for each tested condition of a seed."""
     names = [name for split in parts for name in split.test]
     strata = [split.strata[name] for split in parts for name in split.test]
-    effects = np.concatenate([prediction["effects"] for prediction in made])
+    tested = [
+        {key: values[: len(split.test)] for key, values in prediction.items() if key in ("effects", "truth", "energy")}
+        for prediction, split in zip(made, parts, strict=True)
+    ]
+    effects = np.concatenate([prediction["effects"] for prediction in tested])
     truth = np.concatenate(
-        [p["truth"] if "truth" in p else data.screen.effects(s.test) for p, s in zip(made, parts, strict=True)]
+        [p["truth"] if "truth" in p else data.screen.effects(s.test) for p, s in zip(tested, parts, strict=True)]
     )
     reference = np.concatenate(
         [np.tile(data.screen.effects(_learnt(split)).mean(0), (len(split.test), 1)) for split in parts]
     )
     t, places = data.screen.statistics(names), data.screen.places(names)
     table = scores.of_conditions(effects, truth, t, reference, places)
-    if all("energy" in prediction for prediction in made):
-        table["energy"] = np.concatenate([prediction["energy"] for prediction in made])
+    if all("energy" in prediction for prediction in tested):
+        table["energy"] = np.concatenate([prediction["energy"] for prediction in tested])
     return [
         {"method": method, "seed": seed, "condition": name, "stratum": strata[i], "cells": len(data.screen.rows[name])}
         | {score: float(values[i]) for score, values in table.items()}

@@ -26,11 +26,12 @@ import numpy as np
 from data_pipeline.files import h5ad, whole
 from data_pipeline.genes import vocab
 from scfm_jax import __version__
-from scfm_jax.inference import gene_representations
+from scfm_jax.inference import gene_representations, infer
 from scfm_jax.inference.gene_representations import GeneRepresentations
 from scfm_jax.saving import checksums, leaves, sealed
 from scfm_jax.tasks.expression import log_normalised
 from scfm_jax.tasks.genes import features, gene_clusters
+from scfm_jax.tasks.perturbation.pairs import CellFeatures
 from scfm_jax.types import Array
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ KINDS = ("table", "graph", "table+graph", "context", COMPOSED)
 OF_CELLS = ("context", COMPOSED)
 BLOCK_BYTES = 128 << 20
 """Composed representations that are made at a time."""
+MEMORY = 2 << 30
+"""Features of cells that are held in memory; more are read from disk, cell by cell."""
 
 
 def kinds(run: "Run") -> list[str]:
@@ -136,6 +139,61 @@ def stream(
     path.parent.mkdir(parents=True, exist_ok=True)
     made.write(path)
     return gene_representations.read(path)
+
+
+def of_cells(
+    run: "Run",
+    source: Any,
+    names: Sequence[str],
+    second: Sequence[str] | None = None,
+    *,
+    gene_table: Sequence[str | os.PathLike] = (),
+    **options: Any,
+) -> CellFeatures:
+    """Return what a run says of genes in cells, for heads that look some cells up at a time.
+
+    That is its gene representations, or "table+cell+expression" for a model that has none.
+
+    Args:
+      names, second: of the genes, as for `vectors`. [G]
+      options: of `stream`; without `keep`, all is in memory.
+    """
+    options |= {"gene_table": gene_table}
+    try:
+        made = stream(run, source, "context", **options)
+    except infer.NoGenes:
+        made = stream(run, source, COMPOSED, **options)
+    table = run.gene_table(gene_table)
+    places = vocab.map_genes(names, run.genes, ensembl=second, table=table, min_mapped=None).index
+    of_id = np.full(len(run.genes) + 1, -1)
+    of_id[made.ids] = np.arange(len(made.ids))
+    index = of_id[places]
+    if not (index >= 0).any():
+        raise ValueError(f"{run.name} ({run.source}): knows none of the {len(names)} genes; give a gene_table")
+    shape = (len(made.rows), len(made.ids), made.width)
+    kept = None if made.taken and 4 * np.prod(shape) > MEMORY else np.empty(shape, np.float32)
+    number, total, square = 0, np.zeros(made.width), np.zeros(made.width)
+    for rows, values in made:
+        if kept is not None:
+            kept[np.searchsorted(made.rows, rows)] = values
+        values = values[:, index[index >= 0]].astype(np.float64)
+        number += values.shape[0] * values.shape[1]
+        total, square = total + values.sum((0, 1)), square + (values * values).sum((0, 1))
+    mean = total / number
+    deviation = np.sqrt(np.maximum(square / number - mean**2, 0))
+    scale = np.where(deviation > 1e-6 * np.maximum(np.abs(mean), 1e-30), deviation, np.inf)
+    values = _FromDisk(made.taken) if kept is None else kept
+    return CellFeatures(made.rows, values, index, mean.astype(np.float32), scale.astype(np.float32))
+
+
+class _FromDisk:
+    """An array of cells of which some are read at a time."""
+
+    def __init__(self, taken: Callable[[np.ndarray], np.ndarray]):
+        self._taken = taken
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        return self._taken(places)
 
 
 def key(run: "Run", source: Any, kind: str, **options: Any) -> str:

@@ -30,6 +30,9 @@ from scfm_jax.training import pace, tuning
 from scfm_jax.types import Array
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scfm_jax.api.perturbation import PerturbationHead
     from scfm_jax.tasks.genes.features import GeneVectors
 
 MAX_CELLS = 16384
@@ -343,6 +346,18 @@ class Run:
         from scfm_jax.api import gene_features
 
         return gene_features.vectors(self, kind, **options)
+
+    def fit_perturbations(self, screen: Any, **options: Any) -> "PerturbationHead":
+        """Return a head fitted to a perturbation screen, for `perturb`; see `api.perturbation.fit`."""
+        from scfm_jax.api import perturbation
+
+        return perturbation.fit(self, screen, **options)
+
+    def perturb(self, source: Any, genes: Sequence[str], head: Any, **options: Any) -> "AnnData":
+        """Return the expression of cells as if genes were perturbed; see `api.perturbation.perturb`."""
+        from scfm_jax.api import perturbation
+
+        return perturbation.perturb(self, source, genes, head, **options)
 
     def twin(self, seed: int = 0) -> "Run":
         """Return the same model with fresh random weights: the baseline that shows what training has added."""

@@ -76,6 +76,7 @@ class GeneRepresentations:
       obs: what the file knows of these cells. n rows
       batches: starts a stream of (file row of each cell, -1 in the padding [B, C], representations [B, C, K, D]).
       provenance: what is done, JSON-able.
+      taken: places among `rows` -> representations [m, K, D], of those that `read` has read.
     """
 
     genes: list[str]
@@ -85,6 +86,7 @@ class GeneRepresentations:
     obs: pd.DataFrame
     batches: Batches
     provenance: dict[str, Any]
+    taken: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (rows of the file [m], representations, float32 [m, K, D]), a batch at a time."""
@@ -144,7 +146,8 @@ class GeneRepresentations:
                 yield index, change(values)
 
         notes = "; ".join(filter(None, [self.provenance.get("notes"), note]))
-        return dataclasses.replace(self, width=width, batches=batches, provenance={**self.provenance, "notes": notes})
+        provenance = {**self.provenance, "notes": notes}
+        return dataclasses.replace(self, width=width, batches=batches, provenance=provenance, taken=None)
 
     def write(self, path: str | os.PathLike, dtype: str = "float32") -> None:
         """Write all cells to a new zarr group: `values` [n, K, D], a chunk a cell, and `rows` [n]; `read` reads it.
@@ -216,17 +219,21 @@ def read(path: str | os.PathLike) -> GeneRepresentations:
         raise Damaged(f"{path} is not whole: {lost} of {array.nchunks} cells are lost; remove it to have it made again")
     most = max(1, READ_BYTES // max(array.nbytes // len(rows), 1))
 
+    def taken(places: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(array.oindex[np.asarray(places)], np.float32)
+        except Exception as error:
+            where = f"cells {places[0]}..{places[-1] + 1}"
+            raise Damaged(f"{path}, {where}: {one_line(error)}; remove it to have it made again") from None
+
     def batches() -> Iterator[tuple[np.ndarray, Array]]:
         for start in range(0, len(rows), most):
-            try:
-                values = np.asarray(array[start : start + most], np.float32)
-            except Exception as error:
-                place = f"cells {start}..{start + most}"
-                raise Damaged(f"{path}, {place}: {one_line(error)}; remove it to have it made again") from None
-            yield rows[None, start : start + most], values[None]
+            here = np.arange(start, min(start + most, len(rows)))
+            yield rows[None, here], taken(here)[None]
 
     obs = pd.DataFrame(index=pd.RangeIndex(len(rows)))
-    return GeneRepresentations(list(genes), np.asarray(ids), array.shape[2], rows, obs, batches, dict(provenance))
+    where_from = dict(provenance)
+    return GeneRepresentations(list(genes), np.asarray(ids), array.shape[2], rows, obs, batches, where_from, taken)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -38,7 +38,7 @@ class Head:
     """What is trained; hashable, so functions among its fields belong to a module or to a frozen dataclass.
 
     Attributes:
-      network: module, `network(batch, shared, train) -> outputs`; it may draw from the stream "noise" in training.
+      network: module, `network(batch, shared, train) -> outputs`; it may draw from `_streams` in training.
       loss: (outputs, batch, shared) -> scalar.
       tally, score: of validation rows, the lower the better: `tally(outputs, batch, shared)` returns sums over the rows
         of a batch, which are added up, and `score(sums, shared)` makes a number of them. None for the mean loss.
@@ -136,9 +136,11 @@ def fit(
     shared: Mapping[str, Any],
     training: Training,
     seed: int = 0,
+    start: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Return the head trained on `train` as it was after the epoch that was best on `valid`, or the last without one.
 
+    `start` are parameters that are not drawn, a part of the tree: those of a pretrained model in the head.
     ValueError where there is no row, or the loss is not finite.
     """
     if not train.n or (valid is not None and not valid.n):
@@ -146,6 +148,7 @@ def fit(
     size = min(training.rows, train.n)
     rule = dataclasses.replace(training, epochs=1, rows=1, turns=(0,), patience=None, decay=1.0)  # what is compiled in
     state = _begin(head, rule, jnp.uint32(seed), train.take(np.arange(size)), shared)
+    state = state._replace(params=_started(state.params, start or {}))
     best, chosen, history = None, -1, []
     for epoch in range(training.epochs):
         turn = training.turns[epoch % len(training.turns)]
@@ -175,6 +178,11 @@ def predict(
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
+def _streams(key: Array) -> dict[str, Array]:
+    """Return the streams that a network may draw from: those of heads, and of a model among them."""
+    return dict.fromkeys(("noise", "dropout", "latent"), key)
+
+
 def _batches(n: int, size: int, sums: int, key: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
     """Yield (the rows of each batch of an epoch, whether an update follows it)."""
     number = -(-n // size)
@@ -188,11 +196,19 @@ def _in_turn(n: int, rows: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
+def _started(params: Any, start: Any) -> Any:
+    """Return the parameters with those of `start` in the place of the drawn ones; what the head has not is left out."""
+    if not isinstance(params, Mapping):
+        return jnp.array(start, params.dtype)  # a copy: the state is given away at every step
+    return {name: _started(x, start[name]) if name in start else x for name, x in params.items()}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _begin(head: Head, training: Training, seed: Array, batch: Rows, shared: Mapping[str, Any]) -> State:
     """Return random parameters and moments of zero."""
     key = jax.random.key(seed)
-    others = dict(head.network.init({"params": key, "noise": key}, batch, shared, train=True))
+    others = dict(head.network.init({"params": key, **_streams(key)}, batch, shared, train=True))
+    others.pop("intermediates", None)
     params = others.pop("params")
     params = head.project(params) if head.project else params
     moments = [training.optimizer(i, params).transform.init(params) for i in range(len(training.optimizers))]
@@ -220,7 +236,7 @@ def _batch(
         variables = {"params": optim.stop_frozen(optimizer, params), **state.others}
         changing = list(state.others)
         outputs, others = head.network.apply(
-            variables, batch, shared, train=True, mutable=changing, rngs={"noise": noise}
+            variables, batch, shared, train=True, mutable=changing, rngs=_streams(noise)
         )
         return head.loss(outputs, batch, shared), others
 

@@ -73,6 +73,7 @@ class Gears(nn.Module):
       graph_layers: convolutions over the GO graph, with ReLU between them.
       coexpression: add a fifth of a second table after a convolution over the graph of co-expression, then two layers.
       cross_layers: layers of what all genes of a cell say together.
+      linear: features of width h go through a linear layer too (published: others alone).
     """
 
     n_genes: int
@@ -80,6 +81,7 @@ class Gears(nn.Module):
     graph_layers: int = 1
     coexpression: bool = False
     cross_layers: int = 2
+    linear: bool = False
 
     @nn.compact
     def __call__(self, batch: Mapping[str, Array], shared: Mapping[str, Any], train: bool = False) -> Array:
@@ -99,7 +101,8 @@ class Gears(nn.Module):
         if features is None:
             x = self.table("gene_table")[None]
         else:
-            x = features if features.shape[-1] == self.width else Dense(self.width, name="features")(features)
+            same = features.shape[-1] == self.width and not self.linear
+            x = features if same else Dense(self.width, name="features")(features)
         x = nn.relu(BatchNorm(name="before_norm")(x, train))
         if self.coexpression:
             near = self.convolved("position_table", shared["coexpression"], 1)

@@ -117,7 +117,7 @@ def magnitude_scores(predicted: np.ndarray, measured: np.ndarray, ends: int = EN
     p, t, n = predicted[kept], measured[kept], int(kept.sum())
     if n < 3:
         raise ValueError(f"{n} doubles have a magnitude in both: at least three are compared")
-    ends, equal = min(ends, n), np.ptp(p) == 0 or np.ptp(t) == 0
+    ends, equal = min(ends, n), any(np.ptp(x) <= 1e-9 * np.abs(x).max() for x in (p, t))
     out = {"pearson": np.nan if equal else float(stats.pearsonr(p, t)[0])}
     out |= {"spearman": np.nan if equal else float(stats.spearmanr(p, t)[0]), "overlap_expected": ends**2 / n}
     for name, sign in (("synergy", 1), ("suppression", -1)):

@@ -9,6 +9,7 @@ An effect is a condition's mean log-normalised expression minus the mean of cont
   discrimination    1 - (how many other conditions are closer to the prediction than the right one) / conditions, by L1
                  over all genes but the condition's targets; ties count half (cell-eval). 1/2 for any one prediction
   direction      share of the 20 genes whose effect has the right sign; 0 has none
+  rmse, rmse_top    root of the mean squared error over all genes, over these 20 (CellPLM)
   recall         share of the 50 genes of largest |t| among the 50 of largest predicted effect
   energy         energy distance of predicted to true cells, where cells are predicted (`energy_distance`)
 
@@ -31,6 +32,8 @@ LABELS = {
     "discrimination": "discrimination",
     "direction": "right directions",
     "recall": "DE recall@50",
+    "rmse": "RMSE",
+    "rmse_top": "of top 20",
     "energy": "energy distance",
 }
 """What the table calls each score."""
@@ -85,6 +88,8 @@ def of_conditions(
     scores: dict[str, list[float]] = {name: [] for name in LABELS if name not in ("discrimination", "energy")}
     for p, y, r, some, de, mine in zip(predicted, true, reference, top, many, chosen, strict=True):
         scores["mse_top"].append(float(((p - y)[some] ** 2).mean()))
+        scores["rmse"].append(float(((p - y) ** 2).mean() ** 0.5))
+        scores["rmse_top"].append(scores["mse_top"][-1] ** 0.5)
         scores["pearson"].append(pearson(p, y))
         scores["pearson_top"].append(pearson(p[some], y[some]))
         scores["centred"].append(pearson(p - r, y - r))

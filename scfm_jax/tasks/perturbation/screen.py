@@ -60,6 +60,15 @@ class Screen:
         """Return Welch's t of conditions against control. [C, G]"""
         return np.stack([self._of_conditions[name][1] for name in names])
 
+    def singles(self, name: str) -> tuple[str, ...]:
+        """Return the conditions that perturb one target of a double each, in the same group; none unless all exist."""
+        parts = [self._by_targets.get(((gene,), self.group[name])) for gene in self.targets[name]]
+        return tuple(parts) if len(parts) > 1 and None not in parts else ()
+
+    @cached_property
+    def _by_targets(self) -> dict[tuple[tuple[str, ...], str], str]:
+        return {(of, self.group[name]): name for name, of in self.targets.items()}
+
     def halves(self, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the cells of a condition in two random halves."""
         rows = np.random.default_rng(seed).permutation(self.rows[name])

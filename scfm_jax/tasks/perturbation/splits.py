@@ -90,6 +90,12 @@ def one_group_out(conditions: Conditions, groups: Mapping[str, str], validation:
     return splits
 
 
+def none_out(conditions: Conditions, validation: float = 0.1, seed: int = 0) -> Split:
+    """Return the split that learns from all conditions and predicts none, for a head to be used on other cells."""
+    train, kept = _validated(sorted(conditions), validation, seed)
+    return Split("none out", train, kept, (), {})
+
+
 def _without(out: set[str], name: str, conditions: Conditions, seed: int, validation: float) -> Split:
     """Return the split that trains on what perturbs none of the targets `out`."""
     train = {condition for condition, of in conditions.items() if not out & set(of)}
