@@ -38,6 +38,7 @@ OPTIONS = cli.options(
     vectors=(list, ["auto"], "Kinds of their gene vectors: table, graph, table+graph, context; auto: the first."),
     context=(str, None, "File of counts whose cells context vectors are means over; the input's control, if left out."),
     go=(str, None, "GO annotations for a control: GAF, a table of genes and terms, or an .npz matrix."),
+    vectors_file=(str, None, "Gene vectors of a file, such as experiments.gene_embedding writes, as a control."),
     min_mapped=(float, 0.01, "Least share of genes that a run must know where its vectors are means over cells.", 0, 1),
     seeds=(int, 3, "Number of seeds: of twins, random vectors, halves, and of folds and simulation splits.", 1),
 )
@@ -50,7 +51,7 @@ def main(_) -> None:
     from experiments.analyses import predicted_perturbation as analysis
     from scfm_jax.api import gene_features
 
-    for name in ("input", "go", "context"):
+    for name in ("input", "go", "context", "vectors_file"):
         if (path := FLAGS[name].value) and not pathlib.Path(path).exists():
             raise FileNotFoundError(f"--{name}={path}: no such file or folder")
     if wrong := [kind for kind in FLAGS.vectors if kind not in ("auto", *gene_features.KINDS)]:
@@ -60,7 +61,7 @@ def main(_) -> None:
     same = ("input", "column", "separator", "groups", "filter", "split", "folds", "least", "depth", "logged", "go")
     reading = cli.reading()
     plan = perturbation_data.Plan(
-        **{name: FLAGS[name].value for name in (*same, "context")},
+        **{name: FLAGS[name].value for name in (*same, "context", "vectors_file")},
         **{name: tuple(FLAGS[name].value) for name in ("control", "targets")},
         gene_table=tuple(reading.pop("gene_table")),
         reading=reading,

@@ -1,0 +1,348 @@
+"""Compare a state (case against control cells of one file) with the perturbations of a screen (another file).
+
+OUT/plan.json              which files, cells and nulls: another plan needs another folder
+OUT/names.json             what each run is called here
+OUT/embeddings/<run>_<file>.npz   cells as a run embeds them
+OUT/spaces/<space>.json    scores of every gene in expression, in a run's embeddings, of predicted genes: what is there
+                           and whole is not made again
+OUT/predictor/             where gene vectors are given: how well the predictor does on genes that it has not seen
+
+What is computed is in `scfm_jax.tasks.perturbation.states` and `cell_gene`.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.files import h5ad, whole
+from data_pipeline.files.columns import text
+from data_pipeline.genes import vocab
+from experiments.analyses import (
+    annotation,
+    cell_and_gene,
+    perturbation_data,
+    perturbation_table,
+    predicted_perturbation,
+)
+from experiments.analyses.perturbation_data import Data, Plan
+from experiments.pages import output
+from scfm_jax import api
+from scfm_jax.api import vector_file
+from scfm_jax.saving import sealed
+from scfm_jax.tasks.genes import features
+from scfm_jax.tasks.perturbation import states
+from scfm_jax.training import pace
+
+LEAST_COMMON = 10
+"""Genes that both files must have measured."""
+SHUFFLES = 5
+"""Predictors with shuffled gene vectors, whose predictions are the null of predicted genes."""
+SHOWN = 300
+"""Cells of a violin, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StatePlan(Plan):
+    """What is compared; fields are flags of `experiments.correlate_states`, those of `Plan` say what the screen is.
+
+    Attributes:
+      stamps: checksums of the files that are read.
+    """
+
+    state: str = ""
+    state_column: str = ""
+    case: str = ""
+    state_control: str = ""
+    donor: str | None = None
+    types: str | None = None
+    state_filter: str | None = None
+    within: str | None = None
+    predict: tuple[str, ...] = ()
+    permutations: int = 1000
+    seed: int = 0
+    stamps: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Question:
+    """Both files, read: the cells that are compared, and the genes that both have measured.
+
+    Attributes:
+      data, state: the screen and the state's file, log-normalised.
+      rows: the state's cells, rows of its file; design: what is compared in them; how: in words.
+      strata: of the screen's cells, or None. [n]
+      genes: columns of the common genes in the screen and in the state's file. [G], [G]
+    """
+
+    plan: StatePlan
+    data: Data
+    state: Data
+    rows: np.ndarray
+    design: states.Design
+    how: str
+    strata: np.ndarray | None
+    genes: tuple[np.ndarray, np.ndarray]
+
+    def places(self, names: Sequence[str]) -> np.ndarray:
+        """Return the column of each gene of the screen's targets among the common genes, -1 for none. [K]"""
+        of = {int(column): i for i, column in enumerate(self.genes[0])}
+        return np.array([of.get(self.data.screen.place[name], -1) for name in names])
+
+
+def read(plan: StatePlan, say: Callable[[str], None] = print) -> Question:
+    """Read both files of a plan; ValueError or OSError in one line where they are not what they should be."""
+    data = perturbation_data.read(plan, say)
+    for name in [name for name, of in data.screen.targets.items() if len(of) > 1]:
+        for of in (data.screen.rows, data.screen.control, data.screen.targets, data.screen.group):
+            del of[name]
+    if not data.screen.rows:
+        raise ValueError(f"{plan.input}: perturbations of single genes are compared, and it has none")
+    same = {name: getattr(plan, name) for name in ("depth", "logged", "gene_table", "reading")}
+    of_state = Plan(
+        plan.state, plan.state_column, (plan.state_control,), "", filter=plan.state_filter, targets=(plan.case,),
+        least=states.LEAST, **same,
+    )  # fmt: skip
+    state = perturbation_data.read(of_state, lambda _: None)
+    case, control = state.screen.rows[plan.case], state.screen.control[plan.case]
+    rows = np.sort(np.append(case, control))
+    donor, kind = (
+        _column(plan, plan.state, name, flag) for name, flag in ((plan.donor, "donor"), (plan.types, "types"))
+    )
+    kept = np.ones(len(rows), bool)
+    for values in (donor, kind):
+        kept &= True if values is None else np.array([value is not None for value in values[rows]])
+    rows = rows[kept]
+    of_rows = [None if values is None else values[rows].astype(str) for values in (donor, kind)]
+    try:
+        design, how = states.design(np.isin(rows, case), *of_rows)
+    except ValueError as error:
+        raise ValueError(f"{pathlib.Path(plan.state).name}: {error}") from None
+    genes = _common(plan, data, state)
+    say(f"{pathlib.Path(plan.state).name}: {len(rows):,} cells, {how}; {len(genes[0]):,} genes in common")
+    return Question(plan, data, state, rows, design, how, _column(plan, plan.input, plan.within, "within"), genes)
+
+
+def _common(plan: StatePlan, data: Data, state: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns of the genes that both files measured, of the screen and of the state."""
+    names = [(of.names[: len(of.screen.genes)], of.second[: len(of.screen.genes)]) for of in (data, state)]
+    table = vocab.learn(names, vocab.read_table(plan.gene_table) if plan.gene_table else None)
+    index = vocab.map_genes(names[1][0], names[0][0], ensembl=names[1][1], table=table, min_mapped=None).index
+    here = np.flatnonzero(index >= 0)
+    if len(here) < LEAST_COMMON:
+        raise ValueError(
+            f"{pathlib.Path(plan.state).name} and {pathlib.Path(plan.input).name} have {len(here)} genes in common, "
+            f"{LEAST_COMMON} are needed; check the species, or give a gene_table that knows the names of both"
+        )
+    return index[here], here
+
+
+def _column(plan: StatePlan, path: str, name: str | None, flag: str) -> np.ndarray | None:
+    """Return an obs column of a file as text, None where none is asked for. [n]"""
+    if not name:
+        return None
+    with h5ad.read_counts(path, **h5ad.place(plan.reading), check=False) as counts:
+        if name not in counts.obs:
+            listed = ", ".join(map(str, counts.obs.columns)) or "none"
+            raise ValueError(f"{pathlib.Path(path).name}: {flag}={name}: no such obs column; there are {listed}")
+        return text(counts.obs[name])
+
+
+def fill(
+    question: Question, out: pathlib.Path, runs: Sequence[str], seeds: int = 3, say: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
+    """Return {space: its part}: expression, every run and its twin, predicted genes; what OUT has is not made again."""
+    for folder in ("spaces", "embeddings"):
+        (out / folder).mkdir(exist_ok=True)
+    spaces: list[tuple[str, Callable[[], dict[str, Any]]]] = [("expression", lambda: _in_expression(question))]
+    entrants = [(annotation.name_of(out, source), api.load(source)) for source in runs]
+    for name, run in entrants:
+        spaces.append((name, lambda run=run, name=name: _in_embedding(question, out, run, name)))
+        twin = f"{name}, random twin"
+        spaces.append(
+            (twin, lambda run=run, name=twin: _in_embedding(question, out, run.twin(question.plan.seed), name))
+        )
+    if question.plan.vectors_file:
+        spaces.append(("expression, predicted", lambda: _predicted(question, out, entrants, seeds, say)))
+    parts = {}
+    for name, make in pace.counted(spaces, "compared space", say):
+        file = out / f"spaces/{_slug(name)}.json"
+        parts[name] = output.finished(file)
+        if parts[name] is None:
+            output.write_file(file, make())
+            parts[name] = output.read(file)
+    return parts
+
+
+def _slug(name: str) -> str:
+    return f"{re.sub(r'[^0-9A-Za-z.]+', '_', name)}-{whole.crc32c(name.encode())}"
+
+
+def _in_expression(question: Question) -> dict[str, Any]:
+    """Return the part of expression in the genes that both files measured."""
+    screened = question.data.screen.expression[:, question.genes[0]]
+    state = question.state.screen.expression[:, question.genes[1]]
+    return _compared(question, state[question.rows], screened, question.places(_genes(question)))
+
+
+def _genes(question: Question) -> list[str]:
+    """Return the gene of each condition of the screen, in the order of the conditions."""
+    screen = question.data.screen
+    return [screen.targets[name][0] for name in screen.conditions]
+
+
+def _in_embedding(question: Question, out: pathlib.Path, run: api.Run, name: str) -> dict[str, Any]:
+    """Return the part of a run's embeddings, in which a gene's own expression cannot be left out."""
+    state, screened = (
+        _embedded(question.plan, out, run, name, path) for path in (question.plan.state, question.plan.input)
+    )
+    return _compared(question, state[question.rows], screened, np.full(len(question.data.screen.rows), -1))
+
+
+def _embedded(plan: StatePlan, out: pathlib.Path, run: api.Run, name: str, path: str) -> np.ndarray:
+    """Return the embeddings of a file's cells, from disk where they are whole there. [n, D]"""
+    file = out / f"embeddings/{_slug(f'{name} {path}')}.npz"
+    try:
+        return sealed.read_arrays(file)["cells"]
+    except FileNotFoundError:
+        pass
+    except (sealed.Damaged, KeyError) as damage:
+        output.warn(f"{damage}: it is made again")
+    if plan.logged:
+        raise ValueError("logged=True: runs embed raw counts: leave runs out, or give files of counts")
+    cells = run.embed(path, gene_table=plan.gene_table, say=lambda _: None, **plan.reading)
+    with whole.writing(file) as partial, partial.open("wb") as opened:
+        np.savez(opened, cells=cells)
+    return cells
+
+
+def _compared(question: Question, state: Any, screened: Any, places: np.ndarray) -> dict[str, Any]:
+    """Return the scores of every screened gene in a space, and single cells' cosines of the strongest.
+
+    Args:
+      state: cells of the state, in the order of the design. [n, D]  screened: all cells of the screen's file. [m, D]
+      places: column of each condition's own gene, -1 for none. [C]
+    """
+    plan, screen, design = question.plan, question.data.screen, question.design
+    shift = np.asarray(design.weights() @ state).ravel()
+    labels = np.stack([design.weights(case) for case in design.permutations(plan.permutations, plan.seed)]) @ state
+    strata = np.zeros(screened.shape[0], int) if question.strata is None else question.strata.astype(str)
+    control = screen.control[screen.conditions[0]]
+    chance = states.halves(len(control), plan.permutations, plan.seed, strata[control]) @ screened[control]
+    designs = {}
+    for name in screen.conditions:
+        rows = np.append(screen.rows[name], control)
+        designs[name] = rows, states.design(np.isin(rows, screen.rows[name]), None, strata[rows])[0]
+    shifts = np.stack([np.asarray(made.weights() @ screened[rows]).ravel() for rows, made in designs.values()])
+    table = states.correlate(shift, labels, shifts, chance, places)
+    table["halves"] = np.array(
+        [states.agreement(made, screened[rows], seed=plan.seed) for rows, made in designs.values()]
+    )
+    rows = [
+        {"gene": gene, "cells": len(screen.rows[name]), **{key: float(value[i]) for key, value in table.items()}}
+        for i, (name, gene) in enumerate(zip(screen.conditions, _genes(question), strict=True))
+    ]
+    return {
+        "rows": rows,
+        "halves": states.agreement(design, state, seed=plan.seed),
+        "width": int(state.shape[1]),
+        "violins": _violins(question, shift, screened, table["cosine"], places, strata),
+    }
+
+
+def _violins(question: Question, shift, screened, cosine, places, strata) -> dict[str, list[float]]:
+    """Return the cosine with the state of each single cell, less the control mean, of the genes of largest |cosine|.
+
+    "" are control cells.
+    """
+    screen, rng = question.data.screen, np.random.default_rng(question.plan.seed)
+    control = screen.control[screen.conditions[0]]
+    mean = {s: np.asarray(screened[control[strata[control] == s]].mean(0)).ravel() for s in np.unique(strata[control])}
+    top = np.argsort(-np.abs(cosine), kind="stable")[: states.TOP]
+    groups = {_genes(question)[i]: (screen.rows[screen.conditions[i]], places[i]) for i in top} | {"": (control, -1)}
+    violins = {}
+    for gene, (rows, place) in groups.items():
+        some = [row for row in np.sort(rng.permutation(rows)[:SHOWN]) if strata[row] in mean]
+        x = screened[some]
+        x = (x.toarray() if hasattr(x, "toarray") else x) - np.stack([mean[strata[row]] for row in some])
+        violins[gene] = states.cosines(x, shift, place).tolist()
+    return violins
+
+
+def _predicted(
+    question: Question,
+    out: pathlib.Path,
+    entrants: Sequence[tuple[str, api.Run]],
+    seeds: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return the part of genes that were not screened, after the predictor was judged on genes left out."""
+    plan, data = question.plan, question.data
+    measured, meta = vector_file.read(plan.vectors_file, data.names, data.second, plan.gene_table)
+    everything, _ = vector_file.read(plan.vectors_file)
+    cells: dict[str, cell_and_gene.Cells] = {}
+    for name, run in entrants:
+        cells[name] = lambda _, run=run, name=name: _embedded(plan, out, run, name, plan.input)
+        cells[f"{name}, random twin"] = lambda seed, run=run, name=name: _embedded(
+            plan, out, run.twin(seed), f"{name}, random twin" + (f" {seed}" if seed else ""), plan.input
+        )
+    if not entrants:
+        x, control = data.screen.expression, data.screen.control[data.screen.conditions[0]]
+        made = x @ features.components(x[control], seed=plan.seed, width=50, scaled=False)
+        cells["PCA-50"] = lambda _: made
+    judge(question, out, measured, cells, seeds, say)
+    names = list(plan.predict or everything.names)
+    asked, _ = vector_file.read(plan.vectors_file, names, None, plan.gene_table)
+    at = data.at(cell_and_gene.targets_of(data))
+    screened = set(at) | {data.second[i] for i in at.values()}
+    kept = [i for i, name in enumerate(names) if asked.found[i] and name not in screened]
+    if not kept:
+        raise ValueError(f"vectors_file={plan.vectors_file}: has none of the genes to predict ({', '.join(names[:3])})")
+    names = [names[i] for i in kept]
+    vectors_of = next(iter(cells.values()))(0)
+    effects, chance = cell_and_gene.predicted(
+        data, names, asked.values[kept], measured, vectors_of, SHUFFLES, plan.seed
+    )
+    state = question.state.screen.expression[:, question.genes[1]][question.rows]
+    design = question.design
+    shift = np.asarray(design.weights() @ state).ravel()
+    labels = np.stack([design.weights(case) for case in design.permutations(plan.permutations, plan.seed)]) @ state
+    columns = question.genes[0]
+    where = {data.screen.genes[column]: i for i, column in enumerate(columns)}
+    where |= {data.second[column]: i for i, column in enumerate(columns)}
+    places = np.array([where.get(name, -1) for name in names])
+    table = states.correlate(shift, labels, effects[:, columns], chance[:, columns], places)
+    rows = [
+        {"gene": gene, "cells": 0, **{key: float(value[i]) for key, value in table.items()}}
+        for i, gene in enumerate(names)
+    ]
+    return {"rows": rows, "width": len(columns), "vectors": everything.source, "kind": everything.kind, "meta": meta}
+
+
+def judge(
+    question: Question,
+    out: pathlib.Path,
+    measured: features.GeneVectors,
+    cells: Mapping[str, cell_and_gene.Cells],
+    seeds: int,
+    say: Callable[[str], None],
+) -> None:
+    """Write OUT/predictor: the predictor on perturbed genes left out (folds) and on cells left out, and baselines."""
+    plan, data, folder = dataclasses.replace(question.plan, split="folds"), question.data, out / "predictor"
+    (folder / "cells_out").mkdir(parents=True, exist_ok=True)
+    listed = predicted_perturbation.methods(plan, data, folder, [], [])
+    listed[-1:-1] = cell_and_gene.methods(data, measured, cells)
+    rows = predicted_perturbation.fill(plan, data, folder, listed, seeds, say)
+    about = f"# Effects predicted from a cell's and a gene's vector: genes left out ({plan.folds} folds)"
+    perturbation_table.write(folder, rows, {method.name: method.note for method in listed}, about)
+    rows = cell_and_gene.cells_out(data, measured, cells, seeds)
+    about = "# Effects predicted from a cell's and a gene's vector: cells left out"
+    perturbation_table.write(folder / "cells_out", rows, {}, about)
+
+
+def stamps(*paths: str | None) -> dict[str, str]:
+    """Return the checksum of each file, "" of a folder."""
+    return {path: whole.checksum(pathlib.Path(path)) if pathlib.Path(path).is_file() else "" for path in paths if path}
