@@ -22,7 +22,12 @@ FORMAT = "scfm_jax gene vectors"
 
 
 def write(path: str | os.PathLike, names: Sequence[str], values: np.ndarray, kind: str, source: str, **meta: Any):
-    """Write a vector of each gene as the file `path`, whole or not at all.
+    """Write a vector of each gene as the file `path`, whole or not at all; see `encoded`."""
+    whole.write_file(pathlib.Path(path), encoded(names, values, kind, source, **meta))
+
+
+def encoded(names: Sequence[str], values: np.ndarray, kind: str, source: str, **meta: Any) -> bytes:
+    """Return a vector of each gene as the bytes of a file; ValueError where they do not fit, or are not finite.
 
     Args:
       names: of the genes, each once. [N]  values: finite. [N, D]
@@ -30,12 +35,12 @@ def write(path: str | os.PathLike, names: Sequence[str], values: np.ndarray, kin
     """
     values = np.asarray(values, np.float32)
     if len(values) != len(names) or len(set(names)) < len(names) or not np.isfinite(values).all():
-        raise ValueError(f"{path}: {len(values)} vectors for {len(names)} genes: a finite one for each, names differ")
+        raise ValueError(f"{len(values)} vectors for {len(names)} genes: a finite one for each, names differ")
     arrays = {"values": values, "names": _text("\n".join(names))}
     arrays["meta"] = _text(json.dumps({"format": FORMAT, "kind": kind, "source": source, **meta}, sort_keys=True))
     data = io.BytesIO()
     np.savez_compressed(data, **arrays)
-    whole.write_file(pathlib.Path(path), data.getvalue())
+    return data.getvalue()
 
 
 def read(
