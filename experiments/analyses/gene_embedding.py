@@ -138,7 +138,10 @@ def picture(result: Mapping[str, Any]) -> bytes:
     """Draw each method's AUROC against both kinds of pairs, as PNG."""
     figure = Figure(figsize=(6.4, 1.3 + 0.34 * len(result["rows"])), layout="constrained")
     axes = figure.add_subplot()
-    kinds = (("random", figures.COLOURS[0], "against any pair"), ("degree", figures.COLOURS[1], "of like degree"))
+    kinds = (
+        ("random", figures.COLOURS[0], "against any pair"),
+        ("degree", figures.COLOURS[1], "against pairs of like degree"),
+    )
     for place, row in enumerate(result["rows"]):
         for kind, colour, label in kinds:
             axes.plot(row[f"auroc_{kind}"], place, "o", color=colour, ms=7, label=None if place else label)

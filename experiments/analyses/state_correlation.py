@@ -101,6 +101,11 @@ def read(plan: StatePlan, say: Callable[[str], None] = print) -> Question:
             del of[name]
     if not data.screen.rows:
         raise ValueError(f"{plan.input}: perturbations of single genes are compared, and it has none")
+    values = _column(plan, plan.state, plan.state_column, "state_column")
+    for flag in ("case", "state_control"):
+        if (value := getattr(plan, flag)) not in values:
+            some = ", ".join(sorted({other for other in values if other is not None})[:8]) or "no values"
+            raise ValueError(f"{pathlib.Path(plan.state).name}: {flag}={value}: no cell has it; there are {some}")
     same = {name: getattr(plan, name) for name in ("depth", "logged", "gene_table", "reading")}
     of_state = Plan(
         plan.state, plan.state_column, (plan.state_control,), "", filter=plan.state_filter, targets=(plan.case,),

@@ -91,7 +91,7 @@ def test_cells_in_which_a_gene_ranks_beyond_the_sentence_are_not_counted(monkeyp
         pd.DataFrame(index=run.genes),
     )  # fmt: skip
     simple = lambda run, constants, counts, seed: [("PCA-50", task.Components(counts))]  # noqa: E731
-    monkeypatch.setattr(perturbation, "_methods", simple)
+    monkeypatch.setattr(perturbation, "methods", simple)
     says = []
     given = {"column": "perturbation", "control": "control", "how": "mask", "null": 20}
     found = perturbation.evaluate(run, adata, **given, say=says.append)
@@ -212,6 +212,6 @@ def test_command_writes_all_or_nothing(tmp_path):
     assert done.code == 2 and "--targets=STAT1: write VALUE=GENE" in done.err and not list(tmp_path.glob(".out*"))
     done = commands.run("perturb", *args, folder=tmp_path, timeout=600)
     assert done.code == 0, done.err
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"perturb.md", "perturb.json", "perturb.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"perturb.md", "perturb.json", "perturb.png", "top.png"}
     found = json.loads((tmp_path / "out" / "perturb.json").read_text())
     assert len(found["rows"]) == 18 and found["how"] == "mask" and found["null"] == 20

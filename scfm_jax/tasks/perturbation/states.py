@@ -151,11 +151,12 @@ def correlate(
       places: the column of each gene's own expression, -1 for none. [K]
     """
     rows: dict[str, list[float]] = {name: [] for name in ("cosine", "p_labels", "p_chance")}
+    null = {place: cosines(chance, state, place) for place in np.unique(places)}
     for shift, place in zip(shifts, places, strict=True):
         value = cosines(shift[None], state, place)[0]
         rows["cosine"].append(value)
         rows["p_labels"].append(p_value(value, cosines(labels, shift, place)))
-        rows["p_chance"].append(p_value(value, cosines(chance, state, place)))
+        rows["p_chance"].append(p_value(value, null[place]))
     table = {name: np.array(values) for name, values in rows.items()}
     p = np.maximum(table["p_labels"], table["p_chance"])
     return table | {"p": p, "q": false_discovery(p)}
