@@ -50,7 +50,7 @@ OPTIONS = cli.options(
 def main(_) -> None:
     cli.require("state", "state_column", "case", "state_control", "input", "output")
     cli.check_paths("runs", "gene_table", "gene_list")
-    from experiments.analyses import perturbation_data, state_correlation, state_table
+    from experiments.analyses import perturbation_data, state_correlation, state_data, state_table
 
     for name in ("state", "input", "vectors_file"):
         if (path := FLAGS[name].value) and not pathlib.Path(path).exists():
@@ -60,16 +60,16 @@ def main(_) -> None:
     reading = cli.reading()
     texts = "input column separator filter within vectors_file state state_column case state_control donor types"
     same = (*texts.split(), "state_filter", "least", "folds", "permutations", "seed")
-    plan = state_correlation.StatePlan(
+    plan = state_data.StatePlan(
         **{name: FLAGS[name].value for name in same},
         **{name: tuple(FLAGS[name].value) for name in ("control", "targets", "predict")},
         gene_table=tuple(reading.pop("gene_table")),
         reading=reading,
-        stamps=state_correlation.stamps(FLAGS.state),
+        stamps=state_data.stamps(FLAGS.state),
     )
     lists = state_table.read_lists(FLAGS.gene_list)
     out = pathlib.Path(FLAGS.output)
-    question = state_correlation.read(plan)
+    question = state_data.read(plan)
     perturbation_data.prepare(plan, out)
     parts = state_correlation.fill(question, out, FLAGS.runs, FLAGS.seeds)
     about = f"# {plan.case} against {plan.state_control} and the perturbations of {pathlib.Path(plan.input).name}"

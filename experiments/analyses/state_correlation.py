@@ -18,17 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.files import h5ad, whole
-from data_pipeline.files.columns import text
-from data_pipeline.genes import vocab
-from experiments.analyses import (
-    annotation,
-    cell_and_gene,
-    perturbation_data,
-    perturbation_table,
-    predicted_perturbation,
-)
-from experiments.analyses.perturbation_data import Data, Plan
+from data_pipeline.files import whole
+from experiments.analyses import annotation, cell_and_gene, perturbation_table, predicted_perturbation
+from experiments.analyses.state_data import Question, StatePlan
 from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.api import vector_file
@@ -37,123 +29,10 @@ from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.perturbation import states
 from scfm_jax.training import pace
 
-LEAST_COMMON = 10
-"""Genes that both files must have measured."""
 SHUFFLES = 5
 """Predictors with shuffled gene vectors, whose predictions are the null of predicted genes."""
 SHOWN = 300
 """Cells of a violin, at most."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StatePlan(Plan):
-    """What is compared; fields are flags of `experiments.correlate_states`, those of `Plan` say what the screen is.
-
-    Attributes:
-      stamps: checksums of the files that are read.
-    """
-
-    state: str = ""
-    state_column: str = ""
-    case: str = ""
-    state_control: str = ""
-    donor: str | None = None
-    types: str | None = None
-    state_filter: str | None = None
-    within: str | None = None
-    predict: tuple[str, ...] = ()
-    permutations: int = 1000
-    seed: int = 0
-    stamps: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class Question:
-    """Both files, read: the cells that are compared, and the genes that both have measured.
-
-    Attributes:
-      data, state: the screen and the state's file, log-normalised.
-      rows: the state's cells, rows of its file; design: what is compared in them; how: in words.
-      strata: of the screen's cells, or None. [n]
-      genes: columns of the common genes in the screen and in the state's file. [G], [G]
-    """
-
-    plan: StatePlan
-    data: Data
-    state: Data
-    rows: np.ndarray
-    design: states.Design
-    how: str
-    strata: np.ndarray | None
-    genes: tuple[np.ndarray, np.ndarray]
-
-    def places(self, names: Sequence[str]) -> np.ndarray:
-        """Return the column of each gene of the screen's targets among the common genes, -1 for none. [K]"""
-        of = {int(column): i for i, column in enumerate(self.genes[0])}
-        return np.array([of.get(self.data.screen.place[name], -1) for name in names])
-
-
-def read(plan: StatePlan, say: Callable[[str], None] = print) -> Question:
-    """Read both files of a plan; ValueError or OSError in one line where they are not what they should be."""
-    data = perturbation_data.read(plan, say)
-    for name in [name for name, of in data.screen.targets.items() if len(of) > 1]:
-        for of in (data.screen.rows, data.screen.control, data.screen.targets, data.screen.group):
-            del of[name]
-    if not data.screen.rows:
-        raise ValueError(f"{plan.input}: perturbations of single genes are compared, and it has none")
-    values = _column(plan, plan.state, plan.state_column, "state_column")
-    for flag in ("case", "state_control"):
-        if (value := getattr(plan, flag)) not in values:
-            some = ", ".join(sorted({other for other in values if other is not None})[:8]) or "no values"
-            raise ValueError(f"{pathlib.Path(plan.state).name}: {flag}={value}: no cell has it; there are {some}")
-    same = {name: getattr(plan, name) for name in ("depth", "logged", "gene_table", "reading")}
-    of_state = Plan(
-        plan.state, plan.state_column, (plan.state_control,), "", filter=plan.state_filter, targets=(plan.case,),
-        least=states.LEAST, **same,
-    )  # fmt: skip
-    state = perturbation_data.read(of_state, lambda _: None)
-    case, control = state.screen.rows[plan.case], state.screen.control[plan.case]
-    rows = np.sort(np.append(case, control))
-    donor, kind = (
-        _column(plan, plan.state, name, flag) for name, flag in ((plan.donor, "donor"), (plan.types, "types"))
-    )
-    kept = np.ones(len(rows), bool)
-    for values in (donor, kind):
-        kept &= True if values is None else np.array([value is not None for value in values[rows]])
-    rows = rows[kept]
-    of_rows = [None if values is None else values[rows].astype(str) for values in (donor, kind)]
-    try:
-        design, how = states.design(np.isin(rows, case), *of_rows)
-    except ValueError as error:
-        raise ValueError(f"{pathlib.Path(plan.state).name}: {error}") from None
-    genes = _common(plan, data, state)
-    say(f"{pathlib.Path(plan.state).name}: {len(rows):,} cells, {how}; {len(genes[0]):,} genes in common")
-    return Question(plan, data, state, rows, design, how, _column(plan, plan.input, plan.within, "within"), genes)
-
-
-def _common(plan: StatePlan, data: Data, state: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns of the genes that both files measured, of the screen and of the state."""
-    names = [(of.names[: len(of.screen.genes)], of.second[: len(of.screen.genes)]) for of in (data, state)]
-    table = vocab.learn(names, vocab.read_table(plan.gene_table) if plan.gene_table else None)
-    index = vocab.map_genes(names[1][0], names[0][0], ensembl=names[1][1], table=table, min_mapped=None).index
-    here = np.flatnonzero(index >= 0)
-    if len(here) < LEAST_COMMON:
-        raise ValueError(
-            f"{pathlib.Path(plan.state).name} and {pathlib.Path(plan.input).name} have {len(here)} genes in common, "
-            f"{LEAST_COMMON} are needed; check the species, or give a gene_table that knows the names of both"
-        )
-    return index[here], here
-
-
-def _column(plan: StatePlan, path: str, name: str | None, flag: str) -> np.ndarray | None:
-    """Return an obs column of a file as text, None where none is asked for. [n]"""
-    if not name:
-        return None
-    with h5ad.read_counts(path, **h5ad.place(plan.reading), check=False) as counts:
-        if name not in counts.obs:
-            listed = ", ".join(map(str, counts.obs.columns)) or "none"
-            raise ValueError(f"{pathlib.Path(path).name}: {flag}={name}: no such obs column; there are {listed}")
-        return text(counts.obs[name])
 
 
 def fill(
@@ -338,7 +217,7 @@ def judge(
     """Write OUT/predictor: the predictor on perturbed genes left out (folds) and on cells left out, and baselines."""
     plan, data, folder = dataclasses.replace(question.plan, split="folds"), question.data, out / "predictor"
     (folder / "cells_out").mkdir(parents=True, exist_ok=True)
-    listed = predicted_perturbation.methods(plan, data, folder, [], [])
+    listed = predicted_perturbation.methods(plan, data, folder, [], ["auto"])
     listed[-1:-1] = cell_and_gene.methods(data, measured, cells)
     rows = predicted_perturbation.fill(plan, data, folder, listed, seeds, say)
     about = f"# Effects predicted from a cell's and a gene's vector: genes left out ({plan.folds} folds)"
@@ -346,8 +225,3 @@ def judge(
     rows = cell_and_gene.cells_out(data, measured, cells, seeds)
     about = "# Effects predicted from a cell's and a gene's vector: cells left out"
     perturbation_table.write(folder / "cells_out", rows, {}, about)
-
-
-def stamps(*paths: str | None) -> dict[str, str]:
-    """Return the checksum of each file, "" of a folder."""
-    return {path: whole.checksum(pathlib.Path(path)) if pathlib.Path(path).is_file() else "" for path in paths if path}

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.analyses.state_correlation import SHUFFLES, Question
+from experiments.analyses.state_correlation import SHUFFLES
+from experiments.analyses.state_data import Question
 from experiments.pages import figures, names, output
 from scfm_jax.tasks.perturbation import states
 
@@ -42,8 +43,14 @@ def write(
     enriched_rows = [{"space": space, "list": name, **scores} for (space, name), scores in enriched.items()]
     files = {
         "table.csv": pd.DataFrame(rows).to_csv(index=False),
-        "table.json": {"about": about, "design": question.how, "rows": rows, "enrichment": enriched_rows},
-        "violin.png": violins(parts),
+        "table.json": {
+            "about": about,
+            "synthetic": question.synthetic,
+            "design": question.how,
+            "rows": rows,
+            "enrichment": enriched_rows,
+        },
+        "violin.png": violins(parts, "SYNTHETIC: " if question.synthetic else ""),
         "table.md": content + "\n",
     }
     for name, data in files.items():
@@ -69,6 +76,8 @@ def table(
 ) -> str:
     """Return the scores as Markdown, a table for each space, the strongest reversal first."""
     plan, text = question.plan, [about]
+    if question.synthetic:
+        text.append(f"SYNTHETIC, not a measurement: {question.synthetic}.")
     text.append(
         f"State: {plan.case} against {plan.state_control} of {pathlib.Path(plan.state).name}, {len(question.rows):,} "
         f"cells, {question.how}. Perturbations: {len(question.data.screen.rows)} of {pathlib.Path(plan.input).name}."
@@ -130,8 +139,12 @@ def _enriched(name: str, scores: Mapping[str, float]) -> str:
     )
 
 
-def violins(parts: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Draw single cells' cosines with the state for the genes of largest |cosine|, a panel for each space, as PNG."""
+def violins(parts: Mapping[str, Mapping[str, Any]], before: str = "") -> bytes:
+    """Draw single cells' cosines with the state for the genes of largest |cosine|, a panel for each space, as PNG.
+
+    Args:
+      before: what stands before the name of each space.
+    """
     drawn = {space: part for space, part in parts.items() if part.get("violins")}
     most = max(len(part["violins"]) for part in drawn.values())
     figure = Figure(figsize=(1.5 + 0.62 * most, 0.9 + 2.5 * len(drawn)), layout="constrained")
@@ -152,7 +165,7 @@ def violins(parts: Mapping[str, Mapping[str, Any]]) -> bytes:
         axes.axhline(0, color=figures.INK, lw=0.6)
         axes.set_xticks(range(len(genes) + 1), [names.label(gene, 14) for gene in genes] + ["control\ncells"])
         axes.tick_params(axis="x", rotation=45, labelsize=8)
-        axes.set_title(names.label(space, 60), fontsize=10, loc="left")
+        axes.set_title(names.label(before + space, 60), fontsize=10, loc="left")
         axes.set_ylabel("cosine with\nthe state")
         axes.grid(axis="y", color=figures.FAINT, lw=0.8)
         axes.set_axisbelow(True)

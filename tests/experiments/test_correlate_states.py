@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from data_pipeline import synthetic_state
 from experiments.analyses import state_correlation as analysis
-from experiments.analyses import state_table
+from experiments.analyses import state_data, state_table
 from experiments.analyses.perturbation_data import prepare
 from scfm_jax.api import vector_file
 from tests.harness import commands, suites
@@ -38,7 +39,7 @@ def plan(tmp_path_factory):
     effects = np.vstack([0 * DIRECTION, -0.4 * DIRECTION, 0.4 * DIRECTION, 0.4 * rng.normal(size=(6, suites.V))])
     names = np.repeat(["NT", *TARGETS], 40)
     screen = write(folder / "screen.h5ad", rng.poisson(np.repeat(4 * np.exp(effects), 40, 0)), {"perturbation": names})
-    return analysis.StatePlan(
+    return state_data.StatePlan(
         input=screen, column="perturbation", control=("NT",), least=30, state=state, state_column="condition",
         case="stim", state_control="ctrl", donor="donor", types="type", permutations=300, folds=2,
     )  # fmt: skip
@@ -46,7 +47,7 @@ def plan(tmp_path_factory):
 
 def filled(plan, out, runs=(), lists=None):
     """Return (parts, table) of a plan."""
-    question = analysis.read(plan, **QUIET)
+    question = state_data.read(plan, **QUIET)
     prepare(plan, out)
     parts = analysis.fill(question, out, runs, 1, **QUIET)
     return parts, state_table.write(out, question, parts, lists or {}, "# A title")
@@ -68,6 +69,24 @@ def test_a_planted_reversal_is_found_and_a_killed_table_goes_on(plan, tmp_path, 
     assert again == parts and same == text and "it is made again" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds a table with another case, state_control; choose another folder"):
         prepare(dataclasses.replace(plan, case="ctrl", state_control="stim"), tmp_path / "out")
+
+
+def test_a_made_up_state_raises_its_programme_and_says_so_in_every_table(plan, tmp_path):
+    x = np.random.default_rng(0).poisson(6, (240, suites.V)).astype(np.float32)
+    frame = pd.DataFrame({"donor": "real"}, [f"c{i}" for i in range(240)])
+    cells = anndata.AnnData(sp.csr_matrix(x), frame, pd.DataFrame(index=suites.GENES))
+    made = synthetic_state.spiked(cells, [*suites.GENES[:9], "NOBODY"], "a programme", donors=8, fold=3, between=0.1)
+    case, y = (made.obs.condition == "case").to_numpy(), made.X.toarray()
+    ratio = y[case].mean(0) / y[~case].mean(0)
+    assert (y <= x).all() and abs(ratio[:9].mean() - 3) < 0.4 and abs(ratio[9:].mean() - 1) < 0.1
+    assert made.obs.groupby("donor").condition.nunique().eq(1).all() and made.obs.donor.nunique() == 8
+    made.write_h5ad(tmp_path / "made.h5ad")
+    change = {"state": str(tmp_path / "made.h5ad"), "case": "case", "state_control": "control", "types": None}
+    parts, text = filled(dataclasses.replace(plan, permutations=60, **change), tmp_path / "out")
+    assert "SYNTHETIC, not a measurement: made.h5ad: real cells, of which donors are made up and 9 genes" in text
+    assert "labels exchanged among 8 donors, each a case or a control" in text and len(parts["expression"]["rows"]) == 8
+    with pytest.raises(ValueError, match="donors=7, 240 cells, 9 genes of the programme"):
+        synthetic_state.spiked(cells, suites.GENES[:9], "", donors=7)
 
 
 @pytest.mark.slow
@@ -109,7 +128,7 @@ def test_bad_input_is_one_line(plan, tmp_path):
         ({"state": one}, "one.h5ad: 1 donors with case and control cells, .*: two donors are needed"),
     ):
         with pytest.raises(ValueError, match=what) as caught:
-            analysis.read(dataclasses.replace(plan, **change), **QUIET)
+            state_data.read(dataclasses.replace(plan, **change), **QUIET)
         assert "\n" not in str(caught.value)
 
 

@@ -81,7 +81,7 @@ def test_a_planted_reversal_is_found_and_what_does_nothing_is_chance():
 
 
 def test_agreement_of_halves_and_lists_among_the_strongest():
-    case, direction = np.repeat([True, False], 100), RNG.normal(size=8)
+    case, direction = np.repeat([True, False], 100), 2 * RNG.normal(size=8)
     made, _ = states.design(case)
     x = RNG.normal(size=(200, 8))
     assert states.agreement(made, x + case[:, None] * direction) > 0.9 > 0.5 > abs(states.agreement(made, x))
