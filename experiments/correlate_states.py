@@ -59,7 +59,7 @@ def main(_) -> None:
         raise ValueError("--predict needs --vectors_file, the vectors that genes are predicted from")
     reading = cli.reading()
     texts = "input column separator filter within vectors_file state state_column case state_control donor types"
-    same = (*texts.split(), "state_filter", "least", "folds", "permutations", "seed")
+    same = (*texts.split(), "state_filter", "least", "folds", "permutations", "seed", "seeds")
     plan = state_data.StatePlan(
         **{name: FLAGS[name].value for name in same},
         **{name: tuple(FLAGS[name].value) for name in ("control", "targets", "predict")},
@@ -71,7 +71,7 @@ def main(_) -> None:
     out = pathlib.Path(FLAGS.output)
     question = state_data.read(plan)
     perturbation_data.prepare(plan, out)
-    parts = state_correlation.fill(question, out, FLAGS.runs, FLAGS.seeds)
+    parts = state_correlation.fill(question, out, FLAGS.runs)
     about = f"# {plan.case} against {plan.state_control} and the perturbations of {pathlib.Path(plan.input).name}"
     print(state_table.write(out, question, parts, lists, about))
 

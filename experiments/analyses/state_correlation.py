@@ -36,7 +36,7 @@ SHOWN = 300
 
 
 def fill(
-    question: Question, out: pathlib.Path, runs: Sequence[str], seeds: int = 3, say: Callable[[str], None] = print
+    question: Question, out: pathlib.Path, runs: Sequence[str], say: Callable[[str], None] = print
 ) -> dict[str, dict[str, Any]]:
     """Return {space: its part}: expression, every run and its twin, predicted genes; what OUT has is not made again."""
     for folder in ("spaces", "embeddings"):
@@ -45,12 +45,11 @@ def fill(
     entrants = [(annotation.name_of(out, source), api.load(source)) for source in runs]
     for name, run in entrants:
         spaces.append((name, lambda run=run, name=name: _in_embedding(question, out, run, name)))
-        twin = f"{name}, random twin"
         spaces.append(
-            (twin, lambda run=run, name=twin: _in_embedding(question, out, run.twin(question.plan.seed), name))
+            (f"{name}, random twin", lambda run=run, name=name: _in_embedding(question, out, run, name, True))
         )
     if question.plan.vectors_file:
-        spaces.append(("expression, predicted", lambda: _predicted(question, out, entrants, seeds, say)))
+        spaces.append(("expression, predicted", lambda: _predicted(question, out, entrants, say)))
     parts = {}
     for name, make in pace.counted(spaces, "compared space", say):
         file = out / f"spaces/{_slug(name)}.json"
@@ -78,16 +77,23 @@ def _genes(question: Question) -> list[str]:
     return [screen.targets[name][0] for name in screen.conditions]
 
 
-def _in_embedding(question: Question, out: pathlib.Path, run: api.Run, name: str) -> dict[str, Any]:
-    """Return the part of a run's embeddings, in which a gene's own expression cannot be left out."""
+def _in_embedding(question: Question, out: pathlib.Path, run: api.Run, name: str, twin: bool = False) -> dict[str, Any]:
+    """Return the part of a run's embeddings, or its twin's, in which a gene's own expression cannot be left out."""
+    plan = question.plan
     state, screened = (
-        _embedded(question.plan, out, run, name, path) for path in (question.plan.state, question.plan.input)
+        _embedded(plan, out, run, name, path, plan.seed if twin else None) for path in (plan.state, plan.input)
     )
-    return _compared(question, state[question.rows], screened, np.full(len(question.data.screen.rows), -1))
+    studies = run.classes.get("study", ()) if not twin else ()
+    seen = [file.name for file in map(pathlib.Path, (plan.state, plan.input)) if file.stem in studies]
+    part = _compared(question, state[question.rows], screened, np.full(len(question.data.screen.rows), -1))
+    return part | {"trained_on": seen}
 
 
-def _embedded(plan: StatePlan, out: pathlib.Path, run: api.Run, name: str, path: str) -> np.ndarray:
-    """Return the embeddings of a file's cells, from disk where they are whole there. [n, D]"""
+def _embedded(
+    plan: StatePlan, out: pathlib.Path, run: api.Run, name: str, path: str, twin: int | None = None
+) -> np.ndarray:
+    """Return the embeddings of a file's cells by a run, or by its twin of a seed, from disk where they are. [n, D]"""
+    run, name = (run, name) if twin is None else (run.twin(twin), f"{name}, random twin {twin}")
     file = out / f"embeddings/{_slug(f'{name} {path}')}.npz"
     try:
         return sealed.read_arrays(file)["cells"]
@@ -111,8 +117,7 @@ def _compared(question: Question, state: Any, screened: Any, places: np.ndarray)
       places: column of each condition's own gene, -1 for none. [C]
     """
     plan, screen, design = question.plan, question.data.screen, question.design
-    shift = np.asarray(design.weights() @ state).ravel()
-    labels = np.stack([design.weights(case) for case in design.permutations(plan.permutations, plan.seed)]) @ state
+    shift, labels = _shifts(question, state)
     strata = np.zeros(screened.shape[0], int) if question.strata is None else question.strata.astype(str)
     control = screen.control[screen.conditions[0]]
     chance = states.halves(len(control), plan.permutations, plan.seed, strata[control]) @ screened[control]
@@ -135,6 +140,13 @@ def _compared(question: Question, state: Any, screened: Any, places: np.ndarray)
         "width": int(state.shape[1]),
         "violins": _violins(question, shift, screened, table["cosine"], places, strata),
     }
+
+
+def _shifts(question: Question, state: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return d_state, and the same with labels exchanged, of the state's cells [n, D]. [D], [P, D]"""
+    design, plan = question.design, question.plan
+    drawn = np.stack([design.weights(case) for case in design.permutations(plan.permutations, plan.seed)])
+    return np.asarray(design.weights() @ state).ravel(), drawn @ state
 
 
 def _violins(question: Question, shift, screened, cosine, places, strata) -> dict[str, list[float]]:
@@ -160,7 +172,6 @@ def _predicted(
     question: Question,
     out: pathlib.Path,
     entrants: Sequence[tuple[str, api.Run]],
-    seeds: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Return the part of genes that were not screened, after the predictor was judged on genes left out."""
@@ -171,13 +182,13 @@ def _predicted(
     for name, run in entrants:
         cells[name] = lambda _, run=run, name=name: _embedded(plan, out, run, name, plan.input)
         cells[f"{name}, random twin"] = lambda seed, run=run, name=name: _embedded(
-            plan, out, run.twin(seed), f"{name}, random twin" + (f" {seed}" if seed else ""), plan.input
+            plan, out, run, name, plan.input, seed
         )
     if not entrants:
         x, control = data.screen.expression, data.screen.control[data.screen.conditions[0]]
         made = x @ features.components(x[control], seed=plan.seed, width=50, scaled=False)
         cells["PCA-50"] = lambda _: made
-    judge(question, out, measured, cells, seeds, say)
+    judge(question, out, measured, cells, say)
     names = list(plan.predict or everything.names)
     asked, _ = vector_file.read(plan.vectors_file, names, None, plan.gene_table)
     at = data.at(cell_and_gene.targets_of(data))
@@ -190,10 +201,7 @@ def _predicted(
     effects, chance = cell_and_gene.predicted(
         data, names, asked.values[kept], measured, vectors_of, SHUFFLES, plan.seed
     )
-    state = question.state.screen.expression[:, question.genes[1]][question.rows]
-    design = question.design
-    shift = np.asarray(design.weights() @ state).ravel()
-    labels = np.stack([design.weights(case) for case in design.permutations(plan.permutations, plan.seed)]) @ state
+    shift, labels = _shifts(question, question.state.screen.expression[:, question.genes[1]][question.rows])
     columns = question.genes[0]
     where = {data.screen.genes[column]: i for i, column in enumerate(columns)}
     where |= {data.second[column]: i for i, column in enumerate(columns)}
@@ -211,7 +219,6 @@ def judge(
     out: pathlib.Path,
     measured: features.GeneVectors,
     cells: Mapping[str, cell_and_gene.Cells],
-    seeds: int,
     say: Callable[[str], None],
 ) -> None:
     """Write OUT/predictor: the predictor on perturbed genes left out (folds) and on cells left out, and baselines."""
@@ -219,9 +226,9 @@ def judge(
     (folder / "cells_out").mkdir(parents=True, exist_ok=True)
     listed = predicted_perturbation.methods(plan, data, folder, [], ["auto"])
     listed[-1:-1] = cell_and_gene.methods(data, measured, cells)
-    rows = predicted_perturbation.fill(plan, data, folder, listed, seeds, say)
+    rows = predicted_perturbation.fill(plan, data, folder, listed, plan.seeds, say)
     about = f"# Effects predicted from a cell's and a gene's vector: genes left out ({plan.folds} folds)"
     perturbation_table.write(folder, rows, {method.name: method.note for method in listed}, about)
-    rows = cell_and_gene.cells_out(data, measured, cells, seeds)
+    rows = cell_and_gene.cells_out(data, measured, cells, plan.seeds)
     about = "# Effects predicted from a cell's and a gene's vector: cells left out"
     perturbation_table.write(folder / "cells_out", rows, {}, about)

@@ -36,6 +36,7 @@ class StatePlan(Plan):
     predict: tuple[str, ...] = ()
     permutations: int = 1000
     seed: int = 0
+    seeds: int = 3
     stamps: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

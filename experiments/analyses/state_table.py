@@ -1,5 +1,6 @@
 """The tables and the violins of `experiments.correlate_states`, and whether genes of a list are among the strongest."""
 
+import csv
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from data_pipeline.genes import gene_table
 from experiments.analyses.state_correlation import SHUFFLES
 from experiments.analyses.state_data import Question
 from experiments.pages import figures, names, output
@@ -16,6 +18,8 @@ from scfm_jax.tasks.perturbation import states
 LEVEL = 0.05
 SHOWN = 40
 """Genes of a table, at most; table.csv has all."""
+GENE = ("gene", "symbol", "gene_symbol", "gene_name")
+"""What the column of a list of genes may be called."""
 COLUMNS = ("gene", "cells", "cosine", "p, labels", "p, chance", "q", "", "two halves")
 
 
@@ -25,20 +29,18 @@ def write(
     parts: Mapping[str, Mapping[str, Any]],
     lists: Mapping[str, set[str]],
     about: str,
-    trained_on: Sequence[str] = (),
 ) -> str:
     """Write table.md, table.csv, table.json and violin.png to OUT; return the table.
 
     Args:
       lists: {name: genes} whose enrichment among the strongest is told. about: the title.
-      trained_on: what is to be said of files that a run was trained on.
     """
     enriched = {
         (space, name): states.enrichment(*_listed(part["rows"], genes))
         for space, part in parts.items()
         for name, genes in lists.items()
     }
-    content = table(question, parts, enriched, about, trained_on)
+    content = table(question, parts, enriched, about)
     rows = [{"space": space, **row, "effect": effect(row)} for space, part in parts.items() for row in part["rows"]]
     enriched_rows = [{"space": space, "list": name, **scores} for (space, name), scores in enriched.items()]
     files = {
@@ -72,7 +74,6 @@ def table(
     parts: Mapping[str, Mapping[str, Any]],
     enriched: Mapping[tuple[str, str], Mapping[str, float]],
     about: str,
-    trained_on: Sequence[str],
 ) -> str:
     """Return the scores as Markdown, a table for each space, the strongest reversal first."""
     plan, text = question.plan, [about]
@@ -107,11 +108,13 @@ def table(
         "it in it. Two halves: the cosine of the perturbation's differences in two halves of its cells, near 0 where "
         "there is nothing to compare."
     )
-    return "\n\n".join([*text, *trained_on])
+    return "\n\n".join(text)
 
 
 def _caution(part: Mapping[str, Any]) -> str:
-    """Return where the vectors of predicted genes come from, and what must not be judged by it."""
+    """Return what is to be said against a part: that a model has seen the file, where gene vectors come from."""
+    if part.get("trained_on"):
+        return f" Caution: by their names the model was trained on {', '.join(part['trained_on'])}."
     if "vectors" not in part:
         return ""
     text = f" Effects are predicted from gene vectors: {part['kind']}, {part['vectors']}; see predictor/table.md."
@@ -186,15 +189,17 @@ def violins(parts: Mapping[str, Mapping[str, Any]], before: str = "") -> bytes:
 def read_lists(paths: Sequence[str], say: Callable[[str], None] = print) -> dict[str, set[str]]:
     """Return {file: genes}: one a line, or the column "gene" of a table with tabs or commas, gzipped or not."""
     lists = {}
-    for path in paths:
-        frame = pd.read_csv(path, sep=None, engine="python", dtype=str, header=None, keep_default_na=False)
-        head = [str(cell).lower() for cell in frame.iloc[0]]
-        column = next(
-            (i for i, cell in enumerate(head) if cell in ("gene", "symbol", "gene_symbol", "gene_name")), None
-        )
-        if column is None and frame.shape[1] > 1:
-            raise ValueError(f"{path}: columns {', '.join(head[:6])}: one of them is called gene, or it is one a line")
-        values = frame.iloc[:, 0] if column is None else frame.iloc[1:, column]
-        lists[pathlib.Path(path).name] = {value.strip() for value in values if value.strip()}
-        say(f"{path}: {len(lists[pathlib.Path(path).name]):,} genes")
+    for path in map(pathlib.Path, paths):
+        lines = [line for line in gene_table.read_lines(path) if line.strip()]
+        mark = next((mark for mark in "\t," if lines and mark in lines[0]), None)
+        rows = list(csv.reader(lines, delimiter=mark)) if mark else [[line.strip()] for line in lines]
+        head = [cell.strip().lower() for cell in rows[0]] if rows else []
+        column = next((i for i, cell in enumerate(head) if cell in GENE), None)
+        if not rows or (mark and column is None):
+            raise ValueError(
+                f"{path}: columns {', '.join(head[:6]) or 'none'}: one is to be called gene, or give one a line"
+            )
+        values = [row[0] for row in rows] if column is None else [row[column] for row in rows[1:] if len(row) > column]
+        lists[path.name] = {value.strip() for value in values} - {""}
+        say(f"{path}: {len(lists[path.name]):,} genes")
     return lists

@@ -41,7 +41,7 @@ def plan(tmp_path_factory):
     screen = write(folder / "screen.h5ad", rng.poisson(np.repeat(4 * np.exp(effects), 40, 0)), {"perturbation": names})
     return state_data.StatePlan(
         input=screen, column="perturbation", control=("NT",), least=30, state=state, state_column="condition",
-        case="stim", state_control="ctrl", donor="donor", types="type", permutations=300, folds=2,
+        case="stim", state_control="ctrl", donor="donor", types="type", permutations=300, folds=2, seeds=1,
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def filled(plan, out, runs=(), lists=None):
     """Return (parts, table) of a plan."""
     question = state_data.read(plan, **QUIET)
     prepare(plan, out)
-    parts = analysis.fill(question, out, runs, 1, **QUIET)
+    parts = analysis.fill(question, out, runs, **QUIET)
     return parts, state_table.write(out, question, parts, lists or {}, "# A title")
 
 
@@ -69,6 +69,16 @@ def test_a_planted_reversal_is_found_and_a_killed_table_goes_on(plan, tmp_path, 
     assert again == parts and same == text and "it is made again" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds a table with another case, state_control; choose another folder"):
         prepare(dataclasses.replace(plan, case="ctrl", state_control="stim"), tmp_path / "out")
+
+
+def test_lists_of_genes_are_lines_or_a_column(tmp_path):
+    (tmp_path / "a.txt").write_text("GENE0\nGENE1\n\n")
+    (tmp_path / "b.tsv").write_text("disease\tgene\nthis, early\tGENE2\nthat\tGENE2\n")
+    lists = state_table.read_lists([str(tmp_path / "a.txt"), str(tmp_path / "b.tsv")], **QUIET)
+    assert lists == {"a.txt": {"GENE0", "GENE1"}, "b.tsv": {"GENE2"}}
+    (tmp_path / "c.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"c.csv: columns a, b: one is to be called gene"):
+        state_table.read_lists([str(tmp_path / "c.csv")], **QUIET)
 
 
 def test_a_made_up_state_raises_its_programme_and_says_so_in_every_table(plan, tmp_path):
@@ -97,7 +107,13 @@ def test_genes_that_were_not_screened_are_predicted_and_judged_and_go_is_named(p
     assert [row["gene"] for row in parts["expression, predicted"]["rows"]] == ["GENE20", "GENE21"]
     assert "that genes of a GO term stand out here is no evidence for it" in text
     judged = (tmp_path / "out/predictor/table.md").read_text()
-    for method in ("nearest gene", "cell and gene, PCA-50", "PCA-50, no gene vectors", "PCA-50, shuffled gene vectors"):
+    for method in (
+        "ridge, graph attention (v.npz)",
+        "nearest gene",
+        "cell and gene, PCA-50",
+        "PCA-50, no gene vectors",
+        "PCA-50, shuffled gene vectors",
+    ):
         assert f"{method} |" in judged
     assert "| its other cells |" in (tmp_path / "out/predictor/cells_out/table.md").read_text()
     with pytest.raises(ValueError, match="has none of the genes to predict"):

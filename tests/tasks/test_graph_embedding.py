@@ -29,8 +29,8 @@ def test_vectors_are_three_layers_of_attention_and_the_loss_is_cross_entropy_of_
     pairs, x = np.array([[0, 1], [1, 2], [2, 3], [0, 4]]), rng.normal(size=(6, 5)).astype(np.float32)
     shared = {"graph": task.message_graph(pairs, 6), "features": x}
     network = task.GraphGenes(None)
-    variables = network.init(jax.random.key(0), shared, method="vectors")
-    z = network.apply(variables, shared, method="vectors")
+    variables = jax.jit(lambda: network.init(jax.random.key(0), shared, method="vectors"))()
+    z = task.vectors(network, variables, pairs, 6, x)
     edges = [*pairs.tolist(), *pairs[:, ::-1].tolist(), *([i, i] for i in range(6))]
     y = x
     for name in ("attention_0", "attention_1", "last"):
@@ -38,7 +38,8 @@ def test_vectors_are_three_layers_of_attention_and_the_loss_is_cross_entropy_of_
     assert z.shape == (6, 64) and variables["params"]["attention_1"]["kernel"].shape == (64, 64)
     np.testing.assert_allclose(z, y, rtol=1e-4, atol=1e-5)
     batch = {"pair": pairs, "other": np.array([[[0, 3]], [[1, 3]], [[4, 5]], [[2, 5]]])}
-    logits = network.apply(variables, batch, shared)
+    logits = np.stack([task.products(z, pair) for pair in (pairs, batch["other"][:, 0])], 1)
+    np.testing.assert_allclose(jax.jit(network.apply)(variables, batch, shared), logits, rtol=1e-5)
     other = batch["other"][:, 0]
     sigmoid = lambda s: 1 / (1 + np.exp(-s))  # noqa: E731
     terms = [-np.log(sigmoid(task.products(y, pairs))), -np.log(1 - sigmoid(task.products(y, other)))]

@@ -196,11 +196,12 @@ def test_a_screen_without_treated_cells_finds_the_gene_that_cases_lack(monkeypat
     genes = [f"G{i}" for i in range(60)]
     obs = pd.DataFrame({"state": np.repeat(["ctrl", "case"], 80)}, [f"c{i}" for i in range(160)])
     adata = anndata.AnnData(sparse.csr_matrix(x), obs, pd.DataFrame(index=genes))
-    run = run_of("exceiver", genes)
+    meta = {"model": "scemb", "config": {"model": {}, "inputs": {"max_len": 60}}, "genes": genes}
+    run = api.build(meta, {}, {}, "no weights: components stand in for it")
     monkeypatch.setattr(perturbation, "methods", lambda run, _, counts, seed: [(run.name, task.Components(counts))])
     given = {"column": "state", "control": "ctrl", "how": "delete", "most": 30, "null": 20, "genes": ["G7"]}
     found = perturbation_screen.evaluate(run, adata, **given, case="case", **QUIET)
-    best = perturbation_screen.strongest(found, "exceiver")[0]
+    best = perturbation_screen.strongest(found, "scemb")[0]
     assert best["gene"] == "G7" and best["cosine"] > 0.9 and best["p"] == 1 / 21 and len(found["rows"]) in (30, 31)
     assert (
         "from ctrl to case" in perturbation_screen.table(found) and perturbation_bars.of_screen(found)[:4] == b"\x89PNG"
