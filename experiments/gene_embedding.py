@@ -1,7 +1,7 @@
 """Make vectors of genes from a gene graph: graph attention that learns to predict held-out edges.
 
     python -m experiments.gene_embedding --graph=go.npz --output=DIR [--workdir=RUN [--vectors=table]]
-    python -m experiments.gene_embedding --ppi=protein.links.txt.gz --ppi_names=protein.info.txt.gz --min_score=0.7 …
+    python -m experiments.gene_embedding --ppi=protein.links.txt.gz --min_score=0.7 --output=DIR
 
 --graph is a file of experiments.go_graph, --ppi a table of protein interactions. Genes are those of the graph, or with
 --workdir or --genes those of a run or a list; each starts from a learnt vector, or with --vectors from the run's.
