@@ -55,6 +55,7 @@ OPTIONS = cli.options(
         False,
         "Also fit GEARS on each run to all conditions: OUT/heads/RUN.safetensors for Run.perturb.",
     ),
+    vectors_file=(str, None, "Gene vectors of a file, such as experiments.gene_embedding writes, as a control."),
     min_mapped=(float, 0.01, "Least share of genes that a run must know where its vectors are means over cells.", 0, 1),
     seeds=(int, 3, "Number of seeds: of twins, random vectors, halves, and of folds and simulation splits.", 1),
 )
@@ -67,7 +68,7 @@ def main(_) -> None:
     from experiments.analyses import predicted_perturbation as analysis
     from scfm_jax.api import gene_features
 
-    for name in ("input", "go", "context", "graph"):
+    for name in ("input", "go", "context", "graph", "vectors_file"):
         if (path := FLAGS[name].value) and not pathlib.Path(path).exists():
             raise FileNotFoundError(f"--{name}={path}: no such file or folder")
     if wrong := [kind for kind in FLAGS.vectors if kind not in ("auto", *gene_features.KINDS)]:
@@ -79,7 +80,7 @@ def main(_) -> None:
     same = ("input", "column", "separator", "groups", "filter", "split", "folds", "least", "depth", "logged", "go")
     reading = cli.reading()
     plan = perturbation_data.Plan(
-        **{name: FLAGS[name].value for name in (*same, "context")},
+        **{name: FLAGS[name].value for name in (*same, "context", "vectors_file")},
         **{name: tuple(FLAGS[name].value) for name in ("control", "targets")},
         gene_table=tuple(reading.pop("gene_table")),
         reading=reading,

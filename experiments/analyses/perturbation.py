@@ -54,20 +54,20 @@ def evaluate(
     data = model_cells.read(run, source, say=say, **options)
     condition = data.column(column, "column")
     strata = data.column(within, "within") if within else np.full(len(condition), "all")
-    kept = _kept(data, filter) if filter else np.ones(len(condition), bool)
+    some = kept(data, filter) if filter else np.ones(len(condition), bool)
     rng = np.random.default_rng(seed)
-    rows = {value: _draw(condition, value, kept, cells, rng, column) for value in (control, *_values(targets))}
+    rows = {value: draw(condition, value, some, cells, rng, column) for value in (control, *_values(targets))}
     counts, base = data.counts, data.counts[rows[control]]
     level = np.asarray(log_normalised(base).mean(0)).ravel()
-    asked = _targets(data, targets, condition[kept], control, run.genes)
+    asked = _targets(data, targets, condition[some], control, run.genes)
     for value, _ in asked:
-        rows.setdefault(value, _draw(condition, value, kept, cells, rng, column))
+        rows.setdefault(value, draw(condition, value, some, cells, rng, column))
     constants = data.constants(run, say)
     seen = base if how == "overexpress" else task.read_genes(run.module, constants, run.meta["config"], base)
     beyond = {data.symbols[g]: n for _, g in asked if (n := base[:, [g]].nnz - seen[:, [g]].nnz)}
     if beyond:
-        say(_not_counted(beyond))
-    candidates, places, dropped = _places(seen, level, data.measured, asked, how)
+        say(not_counted(beyond))
+    candidates, places, dropped = places_of(seen, level, data.measured, asked, how)
     asked = [(value, gene) for value, gene in asked if gene not in dropped]
     if not asked:
         raise ValueError(
@@ -80,8 +80,8 @@ def evaluate(
     genes = sorted({g for _, g in asked} | {int(g) for matched in nulls.values() for g in matched})
     everything = np.unique(np.concatenate(list(rows.values())))
     scored: list[dict[str, Any]] = []
-    methods = list(_methods(run, constants, counts[everything], seed))
-    for name, embed in pace.counted(methods, "scored method", say):
+    entrants = list(methods(run, constants, counts[everything], seed))
+    for name, embed in pace.counted(entrants, "scored method", say):
         moved = task.shifts(embed, base, {g: places(g) for g in genes}, how)
         of_method = []
         for value, gene in pace.counted(asked, "compared target", say):
@@ -114,7 +114,7 @@ def evaluate(
     }
 
 
-def _kept(data: model_cells.ModelCells, expression: str) -> np.ndarray:
+def kept(data: model_cells.ModelCells, expression: str) -> np.ndarray:
     """Return which cells a filter keeps. bool [n]"""
     wanted = columns.Filter(expression)
     for name in sorted(wanted.columns - {"n_genes"}):
@@ -126,13 +126,13 @@ def _values(targets: Sequence[tuple[str, str]]) -> list[str]:
     return list(dict.fromkeys(value for value, _ in targets))
 
 
-def _draw(
-    condition: np.ndarray, value: str, kept: np.ndarray, most: int, rng: np.random.Generator, column: str
+def draw(
+    condition: np.ndarray, value: str, some: np.ndarray, most: int, rng: np.random.Generator, column: str
 ) -> np.ndarray:
-    """Return rows, ascending, of at most `most` random cells of a condition."""
-    chosen = np.flatnonzero((condition == value) & kept)
+    """Return rows, ascending, of at most `most` random cells of a condition; `some`: which cells count. bool [n]"""
+    chosen = np.flatnonzero((condition == value) & some)
     if len(chosen) < task.LEAST:
-        names, number = np.unique(condition[kept], return_counts=True)
+        names, number = np.unique(condition[some], return_counts=True)
         choices = ", ".join(f"{names[i]} ({number[i]})" for i in np.argsort(-number)[:8] if names[i])
         raise ValueError(
             f"obs[{column!r}] is {value!r} in {len(chosen)} cells, {task.LEAST} are needed; there are {choices}"
@@ -157,7 +157,7 @@ def _targets(data, targets, condition, control, model_genes) -> list[tuple[str, 
     return [(value, ids[gene]) for value, gene in targets]
 
 
-def _places(base, level, measured, asked, how):
+def places_of(base, level, measured, asked, how):
     """Return the genes a null may have, a function gene -> control cells to perturb it in, targets without enough.
 
     `base`: counts of control cells that the model reads.
@@ -175,13 +175,13 @@ def _places(base, level, measured, asked, how):
     return [int(g) for g in np.flatnonzero(enough) if g not in targets], places, dropped
 
 
-def _not_counted(beyond: Mapping[str, int]) -> str:
+def not_counted(beyond: Mapping[str, int]) -> str:
     """Return in words in how many control cells each target is expressed and not read."""
     numbers = ", ".join(f"{name} {n}" for name, n in beyond.items())
     return f"Not counted: control cells in which the target ranks beyond the genes that the model reads: {numbers}."
 
 
-def _methods(run: Run, constants: Mapping[str, Any], counts, seed: int):
+def methods(run: Run, constants: Mapping[str, Any], counts, seed: int):
     """Yield the name and the embedder of the model, its twin, and the components of all cells that are used."""
     for name, model in ((run.name, run), ("random twin", run.twin(seed))):
         parts = (run.name, run.module, run.model, model.variables, constants, run.meta["config"])
@@ -216,13 +216,16 @@ def _row(moved, gene: int, null: np.ndarray, truth: Mapping[str, Any]) -> dict[s
         values = [other[name] for other in null_scores]
         low, middle, high = np.quantile(values, (0.025, 0.5, 0.975))
         row |= {f"{name}_p": task.p_value(gene_scores[name], values), f"{name}_null": [low, middle, high]}
+    cosines = [other["cosine"] for other in null_scores]
+    row |= {"percentile": task.percentile(row["cosine"], cosines), "null_cosines": cosines}
     row["null_directions"] = [other["direction"] for other in null_scores]
     return row | {"ceiling": truth["whole_ceiling"], "downstream_ceiling": truth["downstream_ceiling"]}
 
 
 def table(found: Mapping[str, Any]) -> str:
     """Return the scores as Markdown, a line for each target and method."""
-    head = ["target", "cells", "method", "direction", "null, 95 %", "p", "q", "downstream", "p", "gain", "p", "halves"]
+    head = ["target", "cells", "method", "cosine", "before", "percentile", "direction", "null, 95 %", "p", "q"]
+    head += ["downstream", "p", "gain", "p", "halves"]
     lines = []
     targets = dict.fromkeys((row["target"], row["gene"]) for row in found["rows"])
     for target, gene in targets:
@@ -230,6 +233,9 @@ def table(found: Mapping[str, Any]) -> str:
             low, _, high = row["direction_null"]
             name = target if target == gene else f"{target}: {gene}"
             values = [
+                f"{row['cosine']:.3f}",
+                f"{row['before']:.3f}",
+                f"{row['percentile']:.0f}",
                 f"{row['direction']:.2f}",
                 f"{low:.2f} … {high:.2f}",
                 _p(row["direction_p"]),
@@ -239,15 +245,17 @@ def table(found: Mapping[str, Any]) -> str:
             lines.append([name, str(row["cells"]), row["method"], *values, f"{row['ceiling']:.2f}"])
     text = output.markdown(head, lines) + "\n\n" + summary(found) + "\n\n"
     text += f"{found['how']} in {found['cells']} control cells ({found['column']} = {found['control']}) of "
-    text += f"{found['input']}; cells: those perturbed. Direction: cosine of the shift with that of really treated "
-    text += "cells; downstream: the same with the gene itself deleted from both; gain: how much the cosine with the "
+    text += f"{found['input']}; cells: those perturbed. Cosine: of their mean embedding with that of really "
+    text += "treated cells, before: of the same cells unperturbed; percentile: of the cosine among the null's. "
+    text += "Direction: cosine of the shift with that of really treated cells; downstream: the same with the gene "
+    text += "itself deleted from both; gain: how much the cosine with the "
     text += f"treated cells rises. p: among {found['null']} genes as highly expressed; q: over targets. Halves: the "
     text += "direction's ceiling, the cosine of the real shifts of two halves of the cells."
     if found["left_out"]:
         text += f"\nLeft out, expressed and read in fewer than {task.LEAST} control cells: "
         text += f"{', '.join(found['left_out'])}."
     if found["beyond"]:
-        text += f"\n{_not_counted(found['beyond'])}"
+        text += f"\n{not_counted(found['beyond'])}"
     if found["trained_on"]:
         text += f"\nCaution: by its name {found['input']} is a study that the model was trained on."
     return text

@@ -24,7 +24,7 @@ from experiments.analyses import annotation
 from experiments.analyses.perturbation_data import Data, Plan, rounds
 from experiments.pages import output
 from scfm_jax import api
-from scfm_jax.api import gene_features
+from scfm_jax.api import gene_features, vector_file
 from scfm_jax.saving import sealed
 from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.perturbation import baselines, scores, splits
@@ -91,6 +91,9 @@ def _vectors(
     if plan.go:
         made = go_vectors(plan.go, data.names, data.second)
         yield "GO-SVD", lambda _: made, False
+    if plan.vectors_file:
+        read, _ = vector_file.read(plan.vectors_file, data.names, data.second, plan.gene_table)
+        yield f"{read.kind} ({pathlib.Path(plan.vectors_file).name})", lambda _: read, False
     asked = {"names": data.names, "second": data.second, "gene_table": plan.gene_table, "say": lambda _: None}
     for source in runs:
         run, name = api.load(source), annotation.name_of(out, source)

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from data_pipeline import synthetic
-from experiments.analyses import perturbation
+from experiments.analyses import perturbation, perturbation_bars, perturbation_screen
 from scfm_jax import api, models
 from scfm_jax.inference import bags
 from scfm_jax.tasks.perturbation import in_silico as task
@@ -91,7 +91,7 @@ def test_cells_in_which_a_gene_ranks_beyond_the_sentence_are_not_counted(monkeyp
         pd.DataFrame(index=run.genes),
     )  # fmt: skip
     simple = lambda run, constants, counts, seed: [("PCA-50", task.Components(counts))]  # noqa: E731
-    monkeypatch.setattr(perturbation, "_methods", simple)
+    monkeypatch.setattr(perturbation, "methods", simple)
     says = []
     given = {"column": "perturbation", "control": "control", "how": "mask", "null": 20}
     found = perturbation.evaluate(run, adata, **given, say=says.append)
@@ -142,6 +142,9 @@ def test_the_real_shift_is_taken_within_strata():
 def test_scores_p_and_null():
     score = task.score(np.zeros(2) + 1, np.array([1.0, 2]), np.array([1.0, 1]), np.array([1.0, 3]))
     assert score["direction"] == pytest.approx(1) and score["share"] == pytest.approx(0.5) and score["gain"] > 0
+    assert score["cosine"] == pytest.approx(7 / 50**0.5) and score["before"] == pytest.approx(4 / 20**0.5)
+    assert score["gain"] == pytest.approx(score["cosine"] - score["before"])
+    assert task.percentile(2, [0, 1, 2, 3]) == 62.5
     assert task.p_value(1.0, np.zeros(99)) == 0.01 and task.p_value(0.0, np.zeros(99)) == 1.0
     level = np.array([1.0, 5, 1.1, 0.9, 8, 1.05])
     assert sorted(task.matched(level, 0, range(6), 3)) == [2, 3, 5]
@@ -187,6 +190,30 @@ def test_without_an_effect_p_is_chance():
     assert max(row["treated"] for row in found["rows"]) <= 86
 
 
+def test_a_screen_without_treated_cells_finds_the_gene_that_cases_lack(monkeypatch):
+    x = np.random.default_rng(2).poisson(2.0, (160, 60)).astype(np.float32)
+    x[80:, 7] = 0
+    genes = [f"G{i}" for i in range(60)]
+    obs = pd.DataFrame({"state": np.repeat(["ctrl", "case"], 80)}, [f"c{i}" for i in range(160)])
+    adata = anndata.AnnData(sparse.csr_matrix(x), obs, pd.DataFrame(index=genes))
+    meta = {"model": "scemb", "config": {"model": {}, "inputs": {"max_len": 60}}, "genes": genes}
+    run = api.build(meta, {}, {}, "no weights: components stand in for it")
+    monkeypatch.setattr(perturbation, "methods", lambda run, _, counts, seed: [(run.name, task.Components(counts))])
+    given = {"column": "state", "control": "ctrl", "how": "delete", "most": 30, "null": 20, "genes": ["G7"]}
+    found = perturbation_screen.evaluate(run, adata, **given, case="case", **QUIET)
+    best = perturbation_screen.strongest(found, "scemb")[0]
+    assert best["gene"] == "G7" and best["cosine"] > 0.9 and best["p"] == 1 / 21 and len(found["rows"]) in (30, 31)
+    assert (
+        "from ctrl to case" in perturbation_screen.table(found) and perturbation_bars.of_screen(found)[:4] == b"\x89PNG"
+    )
+    alone = perturbation_screen.evaluate(run, adata, **given, **QUIET)
+    row = next(row for row in alone["rows"] if row["gene"] == "G7")
+    other = next(row for row in found["rows"] if row["gene"] == "G7")
+    assert row["length"] == pytest.approx(other["length"], rel=0.2) and "cosine" not in row
+    with pytest.raises(ValueError, match="genes=XYZ: no gene that the file and the model share"):
+        perturbation_screen.evaluate(run, adata, **given | {"genes": ["XYZ"]}, **QUIET)
+
+
 def test_mistakes_are_one_line():
     adata = screen(False)[:200]
     run = run_of("exceiver", list(adata.var["ensembl_id"]))
@@ -212,6 +239,6 @@ def test_command_writes_all_or_nothing(tmp_path):
     assert done.code == 2 and "--targets=STAT1: write VALUE=GENE" in done.err and not list(tmp_path.glob(".out*"))
     done = commands.run("perturb", *args, folder=tmp_path, timeout=600)
     assert done.code == 0, done.err
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"perturb.md", "perturb.json", "perturb.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"perturb.md", "perturb.json", "perturb.png", "top.png"}
     found = json.loads((tmp_path / "out" / "perturb.json").read_text())
     assert len(found["rows"]) == 18 and found["how"] == "mask" and found["null"] == 20

@@ -3,6 +3,7 @@
 scEMB (Hsieh et al., bioRxiv 2024) masks the targeted gene in control cells that express it and takes the cosine of
 their mean embedding with that of the cells of a CRISPR screen; Geneformer deletes the gene. The paper reads the cosine
 in two ways and gives it no null; embeddings of any two groups of cells have cosines near 1. So here, too:
+  cosine      the paper's: of the mean after with the mean of treated cells. before: the same of the cells unperturbed
   direction   cosine of the shift (after less before, mean over cells) with the real one (treated less control)
   gain        how much closer to the treated cells it ends: cosine(after, treated) less cosine(before, treated), the
               paper's number relative to the same cells unperturbed
@@ -228,11 +229,12 @@ def reliability(
 
 
 def score(before: np.ndarray, after: np.ndarray, control: np.ndarray, treated: np.ndarray) -> dict[str, float]:
-    """Return direction, gain and share of a shift against the real one, all of them means [D]; see the module."""
+    """Return cosine, before, direction, gain and share of a shift against the real one, all of them means [D]."""
     moved, real = after - before, treated - control
-    return {
+    cosines = {"cosine": cosine(after, treated), "before": cosine(before, treated)}
+    return cosines | {
         "direction": cosine(moved, real),
-        "gain": cosine(after, treated) - cosine(before, treated),
+        "gain": cosines["cosine"] - cosines["before"],
         "share": float(moved @ real / max(float(real @ real), 1e-30)),
     }
 
@@ -252,6 +254,12 @@ def matched(level: np.ndarray, gene: int, candidates: Sequence[int], number: int
     others = np.asarray([c for c in candidates if c != gene], np.int64)
     apart = np.abs(np.log(level[others] + 1e-6) - np.log(level[gene] + 1e-6))
     return others[np.argsort(apart, kind="stable")[:number]]
+
+
+def percentile(observed: float, null: Sequence[float]) -> float:
+    """Return the share of null values below, in percent, those that are equal counted half."""
+    null = np.asarray(null)
+    return 100 * float(((null < observed) + 0.5 * (null == observed)).mean())
 
 
 def p_value(observed: float, null: Sequence[float]) -> float:
