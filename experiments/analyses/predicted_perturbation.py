@@ -112,13 +112,16 @@ def _context(plan: Plan, data: Data) -> dict[str, Any]:
     return {"source": plan.input, "rows": rows, **least, **h5ad.place(plan.reading)}
 
 
-def go_vectors(path: str, names: Sequence[str], second: Sequence[str] | None = None) -> features.GeneVectors:
-    """Return components of the GO terms of genes, by a GAF file, a table of genes and terms, or an .npz matrix."""
+def read_go(path: str) -> annotations.Annotations:
+    """Return the GO terms of genes, by a GAF file, a table of genes and terms, or an .npz matrix."""
     if path.endswith(".npz"):
-        said = annotations.read_matrix(path, "part_of")
-    else:
-        table = annotations.read_gaf if ".gaf" in path else annotations.read_table
-        said = annotations.annotate(table(path))
+        return annotations.read_matrix(path, "part_of")
+    return annotations.annotate((annotations.read_gaf if ".gaf" in path else annotations.read_table)(path))
+
+
+def go_vectors(path: str, names: Sequence[str], second: Sequence[str] | None = None) -> features.GeneVectors:
+    """Return components of the GO terms of genes, by a file of `read_go`."""
+    said = read_go(path)
     known_names = go_graph.names_of(said)
     terms = go_graph.gene_terms(said, said.names, known_names, min_genes=2)
     index = vocab.map_genes(names, said.names, ensembl=second, table=known_names, min_mapped=None).index

@@ -24,6 +24,10 @@ from scfm_jax.types import Array, Batch
 FIELDS = tuple(Batch.__dataclass_fields__)
 
 
+class NoGenes(ValueError):
+    """The model has no representations of the genes in a cell."""
+
+
 def embed(
     module: ModuleType,
     model: nn.Module,
@@ -98,7 +102,7 @@ def genes(
       kept: vocabulary ids of the genes that are wanted. [K]
 
     Raises:
-      ValueError: the model does not represent the genes of its vocabulary in a cell.
+      NoGenes: the model does not represent the genes of its vocabulary in a cell.
     """
     options = _hashable(inputs or {})
     state = {"variables": dict(variables), "constants": dict(constants)}
@@ -182,7 +186,7 @@ def _genes(
     values = model.apply(variables, inputs, train=False, rngs={"latent": keys[1]}).genes
     name, n = module.__name__.rpartition(".")[2], constants["measured"].shape[1]
     if values is None:
-        raise ValueError(f"model {name} has no representations of the genes in a cell: choose a run of another model")
+        raise NoGenes(f"model {name} has no representations of the genes in a cell: choose a run of another model")
     values = values.astype(jnp.float32)
     if not hasattr(module, "gene_ids"):
         if not n <= values.shape[2] <= n + 1:
