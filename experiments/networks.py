@@ -23,11 +23,7 @@ from experiments import cli
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
     "reading",
-    input=(
-        str,
-        None,
-        "File of raw or log-normalised counts: .h5ad, AnnData .zarr, 10x, or a table (.csv, .tsv) of genes x cells.",
-    ),
+    input="Raw or log-normalised counts: .h5ad, AnnData .zarr, 10x, or a table (.csv, .tsv) of genes x cells.",
     output="Folder of the networks; made if it is not there.",
     truth=(list, [], "Tables of measured edges, FILE or NAME=FILE: columns TF,target, or Gene1,Gene2 as BEELINE's."),
     tfs=(str, None, "List of genes that may regulate; those of --truth, if left out, and without it all genes."),
@@ -78,7 +74,7 @@ def main(_) -> None:
         gene_table=tuple(reading.pop("gene_table")),
         reading=reading,
     )
-    data = networks_data.read(plan)
+    data = networks_data.read(plan, lambda text: print(cli.in_flags(text)))
     entrants = networks.entrants(plan, data, FLAGS.runs, FLAGS.vectors)
     if plan.go:
         networks.go_terms(plan.go, data)

@@ -54,17 +54,6 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """A start of DeepSEM: from a seed to [n, n]; the rest as of a `Method`."""
-
-    name: str
-    make: Callable[[int], np.ndarray]
-    varies: bool = False
-    leaks: bool = False
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Entrant:
     """A run, the kind of its similarities, of `gene_networks.KINDS`, and what the table says of both."""
 
@@ -121,20 +110,22 @@ def methods(plan: Plan, data: Data, out: pathlib.Path, taking_part: Sequence[Ent
     train = _trainer(plan, data)
     at_random = lambda _, member: train(deepsem.random_start(n, member), member)  # noqa: E731
     listed.append(Method("DeepSEM, random start", at_random, ensemble=True))
-    untrained = []
-    for start in _starts(plan, data, out, taking_part):
-        said = {"varies": start.varies, "leaks": start.leaks}
-        kept = Method(START + start.name, lambda seed, _, make=start.make: make(seed), **said)
-        untrained.append(kept)
-
-        def infer(seed: int, member: int, kept: Method = kept) -> np.ndarray:
-            return train(matrix(out, kept, seed, 0), member)
-
-        listed.append(Method(f"DeepSEM, {start.name}", infer, ensemble=True, note=start.note, **said))
-    return listed + untrained
+    starts = list(_starts(plan, data, out, taking_part))
+    for start in starts:
+        name, infer = f"DeepSEM, {start.name.removeprefix(START)}", functools.partial(_trained, train, out, start)
+        listed.append(dataclasses.replace(start, name=name, infer=infer, ensemble=True))
+    return listed + [dataclasses.replace(start, note="") for start in starts]
 
 
-def _trainer(plan: Plan, data: Data) -> Callable[[np.ndarray, int], np.ndarray]:
+Train = Callable[[np.ndarray, int], np.ndarray]
+"""From a start and a seed to strengths. [n, n] -> [n, n]"""
+
+
+def _trained(train: Train, out: pathlib.Path, start: Method, seed: int, member: int) -> np.ndarray:
+    return train(matrix(out, start, seed, 0), member)
+
+
+def _trainer(plan: Plan, data: Data) -> Train:
     """Return what trains one network from a start, with a seed."""
     x, mask = deepsem.standardised(data.x)
     training = dataclasses.replace(deepsem.TRAINING, epochs=plan.epochs, rows=plan.rows)
@@ -142,21 +133,25 @@ def _trainer(plan: Plan, data: Data) -> Callable[[np.ndarray, int], np.ndarray]:
     return lambda start, seed: deepsem.infer(x, mask, start, seeds=[seed], training=training, network=network)
 
 
-def _starts(plan: Plan, data: Data, out: pathlib.Path, taking_part: Sequence[Entrant]) -> Iterator[Start]:
-    """Yield the starts: runs, each with its twin and its shuffled names, then controls."""
+def _starts(plan: Plan, data: Data, out: pathlib.Path, taking_part: Sequence[Entrant]) -> Iterator[Method]:
+    """Yield the starts, untrained: runs, each with its twin and its shuffled names, then controls."""
     for entrant in taking_part:
-        name = annotation.name_of(out, entrant.path).removesuffix(".safetensors") + entrant.label
+        name = START + annotation.name_of(out, entrant.path).removesuffix(".safetensors") + entrant.label
         of_run = functools.cache(functools.partial(_cosines, plan, data, entrant.run, entrant.kind))
         leaks = any(constant in entrant.run.constants for constant in PRIOR)
-        yield Start(name, lambda _, of=of_run: of(), leaks=leaks, note=entrant.note)
-        yield Start(f"{name}, random twin", functools.partial(_of_twin, plan, data, entrant), True, leaks)
-        yield Start(f"{name}, shuffled names", lambda seed, of=of_run: baselines.shuffled(of(), seed), True)
-    yield Start("random vectors", lambda seed: _of_vectors(plan, features.random(data.names, seed)), True)
+        yield Method(name, lambda *_, of=of_run: of(), leaks=leaks, note=entrant.note)
+        of_twin = functools.partial(_of_twin, plan, data, entrant)
+        yield Method(f"{name}, random twin", of_twin, varies=True, leaks=leaks)
+        mixed = lambda seed, _, of=of_run: baselines.shuffled(of(), seed)  # noqa: E731
+        yield Method(f"{name}, shuffled names", mixed, varies=True)
+    drawn = lambda seed, _: _of_vectors(plan, features.random(data.names, seed))  # noqa: E731
+    yield Method(f"{START}random vectors", drawn, varies=True)
     loadings = functools.partial(features.loadings, data.x, np.arange(len(data.names)), data.names)
-    yield Start("PCA loadings", lambda _: _of_vectors(plan, loadings()))
+    yield Method(f"{START}PCA loadings", lambda *_: _of_vectors(plan, loadings()))
     if plan.go:
-        yield Start("GO-SVD", lambda _: _of_vectors(plan, go_vectors(plan.go, data.names, data.second)), leaks=True)
-        yield Start("GO-Jaccard", lambda _: baselines.jaccard_start(go_terms(plan.go, data)), leaks=True)
+        components = functools.partial(go_vectors, plan.go, data.names, data.second)
+        yield Method(f"{START}GO-SVD", lambda *_: _of_vectors(plan, components()), leaks=True)
+        yield Method(f"{START}GO-Jaccard", lambda *_: baselines.jaccard_start(go_terms(plan.go, data)), leaks=True)
 
 
 def _cosines(plan: Plan, data: Data, run: api.Run, kind: str) -> np.ndarray:
@@ -171,7 +166,7 @@ def _cosines(plan: Plan, data: Data, run: api.Run, kind: str) -> np.ndarray:
     return deepsem.row_normalised(cosines)
 
 
-def _of_twin(plan: Plan, data: Data, entrant: Entrant, seed: int) -> np.ndarray:
+def _of_twin(plan: Plan, data: Data, entrant: Entrant, seed: int, _: int) -> np.ndarray:
     return _cosines(plan, data, entrant.run.twin(seed), entrant.kind)
 
 

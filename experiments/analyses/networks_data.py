@@ -102,7 +102,7 @@ def read(plan: Plan, say: Callable[[str], None] = print) -> Data:
     where = pathlib.Path(plan.input).name
     source = _table(plan.input) if plan.input.endswith(TABLES) else plan.input
     table = vocab.read_table(plan.gene_table) if plan.gene_table else None
-    counts, why = _are_counts(source, plan, where)
+    counts, why = _are_counts(source, plan)
     with h5ad.read_counts(source, **h5ad.place(plan.reading), check=counts) as file:
         names, second = vocab.file_names(file)
         genes = vocab.union([(names, second)], table)
@@ -146,7 +146,7 @@ def _table(path: str) -> anndata.AnnData:
     try:
         frame = pd.read_csv(path, sep="," if ".csv" in path else "\t", index_col=0)
         values = frame.to_numpy(np.float32)
-    except (ValueError, OSError, UnicodeDecodeError, EOFError) as error:
+    except (ValueError, OSError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         text = " ".join(str(error).split())
@@ -157,7 +157,7 @@ def _table(path: str) -> anndata.AnnData:
     return anndata.AnnData(sparse.csr_matrix(values.T), pd.DataFrame(index=frame.columns.astype(str)), var)
 
 
-def _are_counts(source: Any, plan: Plan, where: str) -> tuple[bool, str]:
+def _are_counts(source: Any, plan: Plan) -> tuple[bool, str]:
     """Return whether the values are raw counts, and why not; ValueError where the file cannot be read."""
     try:
         h5ad.read_counts(source, **h5ad.place(plan.reading)).close()
@@ -207,7 +207,9 @@ def _asked(plan: Plan, genes: list[str], table: vocab.GeneTable, where: str) -> 
                 f"{path}: none of its {len(set(listed.source))} TFs ({some}, ...) is a gene of {where}; check the "
                 "species and that genes are the rows of a table, or give a --gene_table that knows both names"
             )
-        kept = (source >= 0) & (target >= 0)
+        kept = (source >= 0) & (target >= 0) & (source != target)
+        if not kept.any():
+            raise ValueError(f"{path}: none of its {len(kept)} edges is between two genes of {where}; leave it out")
         truths[name] = source[kept], target[kept]
     regulators = np.zeros(len(genes), bool)
     if plan.tfs:
@@ -226,7 +228,7 @@ def _truth(
 ) -> Truth:
     """Return a measured network on the chosen genes; ValueError where it has no edge between them."""
     source, target = place[pairs[0]], place[pairs[1]]
-    kept = np.isin(source, regulators) & (target >= 0) & (source != target)
+    kept = np.isin(source, regulators) & (target >= 0)
     source, target = source[kept], target[kept]
     n = int(place.max()) + 1
     edges = np.zeros((n, n), bool)

@@ -1,6 +1,7 @@
 """Networks of files: a planted one, a table that was killed, the list of edges, runs as starts, bad input."""
 
 import dataclasses
+import functools
 import json
 
 import anndata
@@ -18,16 +19,16 @@ from scfm_jax.tasks.networks import deepsem, problem, scores
 from tests.harness import commands, suites
 
 QUIET = {"say": lambda _: None}
-N, TFS = 24, suites.GENES[:3]
-EDGES = [(t, g) for t in range(3) for g in range(3 + 4 * t, 9 + 4 * t)]
-"""Which of three regulators regulates which gene; targets of neighbours overlap."""
+N, TFS = 24, suites.GENES[:6]
+EDGES = [(tf, 6 + (3 * tf + i) % 18) for tf in range(6) for i in range(5)]
+"""Which of six regulators regulates which gene; targets of neighbours overlap."""
 
 
 def counts(n_cells: int = 150) -> np.ndarray:
-    """Return counts of genes of which three regulate others."""
+    """Return counts of genes of which six regulate others."""
     rng = np.random.default_rng(0)
     log = rng.normal(size=(n_cells, N)) * 0.2
-    log[:, :3] = rng.normal(size=(n_cells, 3)) * 0.7
+    log[:, :6] = rng.normal(size=(n_cells, 6)) * 0.7
     for tf, target in EDGES:
         log[:, target] += 0.8 * log[:, tf]
     return rng.poisson(20 * np.exp(log)).astype(np.float32)
@@ -67,14 +68,16 @@ def quick(monkeypatch):
         return lambda start, seed: start + 0.01 * np.random.default_rng(seed).random(start.shape)
 
     monkeypatch.setattr(networks, "_trainer", trainer)
+    fewer = functools.partial(scores.permutation_interval, number=40)
+    monkeypatch.setattr(networks.scores, "permutation_interval", fewer)
 
 
-def made(asked: Plan, out, listed=None, **numbers):
-    """Return (data, methods, scores, strengths) of a plan."""
+def made(asked: Plan, out, only=(), **numbers):
+    """Return (data, methods, scores, strengths) of a plan, of some of its methods."""
     data = read(asked, **QUIET)
     prepare(asked, out)
-    listed = listed or networks.methods(asked, data, out, [])
-    return data, listed, *networks.fill(data, out, listed, **{"seeds": 2, "ensemble": 3} | numbers, **QUIET)
+    listed = [method for method in networks.methods(asked, data, out, []) if not only or method.name in only]
+    return data, listed, *networks.fill(data, out, listed, **{"seeds": 2, "ensemble": 2} | numbers, **QUIET)
 
 
 def test_a_planted_network_is_found_and_a_killed_table_goes_on(folder, tmp_path, quick, monkeypatch, capsys):
@@ -112,40 +115,43 @@ def test_a_planted_network_is_found_and_a_killed_table_goes_on(folder, tmp_path,
 
 
 def test_the_list_of_edges_and_the_table_say_what_was_inferred(folder, tmp_path, quick):
-    data, listed, rows, strengths = made(plan(folder), tmp_path, ensemble=1, seeds=1)
+    only = ("GENIE3", "DeepSEM, GO-Jaccard", "start, random vectors")
+    data, listed, rows, strengths = made(plan(folder), tmp_path, only, ensemble=1, seeds=1)
     text = networks_table.write(tmp_path, data, listed, rows, strengths, "# A title")
     frame = pd.read_csv(tmp_path / "edges_GENIE3.tsv", sep="\t", dtype=str)
     assert list(frame.columns) == ["TF", "target", "weight", "rank", "in chip", "in string"]
-    assert len(frame) == 3 * (N - 1) and set(frame.TF) == set(TFS) and (frame.target != frame.TF).all()
+    assert len(frame) == 6 * (N - 1) and set(frame.TF) == set(TFS) and (frame.target != frame.TF).all()
     of = {(row.TF, row.target): row for row in frame.itertuples(index=False)}
     strength = strengths["GENIE3"]
     for (tf, target), row in of.items():
         a, b = suites.GENES.index(tf), suites.GENES.index(target)
         assert float(row.weight) == pytest.approx(strength[b, a], rel=1e-5), "columns are regulators"
-        judged = b < 17
-        assert row[4] == (str(int((a, b) in EDGES)) if judged else np.nan) or (row[4] != row[4] and not judged)
+        assert row[4] == str(int((a, b) in EDGES))
+        judged = a < 2 and b in {0, 1, *(target for _, target in EDGES[:9])}
+        assert row[5] == str(int((a, b) in EDGES[:9])) if judged else pd.isna(row[5]), "no answer is not a no"
     weight = frame.weight.astype(float)
-    assert (np.diff(weight) <= 0).all() and float(frame["rank"][0]) == 1 and frame["in chip"][:6].eq("1").all()
-    assert "## chip: 18 edges of 3 TFs among 17 genes" in text and f"| {networks.ORACLE} |" in text
+    assert (np.diff(weight) <= 0).all() and float(frame["rank"][0]) == 1 and frame["in chip"][:9].eq("1").all()
+    assert "## chip: 30 edges of 6 TFs among 24 genes" in text and f"| {networks.ORACLE} |" in text
     said = text.split("## string")[1]
     assert "| DeepSEM, GO-Jaccard | † | † | † | † |" in said and "so not judged by them" in said
     assert "†" not in text.split("## string")[0]
-    assert {"table.md", "table.csv", "table.json", "table.png", "network_GENIE3.png"} <= set(
-        path.name for path in tmp_path.iterdir()
-    )
+    made_of = lambda name: (f"edges_{name}.tsv", f"network_{name}.png")  # noqa: E731
+    written = {"table.md", "table.csv", "table.json", "table.png", *made_of("GENIE3"), *made_of("DeepSEM_GO_Jaccard")}
+    assert written == {path.name for path in tmp_path.iterdir() if path.suffix} - {"plan.json"}
     alone = dataclasses.replace(data, truths=[])
+    (tmp_path / "alone").mkdir()
     said = networks_table.write(tmp_path / "alone", alone, listed, [], {"GENIE3": strength}, "# A title")
     assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == ["edges_GENIE3.tsv", "network_GENIE3.png"]
 
 
 def test_cells_genes_and_regulators_are_those_that_were_asked_for(folder):
     data = read(plan(folder), **QUIET)
-    assert data.counts and data.names == suites.GENES[:N] and data.regulators.tolist() == [0, 1, 2]
+    assert data.counts and data.names == suites.GENES[:N] and data.regulators.tolist() == list(range(6))
     assert data.x[3, 5] == pytest.approx(np.log1p(1e4 * counts()[3, 5] / counts()[3].sum()))
-    assert [(t.name, int(t.edges.sum()), t.leaks) for t in data.truths] == [("chip", 18, False), ("string", 9, True)]
-    assert data.truths[0].edges[EDGES[7][1], EDGES[7][0]] and data.truths[0].targets.tolist() == list(range(17))
-    some = read(plan(folder, "x.h5ad", n_genes=4, cells=60, truth=["string.tsv"]), **QUIET)
-    assert len(some.rows) == 60 == len(some.x) and {"GENE0", "GENE1"} <= set(some.names) and len(some.names) <= 6
+    assert [(t.name, int(t.edges.sum()), t.leaks) for t in data.truths] == [("chip", 30, False), ("string", 9, True)]
+    assert data.truths[0].edges[EDGES[7][1], EDGES[7][0]] and data.truths[1].targets.tolist() == [0, 1, *range(6, 13)]
+    some = read(plan(folder, "x.h5ad", n_genes=14, cells=60, truth=["string.tsv"]), **QUIET)
+    assert len(some.rows) == 60 == len(some.x) and {"GENE0", "GENE1"} <= set(some.names) and 14 <= len(some.names) <= 16
     lines = []
     logged = read(plan(folder, "logged.csv.gz", truth=[]), say=lines.append)
     assert not logged.counts and len(logged.regulators) == N
@@ -165,6 +171,7 @@ def test_what_cannot_be_inferred_of_is_refused_in_one_line(folder, tmp_path):
     }.items():
         (folder / f"{name}.csv").write_text(text)
     (folder / "tfs.txt").write_text("tf\nMYC\n")
+    (folder / "others.txt").write_text("GENE20\n")
     way = "give raw counts, or log1p of normalised ones"
     for asked, what in (
         ({"truth": ["nobody.csv"]}, r"nobody.csv: none of its 2 TFs \(MYC, SOX2, ...\) is a gene of counts.csv; check"),
@@ -172,13 +179,17 @@ def test_what_cannot_be_inferred_of_is_refused_in_one_line(folder, tmp_path):
             {"truth": ["columns.csv"]},
             "columns.csv: columns tf, gene_of_it: the genes of an edge are tf,target or gene1",
         ),
-        ({"truth": ["far.csv"]}, "far has no edge between two of the 24 genes chosen of counts.csv; raise --n_genes"),
+        ({"truth": ["far.csv"]}, "far.csv: none of its 1 edges is between two genes of counts.csv; leave it out"),
+        (
+            {"tfs": (f"{folder}/others.txt", "")},
+            "chip has no edge between two of the 24 genes chosen of counts.csv; raise",
+        ),
         ({"truth": ["empty.csv"]}, "empty.csv: no edges in it; a table has the columns TF,target"),
         ({"tfs": (str(folder / "tfs.txt"), "")}, "tfs.txt: none of its 1 genes is one of counts.csv"),
         ({"name": "z.csv"}, f"z.csv: negative values, as of z-scores, .*: {way}"),
         ({"name": "few.csv", "truth": []}, "few.csv: 2 cells: a network needs at least 20; give a file of more"),
         ({"name": "words.csv"}, "words.csv: no table of numbers, a gene's name in front of each line .*x"),
-        ({"share": 1.0, "name": "rare.csv"}, "rare.csv: none of the 3 regulators .* 100% of the cells; lower --share"),
+        ({"share": 1.0, "name": "rare.csv"}, "rare.csv: none of the 6 regulators .* 100% of the cells; lower --share"),
     ):
         frame = pd.read_csv(folder / "counts.csv", index_col=0)
         frame.iloc[:, 0] = 0
@@ -193,9 +204,15 @@ def test_what_cannot_be_inferred_of_is_refused_in_one_line(folder, tmp_path):
         networks.go_terms(str(folder / "go.csv"), data)
 
 
-def test_a_run_without_counts_has_its_gene_vectors_and_what_it_has_not_is_refused(folder, tmp_path):
-    suites.entrant("cellplm", "cellplm").run.export(tmp_path / "run")
-    suites.entrant("cellplm", "strange", genes=[f"X{i}" for i in range(64)]).run.export(tmp_path / "strange")
+@pytest.fixture(scope="module")
+def run():
+    """Return a small run."""
+    return suites.entrant("cellplm", "cellplm").run
+
+
+def test_a_run_without_counts_has_its_gene_vectors_and_what_it_has_not_is_refused(folder, tmp_path, run):
+    run.export(tmp_path / "run")
+    dataclasses.replace(run, meta=run.meta | {"genes": [f"X{i}" for i in range(64)]}).export(tmp_path / "strange")
     logged, raw = (read(plan(folder, name), **QUIET) for name in ("logged.csv.gz", "x.h5ad"))
     enter = lambda data, kind="auto", run="run", **more: networks.entrants(  # noqa: E731
         plan(folder, "logged.csv.gz", **more), data, [str(tmp_path / run)], [kind]
@@ -211,8 +228,7 @@ def test_a_run_without_counts_has_its_gene_vectors_and_what_it_has_not_is_refuse
             enter(logged, **asked)
 
 
-def test_similarities_are_cosines_of_standardised_features(folder):
-    run = suites.entrant("cellplm", "cellplm").run
+def test_similarities_are_cosines_of_standardised_features(folder, run):
     names = [*suites.GENES[3:9], "NOBODY"]
     vectors = run.gene_vectors("table", names=names, **QUIET)
     table = gene_networks.similarity(run, names, "table", **QUIET)
@@ -232,7 +248,7 @@ def test_similarities_are_cosines_of_standardised_features(folder):
 def test_intervals_are_of_either_permutation_and_the_oracle_knows_degrees():
     rng = np.random.default_rng(0)
     truth = np.zeros((30, 30), bool)
-    truth[rng.choice(30, 12, False), 0], truth[rng.choice(30, 3, False), 1] = True, True
+    truth[rng.choice(30, 20, False), 0], truth[rng.choice(30, 3, False), 1] = True, True
     np.fill_diagonal(truth, False)
     oracle = scores.oracle_of_degrees(truth)
     assert oracle[4, 0] == truth[4].sum() * truth[:, 0].sum()
