@@ -102,7 +102,7 @@ def read(plan: Plan, say: Callable[[str], None] = print) -> Data:
     where = pathlib.Path(plan.input).name
     source = _table(plan.input) if plan.input.endswith(TABLES) else plan.input
     table = vocab.read_table(plan.gene_table) if plan.gene_table else None
-    counts, why = _are_counts(source, plan)
+    counts, why = _are_counts(source, plan, where)
     with h5ad.read_counts(source, **h5ad.place(plan.reading), check=counts) as file:
         names, second = vocab.file_names(file)
         genes = vocab.union([(names, second)], table)
@@ -157,14 +157,15 @@ def _table(path: str) -> anndata.AnnData:
     return anndata.AnnData(sparse.csr_matrix(values.T), pd.DataFrame(index=frame.columns.astype(str)), var)
 
 
-def _are_counts(source: Any, plan: Plan) -> tuple[bool, str]:
-    """Return whether the values are raw counts, and why not; ValueError where the file cannot be read."""
+def _are_counts(source: Any, plan: Plan, where: str) -> tuple[bool, str]:
+    """Return whether the values are raw counts, and why not; ValueError where they are no logarithms of them either."""
     try:
         h5ad.read_counts(source, **h5ad.place(plan.reading)).close()
         return True, ""
     except ValueError as error:
         with h5ad.read_counts(source, **h5ad.place(plan.reading), check=False) as file:
             values = file.take(np.arange(min(file.n_cells, h5ad.LOOKED_AT)))
+            _check_logged(values.data, where)
             others = re.search(r"counts are in .*", str(error))
             return False, others[0] if others else looks(values.data, values).lstrip(", ")
 

@@ -23,8 +23,8 @@ def strongest(frame: pd.DataFrame, data: Data, title: str) -> bytes:
     shown = _shown(frame)
     hubs = _ordered(shown)
     place = _places(shown, hubs)
-    figure = Figure(figsize=(9, 8.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(9, 8.6))
+    axes = figure.add_axes((0, 0, 1, 0.95))
     colours = _colours(shown, [f"in {truth.name}" for truth in data.truths])
     weight = (shown.weight - shown.weight.min()) / max(np.ptp(shown.weight), 1e-12)
     for row, width, colour in zip(shown.itertuples(), weight, colours, strict=True):
