@@ -136,7 +136,7 @@ def _context(plan: Plan, data: Data) -> dict[str, Any]:
 
 
 def go_vectors(path: str, names: Sequence[str], second: Sequence[str] | None = None) -> features.GeneVectors:
-    """Return components of the GO terms of genes, by a GAF file, a table of genes and terms, or an .npz matrix."""
+    """Return components of the GO terms of genes, by a file of `read_go`."""
     return features.term_components(*go_terms(path, names, second, min_genes=2), names)
 
 
@@ -146,14 +146,17 @@ def go_terms(path: str, names: Sequence[str], second: Sequence[str] | None = Non
     Args:
       limits: of `go_graph.gene_terms`.
     """
-    if path.endswith(".npz"):
-        said = annotations.read_matrix(path, "part_of")
-    else:
-        table = annotations.read_gaf if ".gaf" in path else annotations.read_table
-        said = annotations.annotate(table(path))
+    said = read_go(path)
     known_names = go_graph.names_of(said)
     terms = go_graph.gene_terms(said, said.names, known_names, **limits)
     return terms.matrix, vocab.map_genes(names, said.names, ensembl=second, table=known_names, min_mapped=None).index
+
+
+def read_go(path: str) -> annotations.Annotations:
+    """Return the GO terms of genes, by a GAF file, a table of genes and terms, or an .npz matrix."""
+    if path.endswith(".npz"):
+        return annotations.read_matrix(path, "part_of")
+    return annotations.annotate((annotations.read_gaf if ".gaf" in path else annotations.read_table)(path))
 
 
 def _ridge(data: Data, name: str, vectors: Vectors, varies: bool) -> Method:

@@ -141,6 +141,18 @@ def stream(
     return gene_representations.read(path)
 
 
+def own_stream(run: "Run", source: Any, **options: Any) -> GeneRepresentations:
+    """Return the model's representations of genes in cells, or "table+cell+expression" where it has none.
+
+    Args:
+      options: of `stream`.
+    """
+    try:
+        return stream(run, source, "context", **options)
+    except infer.NoGenes:
+        return stream(run, source, COMPOSED, **options)
+
+
 def of_cells(
     run: "Run",
     source: Any,
@@ -158,11 +170,7 @@ def of_cells(
       names, second: of the genes, as for `vectors`. [G]
       options: of `stream`; without `keep`, all is in memory.
     """
-    options |= {"gene_table": gene_table}
-    try:
-        made = stream(run, source, "context", **options)
-    except infer.NoGenes:
-        made = stream(run, source, COMPOSED, **options)
+    made = own_stream(run, source, gene_table=gene_table, **options)
     table = run.gene_table(gene_table)
     places = vocab.map_genes(names, run.genes, ensembl=second, table=table, min_mapped=None).index
     of_id = np.full(len(run.genes) + 1, -1)

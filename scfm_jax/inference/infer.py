@@ -102,7 +102,7 @@ def genes(
       kept: vocabulary ids of the genes that are wanted. [K]
 
     Raises:
-      ValueError: the model does not represent the genes of its vocabulary in a cell.
+      NoGenes: the model does not represent the genes of its vocabulary in a cell.
     """
     options = _hashable(inputs or {})
     state = {"variables": dict(variables), "constants": dict(constants)}

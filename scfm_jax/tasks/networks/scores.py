@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+BLOCK = 50
+"""Permutations that are scored at a time."""
+
 
 def pairs(
     strength: np.ndarray, truth: np.ndarray, regulators: Sequence[int], targets: Sequence[int] | None = None
@@ -51,7 +54,9 @@ def early_precision_ratio(score: np.ndarray, true: np.ndarray, k: int | None = N
 
 def average_precision(score: np.ndarray, true: np.ndarray) -> float:
     """Return the mean over true pairs of the share of true ones among pairs ranked as high; NaN where none is true."""
-    return _average_precision(true[np.argsort(-score, kind="stable")], _ends(score)) if true.any() else float("nan")
+    if not true.any():
+        return float("nan")
+    return float(_average_precision(np.cumsum(true[np.argsort(-score, kind="stable")]), _ends(score)))
 
 
 def aupr_ratio(score: np.ndarray, true: np.ndarray) -> float:
@@ -77,9 +82,21 @@ def per_regulator(score: np.ndarray, true: np.ndarray, regulator: np.ndarray) ->
 SCORES = {"epr": early_precision_ratio, "aupr_ratio": aupr_ratio, "auroc": auroc}
 
 
-def scores(score: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Return the SCORES of a ranking. [N], bool [N]"""
-    return {name: function(score, true) for name, function in SCORES.items()}
+def scores(score: np.ndarray, true: np.ndarray, regulator: np.ndarray | None = None) -> dict[str, float]:
+    """Return the SCORES of a ranking, and where regulators [N] are named the mean of `per_regulator`: regulator_ap."""
+    values = {name: function(score, true) for name, function in SCORES.items()}
+    if regulator is not None:
+        of = list(per_regulator(score, true, regulator).values())
+        values["regulator_ap"] = float(np.mean(of)) if of else float("nan")
+    return values
+
+
+def oracle_of_degrees(truth: np.ndarray) -> np.ndarray:
+    """Return the strengths of one who knows how many partners each gene has, and nothing of which. [n, n] -> [n, n]
+
+    What a ranking earns up to its scores may be but that it knows the hubs.
+    """
+    return np.multiply.outer(truth.sum(1), truth.sum(0)).astype(float)
 
 
 def permutation_interval(
@@ -87,26 +104,49 @@ def permutation_interval(
     true: np.ndarray,
     regulator: np.ndarray | None = None,
     *,
+    within: bool = True,
     number: int = 200,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the interval in which each of the SCORES lies where the truth is permuted over the pairs.
+    """Return the interval in which each of the `scores` lies where the truth is permuted over the pairs.
 
     Args:
-      regulator: of each pair; then the truth is permuted among the pairs of each, so that regulators keep their number
-        of targets and a ranking earns nothing by knowing who has many. None permutes it over all.
+      regulator: of each pair, where there are to be scores by regulator.
+      within: the truth is permuted among the pairs of each regulator, so that they keep their number of targets and a
+        ranking earns nothing by knowing who has many. Else, and without regulators, it is permuted over all.
     """
-    rng, drawn = np.random.default_rng(seed), {name: [] for name in SCORES}
-    rows = None if regulator is None else [np.flatnonzero(regulator == r) for r in np.unique(regulator)]
-    for _ in range(number):
-        shuffled = true.copy() if rows else rng.permutation(true)
-        for group in rows or []:
-            shuffled[group] = true[rng.permutation(group)]
-        for name, value in scores(score, shuffled).items():
-            drawn[name].append(value)
+    rng, drawn = np.random.default_rng(seed), []
+    inside = within and regulator is not None
+    rows = [np.flatnonzero(regulator == r) for r in np.unique(regulator)] if inside else [np.arange(len(true))]
+    for start in range(0, number, BLOCK):
+        shuffled = np.tile(true, (min(BLOCK, number - start), 1))
+        for part in shuffled:
+            for group in rows:
+                part[group] = true[rng.permutation(group)]
+        drawn.append(_of_many(score, shuffled, regulator))
     tails = [(1 - level) / 2, (1 + level) / 2]
-    return {name: tuple(map(float, np.quantile(values, tails))) for name, values in drawn.items()}
+    values = {name: np.concatenate([part[name] for part in drawn]) for name in drawn[0]}
+    return {name: tuple(map(float, np.nanquantile(value, tails))) for name, value in values.items()}
+
+
+def _of_many(score: np.ndarray, true: np.ndarray, regulator: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the `scores` of one ranking [N] by several truths of as many edges each, bool [P, N]. {name: [P]}"""
+    order = np.argsort(-score, kind="stable")
+    ends, falling = _ends(score), score[order]
+    hits = np.pad(np.cumsum(true[:, order], 1), ((0, 0), (1, 0)))  # among the first 0 to N pairs
+    k, n = int(hits[0, -1]), len(score)
+    above, least = int((falling > falling[k - 1]).sum()), int((falling >= falling[k - 1]).sum())
+    early = hits[:, above] + (k - above) * (hits[:, least] - hits[:, above]) / (least - above)
+    values = {"epr": early * n / k**2, "aupr_ratio": _average_precision(hits[:, 1:], ends) * n / k}
+    values["auroc"] = (true @ stats.rankdata(score) - k * (k + 1) / 2) / (k * (n - k))
+    if regulator is not None:
+        groups = [order[regulator[order] == r] for r in np.unique(regulator)]  # the strongest pairs first
+        of = [_average_precision(np.cumsum(true[:, group], 1), _ends(score[group])) for group in groups]
+        mixed = [true[:, group].any(1) & ~true[:, group].all(1) for group in groups]
+        total, number = np.where(mixed, of, 0).sum(0), np.sum(mixed, 0)
+        values["regulator_ap"] = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    return values
 
 
 def _ends(score: np.ndarray) -> np.ndarray:
@@ -115,7 +155,10 @@ def _ends(score: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
 
 
-def _average_precision(true: np.ndarray, ends: np.ndarray) -> float:
-    """Return the average precision of pairs in falling order, whose tied runs end at `ends`."""
-    hits = np.cumsum(true)[ends]
-    return float((np.diff(hits, prepend=0) * hits / (ends + 1)).sum() / hits[-1])
+def _average_precision(hits: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return the average precision by the number of true pairs among the first 1 to N, whose tied runs end at `ends`.
+
+    0 where no pair is true. [..., N] -> [...]
+    """
+    hits = hits[..., ends]
+    return (np.diff(hits, prepend=0) * hits / (ends + 1)).sum(-1) / np.maximum(hits[..., -1], 1)
