@@ -48,11 +48,12 @@ def pair(*keys: np.ndarray, ordered: bool = False) -> np.ndarray:
     Args:
       ordered: combinations in another order are others, as those of a drug and a line are.
     """
-    codes = np.stack([np.unique(np.asarray(key).astype(str), return_inverse=True)[1] for key in keys], 1)
-    if not ordered:
-        joined = np.unique(np.concatenate([np.asarray(key).astype(str) for key in keys]), return_inverse=True)[1]
-        codes = np.sort(joined.reshape(len(keys), -1).T, 1)
-    return np.unique(codes, axis=0, return_inverse=True)[1].ravel()
+    if ordered:
+        codes = np.stack([_codes(key) for key in keys], 1)
+    else:
+        codes = np.sort(_codes(np.stack([np.asarray(key) for key in keys], 1)), 1)
+    places = np.ravel_multi_index(codes.T, codes.max(0) + 1)
+    return np.unique(places, return_inverse=True)[1].ravel()
 
 
 def groups_out(
@@ -118,8 +119,14 @@ def independent(keys: np.ndarray, test: np.ndarray, seed: int = 0, validation: f
 
 def _columns(keys: np.ndarray) -> np.ndarray:
     """Return codes of the keys, alike in all columns. [n, K]"""
+    return _codes(keys).reshape(len(keys), -1)
+
+
+def _codes(keys: np.ndarray) -> np.ndarray:
+    """Return a whole number for each key, in the shape of the keys."""
     keys = np.asarray(keys)
-    return np.unique(keys.astype(str), return_inverse=True)[1].reshape(len(keys), -1)
+    keys = keys.astype(str) if keys.dtype == object else keys
+    return np.unique(keys, return_inverse=True)[1].reshape(keys.shape)
 
 
 def _parts(keys: np.ndarray, folds: int, seed: int, of: str) -> list[np.ndarray]:
