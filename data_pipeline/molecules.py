@@ -248,6 +248,20 @@ def _rdkit() -> dict[str, Any]:
     }
 
 
+def taken(molecules: Molecules, which: Sequence[int]) -> Molecules:
+    """Return some of the molecules, in the order of their numbers `which`."""
+    which = np.asarray(which, int)
+
+    def parts(values: np.ndarray, number: np.ndarray) -> np.ndarray:
+        start = np.cumsum(number) - number
+        return np.concatenate([values[start[i] : start[i] + number[i]] for i in which])
+
+    names = [molecules.names[i] for i in which]
+    of_bonds = (parts(x, molecules.n_bonds) for x in (molecules.bonds, molecules.bond_kinds))
+    each = (x[which] for x in (molecules.n_atoms, molecules.n_bonds, molecules.bits))
+    return Molecules(names, molecules.rows[which], parts(molecules.atoms, molecules.n_atoms), *of_bonds, *each)
+
+
 def atom_features(molecules: Molecules, kind: str) -> np.ndarray:
     """Return one of the published FEATURES of each atom, float32. [N, F]; ValueError for another kind."""
     if kind not in FEATURES:

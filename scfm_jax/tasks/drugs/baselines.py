@@ -10,6 +10,8 @@ from scipy.sparse import linalg
 
 PENALTY = 1.0
 ROUNDS = 20
+BLOCK = 8192
+"""Rows that are double at a time."""
 
 
 def group_mean(group: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -115,7 +117,7 @@ def ridge(
 
     Sparse features are solved for by conjugate gradients.
     """
-    mean, centre = y.mean(0), np.asarray(x.mean(0)).ravel()
+    mean, centre = y.mean(0), np.asarray(x.mean(0, dtype=np.float64)).ravel()
     if sparse.issparse(x):
         columns = y.reshape(len(y), -1) - mean
 
@@ -127,9 +129,11 @@ def ridge(
         right = x.T @ columns - np.outer(centre, columns.sum(0))
         weights = np.stack([linalg.cg(operator, column, rtol=1e-6, maxiter=500)[0] for column in right.T], 1)
         return (asked @ weights - centre @ weights + mean).reshape(-1, *y.shape[1:])
-    x = np.asarray(x, np.float64) - centre
-    weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ (y - mean))
-    return (np.asarray(asked, np.float64) - centre) @ weights + mean
+    square, right = penalty * np.eye(x.shape[1]), 0.0
+    for rows in np.array_split(np.arange(len(x)), -(-len(x) // BLOCK)):
+        part = x[rows].astype(np.float64) - centre
+        square, right = square + part.T @ part, right + part.T @ (y[rows] - mean)
+    return (asked - centre) @ np.linalg.solve(square, right) + mean
 
 
 def components(x: np.ndarray, number: int) -> np.ndarray:
@@ -162,7 +166,7 @@ def ridge_on_fingerprints(
       fingerprints, lines: of every drug and line. [M, F], [L, K]
       sizes: number of components of each.
     """
-    a, b = (components(x, size) for x, size in zip((fingerprints, lines), sizes, strict=True))
+    a, b = (components(x, size).astype(np.float32) for x, size in zip((fingerprints, lines), sizes, strict=True))
     return ridge(crossed(a[drug], b[line]), y, crossed(a[asked_drug], b[asked_line]), penalty)
 
 
