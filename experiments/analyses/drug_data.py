@@ -62,7 +62,6 @@ class Data:
     line: np.ndarray
     y: np.ndarray
     tissue: np.ndarray | None
-    drugs: list[str]
     profiles: bulk.Profiles
     z: np.ndarray
     library: Library
@@ -76,8 +75,9 @@ class Data:
 
 def read(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -> Data:
     """Read the tables of a plan; ValueError or OSError in one line where they are not what they should be."""
-    responses = table(plan.responses, (plan.drug, plan.line, plan.value))
-    drugs = table(plan.drugs, (plan.drug, plan.smiles)).drop_duplicates(plan.drug)
+    compound = () if plan.compound == "auto" else (plan.compound,)
+    responses = table(plan.responses, (plan.drug, plan.line, plan.value, *compound))
+    drugs = table(plan.drugs, (plan.drug, plan.smiles)).astype({plan.drug: str}).drop_duplicates(plan.drug)
     profiles = bulk.read(plan.expression)
     options = {"names": drugs[plan.drug], "salts": plan.salts, "skip_invalid": plan.skip_invalid, "say": say}
     read_of = molecules.read(drugs[plan.smiles], cache=out / "features", where=plan.drugs, **options)
@@ -90,19 +90,13 @@ def read(plan: Plan, out: pathlib.Path, say: Callable[[str], None] = print) -> D
     profiles = profiles.take(lines)
     place = {name: i for i, name in enumerate(read_of.names)}
     made = molecules.taken(read_of, [place[name] for name in names])
-    column = COMPOUND if plan.compound == "auto" and COMPOUND in responses else plan.compound
-    if column == "auto":
-        smiles = dict(zip(drugs[plan.drug], drugs[plan.smiles], strict=True))
-        compound = responses[plan.drug].map(smiles)
-    else:
-        compound = table(plan.responses, (column,)).loc[responses.index, column]
     codes = {
         name: pd.Categorical(responses[name], order).codes.astype(int)
         for name, order in ((plan.drug, names), (plan.line, lines))
     }
     data = Data(
-        *(codes[plan.drug], pd.factorize(compound)[0], codes[plan.line]),
-        *(responses[plan.value].to_numpy(np.float64), _tissues(plan, responses), names, profiles),
+        *(codes[plan.drug], _compounds(plan, responses, drugs), codes[plan.line]),
+        *(responses[plan.value].to_numpy(np.float64), _tissues(plan, responses), profiles),
         *(bulk.zscores(profiles), Library.of(made, molecules.atom_features(made, "deepcdr"))),
         molecules.fingerprints(made),
     )
@@ -136,7 +130,7 @@ def _usable(
     value = pd.to_numeric(responses[plan.value], errors="coerce")
     known_lines, known_drugs = set(profiles.lines), set(drugs)
     checks = (
-        ("drug", responses[plan.drug].astype(str).isin(known_drugs), plan.drug, f"is in no row of {plan.drugs}"),
+        ("drug", responses[plan.drug].astype(str).isin(known_drugs), plan.drug, f"has no molecule in {plan.drugs}"),
         (
             "line",
             responses[plan.line].astype(str).isin(known_lines),
@@ -157,6 +151,13 @@ def _usable(
         usable &= np.asarray(good)
     kept = responses[usable].assign(**{plan.value: value[usable]})
     return kept.astype({plan.drug: str, plan.line: str})
+
+
+def _compounds(plan: Plan, responses: pd.DataFrame, drugs: pd.DataFrame) -> np.ndarray:
+    """Return the code of each row's compound: what a column says, or else whose SMILES are the same. [n]"""
+    column = COMPOUND if plan.compound == "auto" else plan.compound
+    smiles = dict(zip(drugs[plan.drug], drugs[plan.smiles], strict=True))
+    return pd.factorize(responses[column] if column in responses else responses[plan.drug].map(smiles))[0]
 
 
 def _tissues(plan: Plan, responses: pd.DataFrame) -> np.ndarray | None:

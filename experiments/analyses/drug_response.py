@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anndata
@@ -160,15 +160,6 @@ def fill(
         made = scores.response(predicted, data.y[split.test], data.drug[split.test], additive)
         rows.append({"split": kind, "method": method.name, "seed": seed, "rows": len(split.test)} | made)
     return rows
-
-
-def predictions(
-    plan: Plan, data: Data, out: pathlib.Path, method: Method, kind: str
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield (test rows, what a method says of them) of the seeds of a split that OUT has."""
-    for seed, split in enumerate(rounds(plan, data, kind)):
-        if (path := _path(out, method, kind, seed)).is_file():
-            yield split.test, sealed.read_arrays(path)["predicted"]
 
 
 def _path(out: pathlib.Path, method: Method, kind: str, seed: int) -> pathlib.Path:

@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_one_line_or_left_out(plan, tmp_path):
     for change, said in (
         (
             {"drug": "D99"},
-            "row 2: the drug D99 is in no row of .*drugs.tsv; add it, or skip_invalid to leave out 1 such",
+            "row 2: the drug D99 has no molecule in .*drugs.tsv; add it, or skip_invalid to leave out 1 such",
         ),
         ({"depMapID": "HeLa"}, "row 2: the line HeLa has no expression in .*z.tsv"),
         ({"ln_ic50": "many"}, "row 2: the value many is no number"),

@@ -8,7 +8,7 @@ A batch (`examples`): "molecules" and "drug" [B] (`tasks.drugs.molecules`, with 
 "cell" and "dose" one-hot [B, K], y [B, G] the change of expression. `shared`: "genes" [G, D], standardised vectors.
 
 PRESETS: what the released code does, and what scLong's paper says: three graph layers of 128 instead of two of 16, 512
-wide, genes that attend to atoms but not to each other, a mean over atoms instead of their sum.
+wide (and what is between in proportion), genes that attend to atoms but not to each other, a mean over atoms.
 
 What does not depend on the row is computed once for a batch: genes start alike in all rows, so the first layer's
 attention among genes is one and not B, and so is its dropout. The network is otherwise the released one: in a layer one

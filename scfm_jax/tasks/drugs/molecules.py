@@ -5,7 +5,7 @@
 
 A batch has each molecule once, whatever the number of its rows, and rows say which of the graphs is theirs: 256 pairs
 of 38 drugs are 38 graphs and not 512. A library with no more molecules than a batch may need goes in whole, so that
-there is one shape; of a larger one, atoms and edges are padded to quarters of powers of two.
+there is one shape; of a larger one, atoms are padded to quarters of powers of two.
 
 Graphs (`jraph.GraphsTuple`): nodes {"x": [N, F], "weight": [N]}, edges {"weight": [E], "bond": [E, S]}, globals
 {"atoms": [M, A], "n_atoms": [M]}. Weights of edges are those of a GCN, D^-1/2 (A + I) D^-1/2, with the loops that every
@@ -27,6 +27,9 @@ from flax import linen as nn
 
 from scfm_jax.layers import graph
 from scfm_jax.types import Array
+
+EDGES = 7
+"""Edges for every two atoms of a padded batch: more than drugs have, so that atoms alone make the shape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Library:
         at, along = _ranges(self.n_atoms, which), _ranges(n_edges, which)
         whole = number == len(self)
         n_nodes = len(at) + 1 if whole else padded(len(at) + 1)
-        n_along = len(along) + 1 if whole else padded(len(along) + 1)
+        n_along = len(along) + 1 if whole else max(padded(len(along) + 1), EDGES * n_nodes // 2)
         first = np.cumsum(n_atoms) - n_atoms
         moved = edges[along] + np.repeat(first, n_edges[which])[:, None]
         last = n_nodes - 1
@@ -145,7 +148,7 @@ class Library:
 
 def padded(number: int) -> int:
     """Return the least of 1, 1.25, 1.5, 1.75 times a power of two that is no less than `number`, from 16 on."""
-    step = max(1 << max(number - 1, 1).bit_length() - 3, 4)
+    step = max((1 << (number - 1).bit_length()) // 8, 4)
     return -(-number // step) * step
 
 
@@ -189,7 +192,7 @@ def mean(x: Array, graphs: jraph.GraphsTuple, rows: int | None = None) -> Array:
     n_atoms = graphs.globals["n_atoms"][:, None]
     if rows is None:
         return total(x, graphs) / jnp.maximum(n_atoms, 1)
-    return (total(x, graphs) + (rows - n_atoms) * x[-1]) / rows
+    return (total(x, graphs) + jnp.maximum(rows - n_atoms, 0) * x[-1]) / jnp.maximum(rows, n_atoms)
 
 
 def largest(x: Array, graphs: jraph.GraphsTuple) -> Array:
