@@ -32,7 +32,8 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "tiledbsoma>=1.15"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "tiledbsoma>=1.15", "rdkit>=2024.3"],
+    "chem": ["rdkit>=2024.3"],
     "convert": ["torch>=2.2"],
     "census": ["cellxgene-census>=1.17", "tiledbsoma>=1.15"],
     "bench": ["torch>=2.2", "transformers>=4.48"],

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benches import drug_heads
 from experiments.benches import step as bench_step
 from scfm_jax.tasks import heads
 from scfm_jax.tasks.networks import deepsem
@@ -57,7 +58,7 @@ def rows(seconds: float = 5.0, small: bool = False) -> list[dict]:
         if torch_there:
             timing = torch_deepsem(batch, start, turn, seconds)
             out.append({"part": "  torch"} | timing | {"times_ours": timing["s"] / ours["s"]})
-    return out
+    return out + drug_heads.rows(seconds, torch_there, small)
 
 
 def gears_batch(n_cells: int, n_genes: int, features: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

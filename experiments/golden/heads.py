@@ -1,4 +1,4 @@
-"""Golden cases of the gene-level heads that scLong was evaluated with: GEARS, DeepSEM, and the scores of its tables."""
+"""Golden cases of the heads that scLong was evaluated with: GEARS, DeepSEM, those on drugs, and its tables' scores."""
 
 import re
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.golden import drug_heads
 from experiments.golden.selection import largest
 from experiments.parity import Case
 from scfm_jax.layers import graph
@@ -223,4 +224,4 @@ def metrics(case: Case) -> Arrays:
     return {f"out/{name}": x for name, x in ours.items()}
 
 
-KINDS = {"head_gears": head_gears, "head_deepsem": head_deepsem, "metrics": metrics}
+KINDS = {"head_gears": head_gears, "head_deepsem": head_deepsem, "metrics": metrics, **drug_heads.KINDS}

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from data_pipeline.genes.go_graph import all_pairs, neighbours
 from data_pipeline.genes.vocab import map_genes
-from experiments.golden import heads
+from experiments.golden import drug_heads, heads
 from experiments.parity import Case
 from scfm_jax.layers import attention, graph
 from scfm_jax.models import sclong
@@ -271,3 +271,4 @@ KINDS = {
     "go_graph": go_graph,
     **heads.KINDS,
 }
+TOLERANCES = drug_heads.TOLERANCES

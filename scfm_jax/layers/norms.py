@@ -45,26 +45,34 @@ class BatchNorm(nn.Module):
 
     Attributes:
       momentum: share of a batch in the running averages.
+      affine: whether there is a scale and a bias.
     """
 
     momentum: float = 0.1
     eps: float = 1e-5
+    affine: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:  # [..., D]
+    def __call__(self, x: Array, train: bool = False, weight: Array | None = None) -> Array:  # [..., D], weight [...]
+        """Normalise `x`; `weight` is how often each row counts, 0 for padding, once where it is left out."""
         width, y = x.shape[-1], x.astype(jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
         running_variance = self.variable("batch_stats", "variance", jnp.ones, width)
         mean, variance = running_mean.value, running_variance.value
         if train:
             rows = y.reshape(-1, width)
-            mean = rows.mean(0)
-            variance = jnp.square(rows - mean).mean(0)
+            n = len(rows) if weight is None else weight.sum()
+            average = lambda x: x.mean(0) if weight is None else weight.reshape(-1) @ x / n  # noqa: E731
+            mean = average(rows)
+            variance = average(jnp.square(rows - mean))
             if not self.is_initializing():
-                unbiased = variance * len(rows) / max(len(rows) - 1, 1)
+                unbiased = variance * n / jnp.maximum(n - 1, 1)
                 for running, value in ((running_mean, mean), (running_variance, unbiased)):
                     running.value += self.momentum * (jax.lax.stop_gradient(value) - running.value)
-        scale = self.param("scale", nn.initializers.ones, (width,)) * jax.lax.rsqrt(variance + self.eps)
+        scale = jax.lax.rsqrt(variance + self.eps)
+        if not self.affine:
+            return ((y - mean) * scale).astype(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, (width,)) * scale
         bias = self.param("bias", nn.initializers.zeros, (width,))
         return ((y - mean) * scale + bias).astype(x.dtype)
 
