@@ -47,7 +47,7 @@ def read(plan: Plan, say: Callable[[str], None] = print) -> Data:
 def prepare(plan: Plan, out: pathlib.Path) -> None:
     """Write the plan to OUT; ValueError where OUT holds the table of another one, or its input is another file now."""
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
-    files = {name: described[name] for name in ("input", "go", "context", "vectors_file") if described[name]}
+    files = {name: described[name] for name in ("input", "go", "context", "vectors_file") if described.get(name)}
     described["checksums"] = {
         name: whole.checksum(pathlib.Path(path)) if pathlib.Path(path).is_file() else "" for name, path in files.items()
     }

@@ -88,7 +88,7 @@ def _restated(row: str, infer: bool) -> tuple[str, Callable[[], None]] | None:
 
     n_cells, n_genes = FEWER[row]
     bags, genes = bag(n_cells, n_genes), torch.arange(n_genes)
-    model = torch_cellplm.Annotator(N_GENES, TYPES)
+    model = torch_cellplm.annotator(N_GENES, TYPES)
     counts = torch_cellplm.sparse(np.asarray(bags.genes[0]), np.asarray(bags.counts[0]), n_genes)
     types = torch.randint(TYPES, (n_cells,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=1e-8)
