@@ -12,6 +12,9 @@ learn what they were pre-trained on, but CellPLM what it is fine-tuned on: 95 % 
 of all that was measured in all of them; to denoise all of them learn flipped entries, until others that are held back
 say stop.
 
+Two ask what a run says of genes: perturbation, of screens (obs.perturbation, or GEARS' obs.condition), and networks,
+where --truth names tables of measured edges.
+
 What to expect of controls is the same everywhere: positive above, negative below everything else. Two scores say
 nothing without a floor beside them (`experiments.floors`): bins of expressed genes alone, where baselines that may say
 zero lose by it (tables that never do are beside, and the score within genes), and denoising over all entries, where
@@ -66,6 +69,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "tuning": {"steps": 2 if tiny else 100, "every": 2 if tiny else 20, "patience": 2},
         },
         "metadata": {},
+        "perturbation": {"least": 5 if tiny else 50, "folds": 3 if tiny else 5},
+        "networks": {"n_genes": 40 if tiny else 500},
     }
     config.tasks, config.order = tasks, tuple(tasks)
     return config

@@ -28,6 +28,7 @@ OPTIONS = cli.options(
     runs=(list, [], "Runs that a suite compares, with commas between."),
     data=(list, [], "Files that a suite compares them on."),
     reference=(list, [], "Single cells that a suite takes genes from which are hidden everywhere."),
+    truth=(list, [], "Measured networks for a suite's networks, FILE or NAME=FILE: columns TF,target, or Gene1,Gene2."),
     output="Folder of a suite's results.",
     cells=(int, None, "Cells that a seed of a suite draws.", 10),
     tasks=(list, [], "Tasks of the suite; by default all."),
@@ -66,6 +67,7 @@ def run_suite() -> None:
     import jax
 
     from data_pipeline.files import h5ad
+    from experiments.analyses import networks_data
     from experiments.suite import entrants as suite_data
     from experiments.suite import fill
     from scfm_jax.tasks.imputation import imputation
@@ -104,6 +106,7 @@ def run_suite() -> None:
         studies,
         pathlib.Path(FLAGS.output),
         reference=reference,
+        truth=[networks_data.named(text) for text in FLAGS.truth],
         cells=FLAGS.cells or config.cells,
         seeds=FLAGS.seeds or config.seeds,
     )

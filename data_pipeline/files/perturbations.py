@@ -6,6 +6,7 @@ targets are is for `data_pipeline.genes.vocab` to say. `check_logged` looks at e
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from data_pipeline.files.columns import text
 CONTROL = "control"
 """The condition of control cells, whatever the file calls them."""
 GEARS = {"column": "condition", "control": ("ctrl",), "separator": "+"}
+CONTROLS = ("control", "ctrl", "non-targeting", "NT")
+"""What control cells are called where nobody says."""
 LARGEST_LOG = 25.0
 """Above the largest log1p of a count: larger values were never log-transformed."""
 
@@ -79,6 +82,18 @@ def read(
         raise ValueError(f"{where}: obs[{column!r}] has control cells only; choose another column; there are {columns}")
     names = {value: "+".join(of) or CONTROL for value, of in spelled.items()} | {None: None}
     return Conditions(np.array([names[value] for value in values], object), targets)
+
+
+def told(obs: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the options of `read` for a table that says by itself what was perturbed; None for another.
+
+    That is GEARS' layout, or a column "perturbation" with one of CONTROLS.
+    """
+    if GEARS["column"] in obs and any(v and "ctrl" in v.split("+") for v in text(obs[GEARS["column"]])):
+        return {}
+    if "perturbation" in obs and (control := [name for name in CONTROLS if name in set(text(obs["perturbation"]))]):
+        return {"column": "perturbation", "control": control}
+    return None
 
 
 def _targets(value: str, control: Sequence[str], separator: str) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments.analyses.perturbation_data import Data
-from experiments.analyses.predicted_perturbation import Method, Prediction
+from experiments.analyses.perturbation_methods import Prediction
+from experiments.analyses.predicted_perturbation import Method
 from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.perturbation import baselines, cell_gene, scores, screen, splits
 

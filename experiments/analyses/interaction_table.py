@@ -12,7 +12,7 @@ from scipy.cluster import hierarchy
 from data_pipeline.genes.vocab import is_id
 from experiments.analyses.interactions import Predictions, Row
 from experiments.analyses.perturbation_data import Data, Plan
-from experiments.analyses.predicted_perturbation import CEILING
+from experiments.analyses.perturbation_methods import CEILING
 from experiments.pages import figures, names, output
 from scfm_jax.tasks.perturbation import interaction
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.analyses.predicted_perturbation import CEILING
+from experiments.analyses.perturbation_methods import CEILING
 from experiments.pages import figures, names, output
 from scfm_jax.tasks.perturbation import scores
 

@@ -15,8 +15,9 @@ import numpy as np
 from data_pipeline.files import h5ad
 from experiments.analyses import annotation, predicted_by_gears
 from experiments.analyses.perturbation_data import Data, Plan
+from experiments.analyses.perturbation_methods import Prediction
 from experiments.analyses.predicted_by_gears import Options
-from experiments.analyses.predicted_perturbation import Method, Prediction, vectors_of_run
+from experiments.analyses.predicted_perturbation import Method, vectors_of_run
 from scfm_jax import api
 from scfm_jax.api import cell_heads
 from scfm_jax.tasks.perturbation import cell_head, pairs, splits

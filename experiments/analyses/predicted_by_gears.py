@@ -18,7 +18,8 @@ from data_pipeline.files import h5ad
 from data_pipeline.genes import go_graph
 from experiments.analyses import annotation
 from experiments.analyses.perturbation_data import Data, Plan
-from experiments.analyses.predicted_perturbation import CELLS, Method, Prediction, go_terms
+from experiments.analyses.perturbation_methods import CELLS, Prediction
+from experiments.analyses.predicted_perturbation import Method, go_terms
 from scfm_jax import api
 from scfm_jax.api import gene_features, screens
 from scfm_jax.tasks.perturbation import gears, gears_fit, pairs, scores, splits

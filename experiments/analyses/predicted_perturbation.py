@@ -22,22 +22,26 @@ from data_pipeline.files import h5ad, whole
 from data_pipeline.genes import annotations, go_graph, vocab
 from experiments.analyses import annotation
 from experiments.analyses.perturbation_data import Data, Plan, rounds
+from experiments.analyses.perturbation_methods import (
+    CEILING,
+    Prediction,
+    ceiling,
+    no_change,
+    ridge_on,
+    ridge_on_components,
+    scored,
+    simple,
+)
 from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.api import gene_features, vector_file
 from scfm_jax.saving import sealed
 from scfm_jax.tasks.genes import features
-from scfm_jax.tasks.perturbation import baselines, scores, splits
+from scfm_jax.tasks.perturbation import baselines, splits
 from scfm_jax.training import pace
 
-CEILING = "half of the cells"
-CELLS = 200
-"""Cells of a condition, and of control, between which energy distances are taken."""
 CONTEXT = 500
 """Control cells of the input that context vectors are means over, where no other file is named."""
-
-Prediction = Mapping[str, np.ndarray]
-"""effects [A, G] of split.test; where a method has them, energy [A], truth [A, G] if not the screen's, and more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +74,13 @@ def methods(
       trained: heads that train (`predicted_by_gears`): each fits on split.train, chooses its epoch on split.validation,
         and predicts split.test; it varies with the seed.
     """
-    listed = [Method("no change", functools.partial(_no_change, data)), Method("training mean", _simple(data, "mean"))]
+    listed = [Method("no change", functools.partial(no_change, data)), Method("training mean", simple(data, "mean"))]
     if any(len(of) > 1 for of in data.screen.targets.values()):
-        listed += [Method("matching mean", _simple(data, "matching")), Method("additive", _simple(data, "additive"))]
+        listed += [Method("matching mean", simple(data, "matching")), Method("additive", simple(data, "additive"))]
     if kinds is not None and plan.split != "one_group_out":  # which gene vectors say nothing of
-        listed.append(Method(f"ridge, PCA-{baselines.COMPONENTS}", functools.partial(_ridge_on_components, data)))
+        listed.append(Method(f"ridge, PCA-{baselines.COMPONENTS}", functools.partial(ridge_on_components, data)))
         listed += [_ridge(data, *named) for named in _vectors(plan, data, out, runs, kinds)]
-    return [*listed, *trained, Method(CEILING, functools.partial(_ceiling, data), varies=True)]
+    return [*listed, *trained, Method(CEILING, functools.partial(ceiling, data), varies=True)]
 
 
 Vectors = Callable[[int], features.GeneVectors]
@@ -168,67 +172,12 @@ def _ridge(data: Data, name: str, vectors: Vectors, varies: bool) -> Method:
 
     def predict(split: splits.Split, seed: int) -> Prediction:
         vectors_of = made(seed if varies else 0)
-        return _ridge_on(data, split, baselines.scaled(vectors_of.values, vectors_of.found), at)
+        return ridge_on(data, split, baselines.scaled(vectors_of.values, vectors_of.found), at)
 
     genes = first.found[:measured].sum()
     note = f"knows {knows} of {len(at)} targets, {genes} of {measured} measured genes"
     note = "" if (knows, genes) == (len(at), measured) else note
     return Method(f"ridge, {name}", predict, varies, note)
-
-
-def _ridge_on(data: Data, split: splits.Split, values: np.ndarray, at: Mapping[str, int]) -> Prediction:
-    """Predict by ridge on vectors of the measured genes, then of the other targets. [G + M, D]"""
-    train = _learnt(split)
-    of_gene = {gene: values[place] for gene, place in at.items()}
-    trained, asked = (
-        baselines.condition_vectors([data.screen.targets[name] for name in some], of_gene)
-        for some in (train, split.test)
-    )
-    measured = values[: len(data.screen.genes)]
-    return {"effects": baselines.bilinear_ridge(data.screen.effects(train), trained, asked, measured)}
-
-
-def _ridge_on_components(data: Data, split: splits.Split, _: int) -> Prediction:
-    """Predict by ridge on the genes' loadings in the effects that are trained on, as the method's authors do."""
-    at = data.at(sorted({gene for of in data.screen.targets.values() for gene in of}))
-    index = np.append(np.arange(len(data.screen.genes)), np.full(len(data.names) - len(data.screen.genes), -1))
-    options = {"width": baselines.COMPONENTS, "scaled": False}
-    made = features.loadings(data.screen.effects(_learnt(split)), index, data.names, **options)
-    return _ridge_on(data, split, baselines.scaled(made.values, made.found), at)
-
-
-def _learnt(split: splits.Split) -> list[str]:
-    """Return what a method without early stopping learns from: the training and the validation conditions."""
-    return sorted({*split.train, *split.validation})
-
-
-def _simple(data: Data, which: str) -> Callable[[splits.Split, int], Prediction]:
-    def predict(split: splits.Split, _: int) -> Prediction:
-        train = _learnt(split)
-        effects = data.screen.effects(train)
-        if which == "mean":
-            return {"effects": baselines.training_mean(effects, len(split.test))}
-        trained, asked = ([data.screen.targets[name] for name in names] for names in (train, split.test))
-        combine = baselines.matching_mean if which == "matching" else baselines.additive
-        return {"effects": combine(effects, trained, asked)}
-
-    return predict
-
-
-def _no_change(data: Data, split: splits.Split, _: int) -> Prediction:
-    """Predict that perturbed cells are as control cells are."""
-    s = data.screen
-    pairs = [(s.dense(s.control[name], CELLS, 0), s.dense(s.rows[name], CELLS, 1)) for name in split.test]
-    energy = np.array([scores.energy_distance(*pair) for pair in pairs])
-    return {"effects": baselines.no_change(s.effects(_learnt(split)[:1]), len(split.test)), "energy": energy}
-
-
-def _ceiling(data: Data, split: splits.Split, seed: int) -> Prediction:
-    """Predict one half of a condition's cells by the other half."""
-    s = data.screen
-    effects, truth = s.half_effects(split.test, seed)
-    halves = [[s.dense(rows, CELLS, seed) for rows in s.halves(name, seed)] for name in split.test]
-    return {"effects": effects, "truth": truth, "energy": np.array([scores.energy_distance(*pair) for pair in halves])}
 
 
 def fill(
@@ -245,7 +194,7 @@ def fill(
     for method, seed in pace.counted(asked, "predicted by method and seed", say):
         parts = rounds(plan, data, seed)
         made = [_kept_or_made(out, method, seed, i, with_singles(data, split)) for i, split in enumerate(parts)]
-        rows += _scored(data, method.name, seed, parts, made)
+        rows += scored(data, method.name, seed, parts, made)
     return rows
 
 
@@ -275,31 +224,3 @@ def _kept_or_made(out: pathlib.Path, method: Method, seed: int, number: int, spl
         about = {"conditions": np.array(split.test), "method": method.name, "seed": seed, "split": number}
         np.savez(file, **about, **made)
     return made
-
-
-def _scored(
-    data: Data, method: str, seed: int, parts: Sequence[splits.Split], made: Sequence[Prediction]
-) -> list[dict[str, Any]]:
-    """Return a row of scores for each tested condition of a seed."""
-    names = [name for split in parts for name in split.test]
-    strata = [split.strata[name] for split in parts for name in split.test]
-    tested = [
-        {key: values[: len(split.test)] for key, values in prediction.items() if key in ("effects", "truth", "energy")}
-        for prediction, split in zip(made, parts, strict=True)
-    ]
-    effects = np.concatenate([prediction["effects"] for prediction in tested])
-    truth = np.concatenate(
-        [p["truth"] if "truth" in p else data.screen.effects(s.test) for p, s in zip(tested, parts, strict=True)]
-    )
-    reference = np.concatenate(
-        [np.tile(data.screen.effects(_learnt(split)).mean(0), (len(split.test), 1)) for split in parts]
-    )
-    t, places = data.screen.statistics(names), data.screen.places(names)
-    table = scores.of_conditions(effects, truth, t, reference, places)
-    if all("energy" in prediction for prediction in tested):
-        table["energy"] = np.concatenate([prediction["energy"] for prediction in tested])
-    return [
-        {"method": method, "seed": seed, "condition": name, "stratum": strata[i], "cells": len(data.screen.rows[name])}
-        | {score: float(values[i]) for score, values in table.items()}
-        for i, name in enumerate(names)
-    ]

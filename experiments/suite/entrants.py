@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from data_pipeline.files import h5ad
+from data_pipeline.files import h5ad, perturbations
 from data_pipeline.genes import vocab
 from data_pipeline.store import spatial
 from experiments.suite import keys
@@ -60,6 +60,14 @@ class Study:
         column = self.counts.obs[name]
         values, codes = column.to_numpy(), embedding.encode(column)
         return values if len(np.unique(codes[codes >= 0])) > 1 and not labels.measured(column) else None
+
+    @functools.cached_property
+    def screened(self) -> dict[str, Any] | None:
+        """How `screens.read` reads what was done to each cell; None where the file names no 3 perturbed genes."""
+        options = perturbations.told(self.counts.obs)
+        if options is None or len(perturbations.read(self.counts.obs, **options).all_targets()) < 3:
+            return None
+        return options
 
     @functools.cached_property
     def table(self) -> vocab.GeneTable | None:

@@ -72,7 +72,8 @@ class Suite:
 
     Args:
       name: of the suite. chosen: {task: options}. entrants, studies: what is compared, on what. reference: studies with
-        the genes that are hidden everywhere. cells: of a seed. seeds: how many. folder: of the results, made here.
+        the genes that are hidden everywhere. truth: (name, file, checksum) of measured networks. cells: of a seed.
+        seeds: how many. folder: of the results, made here.
       source: what gives the text of a module, which the keys depend on.
 
     Raises:
@@ -88,6 +89,7 @@ class Suite:
         folder: pathlib.Path,
         *,
         reference: Sequence[Study] = (),
+        truth: Sequence[tuple[str, str, str]] = (),
         cells: int = 300,
         seeds: int = 5,
         say: Callable[[str], None] = print,
@@ -98,6 +100,7 @@ class Suite:
         self.name, self.tasks = name, {task: dict(options) for task, options in chosen.items()}
         self.entrants, self.studies, self.reference = list(entrants), list(studies), list(reference)
         self.folder, self.n_cells, self.n_seeds, self.say = folder, cells, seeds, say
+        self.truth = [tuple(table) for table in truth]
         self.columns = {study.name: shared_genes(study, entrants) for study in studies}
         self._source, self._code = source, functools.cache(lambda *modules: keys.code(modules, source))
         self.plan = [
@@ -164,9 +167,9 @@ class Suite:
     def _score(self, cell: Cell) -> Iterator[dict[str, Any]]:
         """Return the rows of a cell; Inapplicable where something that the task needs is missing."""
         task = tasks.get(cell.task)
-        tasks.check_needs(task.NEEDS, cell.entrant, cell.study, self.reference)
+        tasks.check_needs(task.NEEDS, cell.entrant, cell.study, self.reference, self.truth)
         columns = self.columns[cell.study.name]
-        by_suite = {"cells": self.n_cells, "columns": columns, "reference": self.reference}
+        by_suite = {"cells": self.n_cells, "columns": columns, "reference": self.reference, "truth": self.truth}
         by_suite = {name: value for name, value in by_suite.items() if name in tasks.keywords(task)}
         return task.score(cell.entrant, cell.study, cell.seed, **by_suite, **self.tasks[cell.task])
 
@@ -191,6 +194,8 @@ class Suite:
             content["reference"] = [other.sha256 for other in self.reference]
             if any(other.place for other in self.reference):
                 content["reference_place"] = [other.place for other in self.reference]
+        if "truth" in tasks.keywords(task):
+            content["truth"] = [(name, checksum) for name, _, checksum in self.truth]
         if entrant is None and hasattr(task, "installed"):
             content["installed"] = task.installed()
         modules = [task.__name__, *([entrant.run.module.__name__] if entrant else [])]
@@ -207,6 +212,7 @@ class Suite:
             "suite": self.name,
             "options": {"cells": self.n_cells, "seeds": self.n_seeds, "tasks": self.tasks},
             "reference": [study.describe() for study in self.reference],
+            **({"truth": self.truth} if self.truth else {}),
             "code_version": __version__,
             "jax": jax.__version__,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -74,6 +74,8 @@ def command(content: Mapping[str, Any], folder: pathlib.Path) -> str:
     words = [f"--suite={content['suite']}"]
     for name, entries in parts.items():
         words += [f"--{name}={_listed(x.get('workdir') or x['path'] for x in entries)}"] if entries else []
+    tables = [f"{name}={path}" for name, path, _ in content.get("truth", ())]
+    words += [f"--truth={_listed(tables)}"] if tables else []
     words += [f"--cell_layer={layer}" for layer in {run.get("cell_layer") for run in content["runs"]} if layer]
     words += [f"--{name}={content['options'][name]}" for name in ("cells", "seeds")] + [f"--output={folder}"]
     first, *others = map(shlex.quote, words)

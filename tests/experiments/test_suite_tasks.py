@@ -58,8 +58,11 @@ def test_the_suite_names_tasks_and_options_that_there_are(variant):
 def test_baselines_have_every_metric_that_a_task_names(ground, tmp_path):
     config = suite_zero_shot.get_config("tiny")
     chosen = {name: config.tasks[name].to_dict() for name in config.order}
-    study, reference = suites.write(tmp_path / "tissue.h5ad", 3, spatial=True), [entrants.Study(ground[1][1])]
-    done = suites.make(tmp_path / "out", [], [study], chosen, seeds=1, reference=reference).run()
+    screen = {"perturbation": [("control", "GENE1", "GENE2", "GENE3", "GENE4")[i % 5] for i in range(90)]}
+    study = suites.write(tmp_path / "tissue.h5ad", 3, spatial=True, **screen)
+    (tmp_path / "edges.csv").write_text("TF,target\n" + "".join(f"GENE{i % 4},GENE{i}\n" for i in range(4, 40)))
+    options = {"reference": [entrants.Study(ground[1][1])], "truth": [("edges", str(tmp_path / "edges.csv"), "")]}
+    done = suites.make(tmp_path / "out", [], [study], chosen, seeds=1, **options).run()
     assert done == {"done": len(chosen)}
     metrics, _ = results.read(tmp_path / "out")
     content = json.loads((tmp_path / "out" / "suite.json").read_text())
@@ -325,3 +328,26 @@ def test_harmony_is_a_baseline_where_it_is_installed(tmp_path, monkeypatch):
     for metric in ("asw_batch", "ilisi", "kbet", "pcr"):
         assert useless[metric] == pytest.approx(0, abs=1e-6), f"{metric}: all cells of a batch are in one place"
     assert useless["total"] < perfect["total"] - 0.5
+
+
+# -------------------------------------------------------------------------------------------------------- gene vectors
+
+
+def test_gene_vectors_are_asked_for_perturbations_and_networks_where_a_study_has_them(ground, tmp_path):
+    screen = {"condition": [("ctrl", "GENE1+ctrl", "ctrl+GENE2", "GENE3+ctrl")[i % 4] for i in range(90)]}
+    paths = [suites.write(tmp_path / "screen.h5ad", 3, **screen), suites.write(tmp_path / "plain.h5ad", 4)]
+    (tmp_path / "edges.csv").write_text("TF,target\n" + "".join(f"GENE{i % 4},GENE{i}\n" for i in range(4, 40)))
+    chosen = {"perturbation": {"least": 5, "folds": 3}, "networks": {"n_genes": 40}}
+    runs, truth = ground[2][:1], [("edges", str(tmp_path / "edges.csv"), "")]
+    done = suites.make(tmp_path / "out", runs, paths, chosen, seeds=1, truth=truth).run()
+    assert done == {"done": 6, "inapplicable": 2}, "no perturbation of the plain study"
+    metrics, cells = results.read(tmp_path / "out")
+    reason = cells.loc[cells["status"] == "inapplicable", "reason"].iloc[0]
+    assert (
+        reason == "needs a study with control cells and 3 perturbed genes, in obs.perturbation or GEARS' obs.condition"
+    )
+    values = metrics[metrics["dataset"] == "screen"].set_index(["task", "metric", "method"])["value"]
+    told = values["perturbation"]["discrimination"]
+    assert {"first", "first, random twin"} <= set(told.index) and told["no change"] == pytest.approx(0.5, abs=0.2)
+    epr = values["networks"]["epr"]
+    assert epr["edges with noise"] > 2 > epr["|Pearson|, names exchanged"] and np.isfinite(epr["first"])

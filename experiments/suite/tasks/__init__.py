@@ -31,9 +31,11 @@ NEEDS = {
     "expression": "a model that predicts expression (it has `impute`)",
     "positions": "a study with positions",
     "reference": "--reference cells",
+    "perturbations": "a study with control cells and 3 perturbed genes, in obs.perturbation or GEARS' obs.condition",
+    "truth": "--truth, tables of measured edges between genes",
 }
 """What a task can need, in words."""
-BY_SUITE = ("cells", "columns", "reference")
+BY_SUITE = ("cells", "columns", "reference", "truth")
 """Keywords of `score` that are no options of a config."""
 
 
@@ -63,13 +65,20 @@ def check_options(name: str, options: Collection[str]) -> None:
             raise ValueError(f"task {name!r}: no option {option!r}; there are {', '.join(those) or 'none'}")
 
 
-def check_needs(needs: Collection[str], entrant: Entrant | None, study: Study, reference: Sequence[Study] = ()) -> None:
+def check_needs(
+    needs: Collection[str],
+    entrant: Entrant | None,
+    study: Study,
+    reference: Sequence[Study] = (),
+    truth: Sequence[Any] = (),
+) -> None:
     """Raise Inapplicable, in one line, where the run, the study or the suite lacks what a task needs."""
     if entrant is not None:
         entrant.check()
         if "expression" in needs and not hasattr(entrant.run.module, "impute"):
             raise Inapplicable(f"{entrant.run.name} does not predict expression")
-    absent = {"positions": study.coords is None, "reference": not reference}
+    absent = {"positions": study.coords is None, "reference": not reference, "truth": not truth}
+    absent["perturbations"] = "perturbations" in needs and study.screened is None
     if any(absent[name] for name in absent if name in needs):
         raise Inapplicable(f"needs {', and '.join(NEEDS[name] for name in absent if name in needs)}")
     columns = {"labels": (study.label, study.labels), "batches": (study.batch, study.batches)}
