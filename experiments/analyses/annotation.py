@@ -3,7 +3,7 @@
 OUT/plan.json             which files, labels and numbers of cells and steps: another plan needs another folder
 OUT/data/                 the labelled cells (train_0.h5ad, ...) and those to annotate (test.h5ad, or one for each file
                           of --train that has some: test_0.h5ad, ...); their store
-OUT/names.json            what each run is called here: its folder's name, numbered where two have the same
+OUT/names.json            what each run is called here: its folder's or file's name, numbered where two have the same
 OUT/runs/<row>_<seed>/    a training run
 OUT/cells/<row>_<seed>.*  its scores (.json) and probabilities (.npz); a result that exists is not computed again
 """
@@ -38,7 +38,7 @@ METHODS = ("frozen", "lora", "prefix", "full", "twin")
 
 
 def name_of(out: pathlib.Path, source: str) -> str:
-    """Return what the run `source` is called in OUT: its folder's name, numbered where another run has that already.
+    """Return what the run `source` is called in OUT: its folder's or file's name, numbered where that is taken already.
 
     Raises ValueError where the run at this place has other weights than when OUT has used it.
     """
@@ -52,8 +52,9 @@ def name_of(out: pathlib.Path, source: str) -> str:
                     f"--runs={source}: {out} has scores of other weights of this run; choose another --output"
                 )
             return name
-    numbered = (f"{place.name}-{number}" for number in itertools.count(2))
-    name = next(name for name in itertools.chain([place.name], numbered) if name not in names)
+    called = place.name.removesuffix(".safetensors")
+    numbered = (f"{called}-{number}" for number in itertools.count(2))
+    name = next(name for name in itertools.chain([called], numbered) if name not in names)
     output.write_file(file, {**names, name: {"path": str(place), "weights": weights}})
     return name
 

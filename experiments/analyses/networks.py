@@ -136,7 +136,7 @@ def _trainer(plan: Plan, data: Data) -> Train:
 def _starts(plan: Plan, data: Data, out: pathlib.Path, taking_part: Sequence[Entrant]) -> Iterator[Method]:
     """Yield the starts, untrained: runs, each with its twin and its shuffled names, then controls."""
     for entrant in taking_part:
-        name = START + annotation.name_of(out, entrant.path).removesuffix(".safetensors") + entrant.label
+        name = START + annotation.name_of(out, entrant.path) + entrant.label
         of_run = functools.cache(functools.partial(_cosines, plan, data, entrant.run, entrant.kind))
         leaks = any(constant in entrant.run.constants for constant in PRIOR)
         yield Method(name, lambda *_, of=of_run: of(), leaks=leaks, note=entrant.note)

@@ -20,6 +20,8 @@ SMALL = {
     "finetune_lora": {"STEPS": 4},
     "a_million_tokens": {"CELLS": 6, "SIZES": (2, 6)},
     "read_a_sweep": {"STEPS": 2, "SEEDS": (0,)},
+    "knock_out_a_gene": {"EPOCHS": 1},
+    "reverse_a_state": {"PERMUTATIONS": 100},
 }
 """Parameters of a small run: {notebook: {name: value}}."""
 SAYS = {
@@ -47,6 +49,8 @@ SAYS = {
     ),
     "a_million_tokens": ("79,204,163 parameters", "zeros are 67% of all", "with other cells behind it"),
     "read_a_sweep": ("2 points, 0 finished before", "Flowformer", "random twin", "two seeds or more", "2 results"),
+    "knock_out_a_gene": ("SYNTHETIC", "random twin", "half of the cells", "correlation of predicted and measured"),
+    "reverse_a_state": ("SYNTHETIC", "raised 2 times", "two halves of the state", "strongest reversal: CTSS"),
 }
 """What a whole run prints."""
 
