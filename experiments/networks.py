@@ -45,6 +45,7 @@ OPTIONS = cli.options(
     rows=(int, 8, "Cells of a batch; scLong's release has 8, its paper 64.", 1),
     inverse=(("inverse", "cholesky_inverse"), "inverse", "Of I - A; the other is what scLong's release computes."),
     trees=(int, 1000, "Trees of GENIE3 for each gene; 0 leaves it out.", 0),
+    min_mapped=(float, 0.01, "Least share of the network's genes that a run must know.", 0, 1),
     seeds=(int, 1, "Number of seeds of twins, shuffles and random vectors.", 1),
 )
 

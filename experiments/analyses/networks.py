@@ -74,8 +74,10 @@ def entrants(plan: Plan, data: Data, runs: Sequence[str], kinds: Sequence[str]) 
         run = api.load(path)
         table = run.gene_table(plan.gene_table)
         index = vocab.map_genes(data.names, run.genes, ensembl=data.second, table=table, min_mapped=None).index
-        if not (knows := int((index >= 0).sum())):
-            raise ValueError(f"--runs={path}: knows none of the {len(index)} genes; check the species, or --gene_table")
+        knows = int((index >= 0).sum())
+        if not knows or knows < len(index) * plan.reading.get("min_mapped", 0):
+            way = "check the species, give a --gene_table, or lower --min_mapped"
+            raise ValueError(f"--runs={path}: knows {knows or 'none'} of the {len(index)} genes: {way}")
         for asked in kinds:
             kind = _kind(plan, data, path, run, asked)
             note = f"{kind}, knows {knows:,} of {len(index):,} genes"
@@ -161,7 +163,7 @@ def _cosines(plan: Plan, data: Data, run: api.Run, kind: str) -> np.ndarray:
         options |= {"source": data.source, "rows": data.rows, **h5ad.place(plan.reading)}
         if plan.context and kind != gene_networks.CELLS:
             options |= {"source": plan.context, "rows": None}
-        options["min_mapped"] = plan.reading.get("min_mapped")
+        options["min_mapped"] = None  # looked at before
     cosines = gene_networks.similarity(run, data.names, kind, say=lambda _: None, **options)
     return deepsem.row_normalised(cosines)
 

@@ -223,7 +223,8 @@ def test_a_run_without_counts_has_its_gene_vectors_and_what_it_has_not_is_refuse
     for asked, what in (
         ({"kind": "cells"}, "cells of cellplm needs raw counts, and logged.csv.gz has none: take --vectors=table, or"),
         ({"kind": "graph"}, "--vectors=graph: .*run has none; it has table, context, cells"),
-        ({"run": "strange"}, "strange: knows none of the 24 genes; check the species, or --gene_table"),
+        ({"kind": "table", "reading": {"min_mapped": 1.1}}, "run: knows 24 of the 24 genes: check"),
+        ({"run": "strange"}, "strange: knows none of the 24 genes: check the species, give a --gene_table, or lower"),
     ):
         with pytest.raises(ValueError, match=what):
             enter(logged, **asked)
