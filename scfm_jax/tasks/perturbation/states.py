@@ -57,9 +57,9 @@ class Design:
         case = self.case if case is None else case
         n_units, n_strata = len(case), int(self.stratum.max(initial=0)) + 1
         place = np.where(self.kept, self.stratum * n_units + self.unit, n_strata * n_units)
-        there, inverse, size = np.unique(place, return_inverse=True, return_counts=True)
-        size[there == n_strata * n_units] = 0
-        stratum, side = np.minimum(there // n_units, n_strata - 1), case[there % n_units].astype(int)
+        pairs, inverse, size = np.unique(place, return_inverse=True, return_counts=True)
+        size[pairs == n_strata * n_units] = 0
+        stratum, side = np.minimum(pairs // n_units, n_strata - 1), case[pairs % n_units].astype(int)
         units = np.bincount(2 * stratum + side, size > 0, 2 * n_strata).reshape(n_strata, 2)
         cells = np.bincount(stratum[side == 1], size[side == 1], n_strata) * (units > 0).all(1)
         share = cells / max(cells.sum(), 1)
