@@ -93,8 +93,8 @@ def _embedded(
     plan: StatePlan, out: pathlib.Path, run: api.Run, name: str, path: str, twin: int | None = None
 ) -> np.ndarray:
     """Return the embeddings of a file's cells by a run, or by its twin of a seed, from disk where they are. [n, D]"""
-    run, name = (run, name) if twin is None else (run.twin(twin), f"{name}, random twin {twin}")
-    file = out / f"embeddings/{_slug(f'{name} {path}')}.npz"
+    label = name if twin is None else f"{name}, random twin {twin}"
+    file = out / f"embeddings/{_slug(f'{label} {path}')}.npz"
     try:
         return sealed.read_arrays(file)["cells"]
     except FileNotFoundError:
@@ -103,7 +103,8 @@ def _embedded(
         output.warn(f"{damage}: it is made again")
     if plan.logged:
         raise ValueError("logged=True: runs embed raw counts: leave runs out, or give files of counts")
-    cells = run.embed(path, gene_table=plan.gene_table, say=lambda _: None, **plan.reading)
+    encoder = run if twin is None else run.twin(twin)
+    cells = encoder.embed(path, gene_table=plan.gene_table, say=lambda _: None, **plan.reading)
     with whole.writing(file) as partial, partial.open("wb") as opened:
         np.savez(opened, cells=cells)
     return cells
