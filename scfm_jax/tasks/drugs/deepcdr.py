@@ -87,7 +87,7 @@ class DeepCDR(nn.Module):
 
     def drugs(self, graphs: jraph.GraphsTuple, n_rows: int, train: bool) -> Array:
         """Return a vector of each drug. [M, F]"""
-        x, weight = graphs.nodes["x"], graphs.nodes["weight"]
+        x, weight = graphs.nodes["x"], jnp.asarray(graphs.nodes["weight"])
         if self.pool == "padded":  # the last node stands for all that is padding in the published arrays
             weight = weight.at[-1].set(jnp.maximum(ROWS * n_rows - weight.sum(), 0))
         for i, width in enumerate(self.graph_widths):

@@ -77,19 +77,17 @@ class DeepDDS(nn.Module):
                 x = drop(nn.relu(x) if i + 1 < len(self.drug) else x)
             return x
 
-        sides = batch["first"], batch["second"]
-        if self.tied:
-            parts = jnp.split(drugs("drug", jnp.concatenate(sides)), 2)
-        else:
-            parts = [drugs(name, which) for name, which in zip(("first", "second"), sides, strict=True)]
+        both = jnp.concatenate([batch["first"], batch["second"]])
+        names = ("drug", "drug") if self.tied else ("first", "second")
+        made = {name: jnp.split(drugs(name, both), 2) for name in dict.fromkeys(names)}
         line = molecules.of_rows(self.lines, jnp.asarray(shared["lines"]), batch["line"])
-        x = jnp.concatenate([*parts, line], -1)
-        if self.symmetric:
-            x = jnp.stack([x, jnp.concatenate([*parts[::-1], line], -1)])
+        orders = ((0, 1), (1, 0)) if self.symmetric else ((0, 1),)
+        rows = [[*(made[name][side] for name, side in zip(names, order, strict=True)), line] for order in orders]
+        x = jnp.stack([jnp.concatenate(row, -1) for row in rows])
         for layer in self.stack("joined", self.joined):
             x = drop(nn.relu(layer(x)))
         logits = Dense(2, name="out")(x)
-        return logits.mean(0) if self.symmetric else logits
+        return logits.mean(0)
 
     def stack(self, name: str, widths: Sequence[int]) -> list[nn.Module]:
         """Return linear layers."""
