@@ -46,6 +46,7 @@ def said(data, method, change):
     return interactions.Predictions(method, 0, parts)
 
 
+@pytest.mark.slow
 def test_magnitudes_are_told_by_whose_singles_a_preset_says(planted, tmp_path):
     data, lengths = planted
     noise = np.random.default_rng(1)
