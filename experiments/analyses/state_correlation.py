@@ -80,23 +80,27 @@ def _genes(question: Question) -> list[str]:
 def _in_embedding(question: Question, out: pathlib.Path, run: api.Run, name: str, twin: bool = False) -> dict[str, Any]:
     """Return the part of a run's embeddings, or its twin's, in which a gene's own expression cannot be left out."""
     plan = question.plan
-    state, screened = (
+    (state, of_state), (screened, of_screen) = (
         _embedded(plan, out, run, name, path, plan.seed if twin else None) for path in (plan.state, plan.input)
     )
     studies = run.classes.get("study", ()) if not twin else ()
     seen = [file.name for file in map(pathlib.Path, (plan.state, plan.input)) if file.stem in studies]
     part = _compared(question, state[question.rows], screened, np.full(len(question.data.screen.rows), -1))
-    return part | {"trained_on": seen}
+    return part | {"trained_on": seen, "reads": f"{of_state}, {of_screen}"}
 
 
 def _embedded(
     plan: StatePlan, out: pathlib.Path, run: api.Run, name: str, path: str, twin: int | None = None
-) -> np.ndarray:
-    """Return the embeddings of a file's cells by a run, or by its twin of a seed, from disk where they are. [n, D]"""
+) -> tuple[np.ndarray, str]:
+    """Return the embeddings of a file's cells by a run, or by its twin of a seed, from disk where they are. [n, D]
+
+    And how many of the file's genes the run knows, in words.
+    """
     label = name if twin is None else f"{name}, random twin {twin}"
     file = out / f"embeddings/{_slug(f'{label} {path}')}.npz"
     try:
-        return sealed.read_arrays(file)["cells"]
+        arrays = sealed.read_arrays(file)
+        return arrays["cells"], str(arrays["reads"])
     except FileNotFoundError:
         pass
     except (sealed.Damaged, KeyError) as damage:
@@ -105,9 +109,11 @@ def _embedded(
         raise ValueError("logged=True: runs embed raw counts: leave runs out, or give files of counts")
     encoder = run if twin is None else run.twin(twin)
     cells = encoder.embed(path, gene_table=plan.gene_table, say=lambda _: None, **plan.reading)
+    index = encoder.mapping.index
+    reads = f"{int((index >= 0).sum()):,} of {len(index):,} genes of {pathlib.Path(path).name}"
     with whole.writing(file) as partial, partial.open("wb") as opened:
-        np.savez(opened, cells=cells)
-    return cells
+        np.savez(opened, cells=cells, reads=reads)
+    return cells, reads
 
 
 def _compared(question: Question, state: Any, screened: Any, places: np.ndarray) -> dict[str, Any]:
@@ -181,10 +187,10 @@ def _predicted(
     everything, _ = vector_file.read(plan.vectors_file)
     cells: dict[str, cell_and_gene.Cells] = {}
     for name, run in entrants:
-        cells[name] = lambda _, run=run, name=name: _embedded(plan, out, run, name, plan.input)
+        cells[name] = lambda _, run=run, name=name: _embedded(plan, out, run, name, plan.input)[0]
         cells[f"{name}, random twin"] = lambda seed, run=run, name=name: _embedded(
             plan, out, run, name, plan.input, seed
-        )
+        )[0]
     if not entrants:
         x, control = data.screen.expression, data.screen.control[data.screen.conditions[0]]
         made = x @ features.components(x[control], seed=plan.seed, width=50, scaled=False)

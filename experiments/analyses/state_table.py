@@ -113,8 +113,10 @@ def table(
 
 def _caution(part: Mapping[str, Any]) -> str:
     """Return what is to be said against a part: that a model has seen the file, where gene vectors come from."""
-    if part.get("trained_on"):
-        return f" Caution: by their names the model was trained on {', '.join(part['trained_on'])}."
+    if part.get("reads"):
+        seen = part["trained_on"]
+        caution = f" Caution: by their names the model was trained on {', '.join(seen)}." if seen else ""
+        return f" The run knows {part['reads']}.{caution}"
     if "vectors" not in part:
         return ""
     text = f" Effects are predicted from gene vectors: {part['kind']}, {part['vectors']}; see predictor/table.md."

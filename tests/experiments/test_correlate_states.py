@@ -177,6 +177,7 @@ def test_commands_from_graph_to_vectors_to_states_in_runs(plan, tmp_path):
     for space in ("expression", "cellplm", "cellplm, random twin", "expression, predicted"):
         assert f"## {space}: " in done.out
     assert "of 56 genes reverse" in done.out
+    assert "The run knows 64 of 64 genes of state.h5ad, 64 of 64 genes of screen.h5ad." in done.out
     assert "Gene Ontology" not in done.out
     again = commands.run("correlate_states", *args, folder=tmp_path)
     assert again.code == 0 and again.out.endswith(done.out[done.out.index("# stim") :])
