@@ -91,6 +91,8 @@ def _compile() -> dict[str, list[dict]]:
     from experiments.benches import targets
 
     cli.require("target")
+    if FLAGS.infer and FLAGS.tune:
+        raise ValueError(f"--tune={FLAGS.tune}: is of training; leave --infer out")
     target = targets.find(FLAGS.target, FLAGS.target_config)
     from experiments.benches import compiling, layouts
     from scfm_jax import sharding

@@ -11,6 +11,7 @@ import pytest
 from experiments.benches import compiling, hlo, layouts, roofline, targets
 from scfm_jax import models, sharding
 from scfm_jax.layers.platform import platform
+from scfm_jax.models import exceiver
 from scfm_jax.training import devices
 
 H100 = devices.find("NVIDIA H100 80GB HBM3")
@@ -257,6 +258,17 @@ def target(extra: str) -> targets.Target:
 
 
 @pytest.mark.slow
+def test_what_exceivers_keys_are_made_of_compiles_for_a_gpu():
+    """Joined as columns, the last one number wide, they became a kernel that the compiler refuses."""
+    one, model = target("cuda13"), exceiver.Model(n_genes=19_067, **exceiver.VARIANTS["published"]["model"])
+    mesh, shapes = sharding.mesh_of(one.devices), jax.eval_shape(lambda: model.init(jax.random.key(0), method="rows"))
+    variables = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
+    with jax.set_mesh(mesh):
+        made = jax.jit(lambda variables: model.apply(variables, method="rows")).lower(variables)
+        assert made.compile(compiler_options=one.options).memory_analysis().output_size_in_bytes >= 4 * 19_068 * 9
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", NAMES)
 @pytest.mark.parametrize("model", models.names())
 def test_every_model_compiles_for_a_device_that_is_not_here(model, extra):
@@ -266,6 +278,4 @@ def test_every_model_compiles_for_a_device_that_is_not_here(model, extra):
     assert 0 < memory[0]["of_memory"] < 0.2
     assert np.isfinite(estimate["s"]) and 0 < estimate["mfu"] < 1
     assert "matmul" in {row["kind"] for row in kinds}
-    assert (
-        compiling.compiled(one._replace(infer=True), 1).flops < compiling.compiled(one._replace(tune="lora"), 1).flops
-    )
+    assert compiling.compiled(one._replace(infer=True), 1).flops < 1e12 * estimate["model_tflop"]
