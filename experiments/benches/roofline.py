@@ -199,5 +199,9 @@ def kind(program: Program, one: Instruction) -> str:
 
 def _spatial(one: Instruction) -> bool:
     """Return whether a convolution slides over anything; a TPU's matrix products are ones that do not."""
-    batches = "stride=" in one.text and "lhs_dilate=" in one.text
-    return not batches and bool(re.search(r"dim_labels=\w*\d", one.text))
+    labels, window = re.search(r"dim_labels=\w+->(\w+)", one.text), re.search(r"window=\{size=([\dx]+)", one.text)
+    if not window or ("stride=" in one.text and "lhs_dilate=" in one.text):
+        return False
+    axes = sorted(label for label in labels[1] if label.isdigit())
+    made = [one.arrays[0].dims[labels[1].index(axis)] for axis in axes]
+    return any(n > 1 and int(taps) > 1 for n, taps in zip(made, window[1].split("x"), strict=True))

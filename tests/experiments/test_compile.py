@@ -14,6 +14,7 @@ from scfm_jax.layers.platform import platform
 from scfm_jax.models import exceiver
 from scfm_jax.training import devices
 
+targets.prepare()  # before any test looks for devices
 H100 = devices.find("NVIDIA H100 80GB HBM3")
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
