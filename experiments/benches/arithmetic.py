@@ -65,13 +65,13 @@ def _products(one: Instruction, computation: Computation) -> tuple[float, str]:
         elif "BackwardFilter" in one.text:
             shapes = [taken[0].dims, made.dims, taken[1].dims]
         return convolution(*shapes, one.text), like
-    if one.opcode == "dot" or "dot_dimension_numbers" in one.text:
-        dims = attribute(one.text, "lhs_contracting_dims") or attribute(one.text, "lhs_contracting_dimensions")
-        return 2.0 * made.elements * math.prod(taken[0].dims[axis] for axis in dims), like
     if "fmha" in one.text:
         weights = attribute(one.text.partition("intermediate_tensor_shape")[2], "dimensions")
         passes = 5 if "Backward" in one.text else 2
         return 2.0 * passes * math.prod(weights) * taken[0].dims[-1] if weights else 0.0, like
+    if one.opcode == "dot" or "dot_dimension_numbers" in one.text:
+        dims = attribute(one.text, "lhs_contracting_dims") or attribute(one.text, "lhs_contracting_dimensions")
+        return 2.0 * made.elements * math.prod(taken[0].dims[axis] for axis in dims), like
     return 0.0, like
 
 

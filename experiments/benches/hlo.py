@@ -102,7 +102,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 def attribute(text: str, name: str) -> list[int]:
     """Return the numbers of an attribute: "lhs_contracting_dims={1,2}" -> [1, 2], also as JSON has them."""
-    match = re.search(rf'\b{name}(?:="?|":)[\[{{]([^\]}}]*)[\]}}]', text)
+    match = re.search(rf'\b{name}(?:=|": ?)[\[{{]([^\]}}]*)[\]}}]', text)
     return [int(n) for n in re.findall(r"\d+", match[1])] if match else []
 
 
@@ -118,7 +118,7 @@ def inputs(one: Instruction, computation: Computation) -> list[Array]:
 
 def trips(program: Program, loop: Instruction) -> int:
     """Return how often a loop runs: as its compiler says, else the largest number that its condition has."""
-    match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
+    match = re.search(r'"known_trip_count": ?\{"n": ?"(\d+)"', loop.text)
     if match:
         return int(match[1])
     numbers = [1]

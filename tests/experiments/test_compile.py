@@ -157,6 +157,18 @@ def test_on_a_tpu_what_is_on_the_chip_is_no_traffic_and_copies_to_it_go_beside()
     assert (add.cost.size, add.cost.vector) == (4096, 1024), "written alone"
 
 
+@pytest.mark.parametrize(("target", "products"), [("__cudnn$fmhaSoftmax", 2), ("__cudnn$fmhaSoftmaxBackward", 5)])
+def test_a_fused_attention_multiplies_twice_and_five_times_backwards(target, products):
+    text = f"""ENTRY %e (q: bf16[2,256,4,64]) -> bf16[2,4,256,64] {{
+  %q = bf16[2,256,4,64]{{3,2,1,0}} parameter(0)
+  ROOT %y = (bf16[2,4,256,64]{{3,1,2,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), custom_call_target="{target}", \
+backend_config={{"cudnn_fmha_backend_config": {{"intermediate_tensor_shape": {{"dimensions": ["2", "4", "256", \
+"256"]}}, "bmm1_dot_dimension_numbers": {{"lhs_contracting_dimensions": ["3"]}}}}}}
+}}"""
+    (kernel,) = walked(text).kernels
+    assert (kernel.kind, kernel.cost.matrix) == ("attention", products * 2 * 2 * 4 * 256 * 256 * 64)
+
+
 def layers(x, kernels, filters):
     def layer(x, kernel):
         return jnp.tanh(x @ kernel), None
