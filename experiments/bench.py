@@ -3,12 +3,22 @@
   python -m experiments.bench loader --input=a.h5ad,b.h5ad [--copies=4]     (or --store=DIR, a store that is there)
   python -m experiments.bench step --model=cellplm
   python -m experiments.bench step --model=sct [--row=L] [--dtype=bfloat16] [--plan]
+  python -m experiments.bench compile --model=sct --row=published --target=h100:8 [--mesh=fsdp:4] [--dtype=...]
   python -m experiments.bench infer --model=sclong [--row=L]
   python -m experiments.bench lengths --store=DIR            (scEMB: batches of cells of like length against padding)
   python -m experiments.bench heads                          (GEARS' and DeepSEM's steps against torch's)
 
 `--row` chooses among the sizes that `experiments/benches/<model>.py` has; `--plan` compiles the step and says what
 memory it would take, without running it.
+
+`compile` says whether a training step fits, on how many devices and how fast it is at most, for devices that are not
+here: h100:1, h100:8, h200:8, v5e:4x4, v5p:4x4x8, v6e:16x16. Their makers' compilers do it on a processor, which
+`pip install "scfm_jax[tpu]"` and `"scfm_jax[cuda13]"` bring. `--row` may also be a variant of the model's config, with
+as many genes as the bench's first row; `--network=remat:dots,large_depth:2` changes fields of the network,
+`--tune=lora` trains by fine-tuning, `--infer` compiles the embedding of cells. Printed are, for each device: state,
+temporaries and peak beside its memory, with the most bags that fit; the least time of a step and the MFU that would be;
+what kinds of kernels there are; loops with their trip counts; bytes exchanged; the most expensive kernels with the line
+that they come from. See `experiments/benches/roofline.py` for what the estimate counts.
 
 Speeds are of this machine under its load of the moment, so cpu seconds are printed too.
 """
@@ -34,18 +44,31 @@ OPTIONS = cli.options(
     dtype=(("float32", "bfloat16"), None, "step, infer: what to compute in, not the model's own."),
     parts=(bool, True, "step: also time the step's parts, each of which is compiled by itself."),
     plan=(bool, False, "step: compile only, and say what memory the step would take."),
+    target=(str, None, "compile: devices that need not be here, h100:8, v5e:4x4, v5p:4x4x8, ..."),
+    target_config=(str, None, "compile: file that describes another GPU to XLA, in place of our figures."),
+    mesh=(list, [], "compile: devices on each axis, data:4,fsdp:4; by default all on data."),
+    infer=(bool, False, "compile: the embedding of cells, not the training step."),
+    tune=(("full", "lora", "prefix", "frozen"), None, "compile: tell cell types by fine-tuning so."),
+    network=(list, [], "compile: fields of the network, as name:value."),
+    bags=(list, [], "compile: bags on each device, a row for each; by default those of the row and twice as many."),
+    microbatches=(int, 1, "compile: parts of a batch, one after the other, of so many bags on each device each.", 1),
     output="File for the JSON, besides standard output.",
 )
 
-WHAT = ("loader", "step", "infer", "lengths", "heads")
+WHAT = ("loader", "step", "infer", "compile", "lengths", "heads")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in WHAT:
         raise ValueError(f"bench {' '.join(argv[1:]) or '(nothing)'}: say what to measure: {', '.join(WHAT)}")
-    rows = {"loader": _loader, "lengths": _lengths, "heads": _heads}.get(argv[1], lambda: _step(argv[1]))()
-    print(table(rows))
-    text = json.dumps({"bench": argv[1], "rows": rows})
+    if argv[1] == "compile":
+        sections = _compile()
+        print("\n\n".join(f"{title}\n{table(rows)}" for title, rows in sections.items() if rows))
+        text = json.dumps({"bench": "compile", "model": FLAGS.model, "target": FLAGS.target, "sections": sections})
+    else:
+        rows = {"loader": _loader, "lengths": _lengths, "heads": _heads}.get(argv[1], lambda: _step(argv[1]))()
+        print(table(rows))
+        text = json.dumps({"bench": argv[1], "rows": rows})
     print(text)
     if FLAGS.output:
         whole.write_file(FLAGS.output, f"{text}\n".encode())
@@ -62,6 +85,23 @@ def _loader() -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:
         path = FLAGS.store or loader.make_store(pathlib.Path(scratch) / "store", FLAGS.input, FLAGS.copies, **place)
         return loader.rows(open_store(path), FLAGS.seconds)
+
+
+def _compile() -> dict[str, list[dict]]:
+    from experiments.benches import targets
+
+    cli.require("target")
+    if FLAGS.infer and FLAGS.tune:
+        raise ValueError(f"--tune={FLAGS.tune}: is of training; leave --infer out")
+    target = targets.find(FLAGS.target, FLAGS.target_config)
+    from experiments.benches import compiling, layouts
+    from scfm_jax import sharding
+
+    case = layouts.layout(FLAGS.model, FLAGS.row, FLAGS.network, FLAGS.dtype)
+    mesh = sharding.mesh_of(target.devices, **layouts.mesh_sizes(FLAGS.mesh))
+    bags = layouts.numbers("bags", FLAGS.bags) or [len(case.batch.genes), 2 * len(case.batch.genes)]
+    wanted = compiling.Wanted(FLAGS.model, case, target, mesh, FLAGS.infer, FLAGS.tune, FLAGS.microbatches)
+    return compiling.sections(wanted, bags)
 
 
 def _lengths() -> list[dict]:

@@ -1,27 +1,19 @@
-"""scLong at its published size: the memory that training takes on devices one does not hold, one step, one forward.
+"""scLong at its published size, run: training steps on devices that one processor poses as, one cell's embedding.
 
-  python -m experiments.scale_sclong plan --devices=8 --cells=1,2,4 --remat=none,dots,full
   python -m experiments.scale_sclong step --devices=8 --depth=2 --dtype=float32
   python -m experiments.scale_sclong forward --input=pbmc3k.h5ad --genes=GENES --graph=GRAPH
 
-`plan` compiles the training step of `experiments.train` for host devices that split parameters and optimiser state
-(fsdp) and cells, and prints what the compiler would give each of them; no array is ever made. `step` runs that step,
-`forward` embeds one cell. Layers are scanned, so compiling takes as long for 42 of them as for 2.
+`step` runs the training step of `experiments.train` on host devices that split parameters and optimiser state (fsdp)
+and cells, `forward` embeds one cell. What training takes of devices that one does not hold is what
 
-What a plan is not: it is the CPU compiler's, which has no bfloat16 products (operands are turned into float32, so that
-temporaries are larger than an accelerator's), fuses otherwise and reserves nothing for its libraries (allow 2 GB).
-Attention's chunks are as long as on an accelerator. The step in bfloat16, in GB of each device, state + temporaries:
+  python -m experiments.bench compile --model=sclong --row=published --target=h100:8 --mesh=data:1,fsdp:8 \
+      --dtype=bfloat16 --bags=1,4 --network=remat:full
 
-  8 devices  full 1.5 + 1.5 + 2.5 a cell, none 1.5 + 1.5 + 13.0 a cell, dots 1.5 + 0.7 + 25.8 a cell
-  1 device   full 12.1 + 6.4 + 3.9 a cell, none 12.1 + 5.4 + 14.9 a cell, dots 12.1 + 4.5 + 26.8 a cell
-
-so "full" it is. Compiled outright for eight devices: 42.4 GB at 16 cells on each, 77.5 GB at 30, which leaves an 80 GB
-device next to nothing: 28 there, where "none" has room for 5. By the line above 30 and 8 on one device of 141 GB.
+says without running it. Layers are scanned, so compiling takes as long for 42 of them as for 2.
 """
 
 import functools
 import json
-import re
 import resource
 import time
 from collections.abc import Iterator
@@ -37,7 +29,6 @@ from experiments import cli
 from experiments.benches import sclong as bench_sclong
 from experiments.benches.step import bag
 from scfm_jax import sharding
-from scfm_jax.layers import attention
 from scfm_jax.models import sclong
 from scfm_jax.training import optim, step
 from scfm_jax.types import Batch
@@ -45,14 +36,14 @@ from scfm_jax.types import Batch
 FLAGS = flags.FLAGS
 OPTIONS = cli.options(
     "reading",
-    devices=(int, 8, "plan, step: devices, as which this machine's processor poses.", 1),
-    cells=(list, ["1"], "plan: cells on each device, one row of the table for each. step: the first is used."),
-    remat=(list, ["full"], "The same: full, dots or none."),
+    devices=(int, 8, "step: devices, as which this machine's processor poses.", 1),
+    cells=(int, 1, "step: cells on each device.", 1),
+    remat=(("full", "dots", "none"), "full", "step: what of the layers is recomputed."),
     steps=(int, 1, "step: updates to run.", 1),
-    n_genes=(int, 27874, "plan, step: genes.", 1),
+    n_genes=(int, 27874, "step: genes.", 1),
     top=(int, 4096, "Genes that go through the large stack.", 1),
     depth=(int, 42, "Layers of the large stack.", 1),
-    microbatches=(int, 1, "plan, step: parts one after the other, of so many cells on each device each.", 1),
+    microbatches=(int, 1, "step: parts one after the other, of so many cells on each device each.", 1),
     dtype=(("float32", "bfloat16"), "bfloat16", "What is computed in; parameters are float32."),
     input="forward: a file of raw counts.",
     min_mapped=(float, 0.3, "forward: least share of genes to be in the list.", 0, 1),
@@ -61,11 +52,9 @@ OPTIONS = cli.options(
     graph=(str, None, "forward: its graph, a file of experiments.go_graph."),
 )
 
-COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-
 
 def main(argv: list[str]) -> None:
-    what = {"plan": plan, "step": run_step, "forward": forward}
+    what = {"step": run_step, "forward": forward}
     if len(argv) != 2 or argv[1] not in what:
         raise ValueError(f"scale_sclong {' '.join(argv[1:]) or '(nothing)'}: say what to do: {', '.join(what)}")
     if argv[1] != "forward":
@@ -95,47 +84,18 @@ class Training:
         self.shapes = jax.eval_shape(self.init, self.batch, self.constants)
         self.layout = sharding.state_shardings(self.shapes, self.mesh)
 
-    def compile(self, quick: bool = False) -> Any:
-        """Return the compiled step, made of shapes alone; `quick`: it will not be run, so nothing is tuned."""
-        optimizer = self.optimizer(self.shapes.params)
+    def compile(self) -> Any:
+        """Return the compiled step, made of shapes alone."""
         place = NamedSharding(self.mesh, PartitionSpec())
-        update = jax.jit(
-            functools.partial(step.train_step, self.objective, optimizer, FLAGS.microbatches),
-            donate_argnums=0,
-            out_shardings=(self.layout, place),
-        )
+        update = step.jitted(self.objective, self.optimizer(self.shapes.params), FLAGS.microbatches, self.layout, place)
         where = jax.tree.map(lambda x: sharding.batch_sharding(self.mesh, x.ndim), self.batch)
         batch = sharding.abstract(self.batch, where)
-        return update.lower(sharding.abstract(self.shapes, self.layout), batch).compile(
-            compiler_options={"xla_backend_optimization_level": 0} if quick else None
-        )
-
-
-def plan() -> Iterator[dict]:
-    """Yield a row of memory of each device for every number of cells and way to recompute; runs nothing."""
-    attention.CHUNK.pop("cpu", None)  # the chunks of other devices
-    for remat in FLAGS.remat:
-        for cells in map(int, FLAGS.cells):
-            started = time.perf_counter()
-            training = Training(remat, cells)
-            with jax.set_mesh(training.mesh):
-                compiled = training.compile(quick=True)
-            used = compiled.memory_analysis()
-            row = {"devices": FLAGS.devices, "remat": remat, "cells": cells, "microbatches": FLAGS.microbatches}
-            row |= {"state_gb": used.argument_size_in_bytes / 1e9, "temporaries_gb": used.temp_size_in_bytes / 1e9}
-            row |= {"peak_gb": row["state_gb"] + row["temporaries_gb"]} | collectives(compiled.as_text())
-            yield row | {"compile_s": time.perf_counter() - started}
-
-
-def collectives(text: str) -> dict[str, int]:
-    """Return how often each kind of exchange between devices is in the text of a compiled program."""
-    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
-    return {kind: number for kind, number in counts.items() if number}
+        return update.lower(sharding.abstract(self.shapes, self.layout), batch).compile()
 
 
 def run_step() -> Iterator[dict]:
     """Yield loss, norm of the gradient and cost of each update."""
-    training = Training(FLAGS.remat[0], int(FLAGS.cells[0]))
+    training = Training(FLAGS.remat, FLAGS.cells)
     with jax.set_mesh(training.mesh):
         state = jax.jit(training.init, out_shardings=training.layout)(training.batch, training.constants)
         jax.block_until_ready(state)

@@ -59,7 +59,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, seq: int = 1) -> Mesh:
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or a bag would be split over processes.
     """
-    sizes, n = [data, fsdp, seq], jax.device_count()
+    return mesh_of(jax.devices(), data, fsdp, seq)
+
+
+def mesh_of(devices: Sequence[jax.Device], data: int = -1, fsdp: int = 1, seq: int = 1) -> Mesh:
+    """Return the mesh of these devices, which need not be here; see `make_mesh`."""
+    sizes, n = [data, fsdp, seq], len(devices)
     asked = f"mesh data={data}, fsdp={fsdp}, seq={seq}"
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"{asked}: sizes are positive, and at most one may be -1 (the rest)")
@@ -68,9 +73,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, seq: int = 1) -> Mesh:
         sizes[sizes.index(-1)] = n // product if n % product == 0 else 0
     if math.prod(sizes) != n:
         raise ValueError(f"{asked}: there are {n} devices, and the sizes must multiply to that")
-    if jax.local_device_count() % sizes[2]:
-        raise ValueError(f"{asked}: seq must divide the {jax.local_device_count()} devices of a process")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    local = sum(device.process_index == devices[0].process_index for device in devices)
+    if local % sizes[2]:
+        raise ValueError(f"{asked}: seq must divide the {local} devices of a process")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def state_shardings(

@@ -2,7 +2,7 @@
 
   S, M, L     2,000, 5,000 or 27,874 genes of which the top 512, 1,024 or 4,096 go through a narrow and shallow stack
   published   one cell of 27,874 genes through all of the billion parameters, recomputing every layer; never measured of
-              the original; its plan is `experiments.scale_sclong`'s business, which knows of devices
+              the original; `experiments.bench compile` says what it takes of devices
 
 Floors, counted before anything was made faster; the largest binds:
   flops      forward 99, 185, 500 and 9,143 GFLOP, less what the last layer need not compute of genes that are not

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.platform import platform
 from scfm_jax.types import Array
 
 KERNELS = {"softmax": 1e-4, "relu": 1e-3}  # of the Performer, and what is added to their features
@@ -63,9 +64,15 @@ def flow_attention(q: Array, k: Array, v: Array, mask: Array, asking: Array | No
 
 
 def exact_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Softmax attention without its weights: a fused kernel where the device has one for the inputs' precision."""
-    fused = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None], implementation="cudnn" if fused else "xla")
+    """Softmax attention without its weights: a fused kernel where the device has one for the inputs' precision.
+
+    That kernel takes no masks but numbers of keys, so padding is behind the real ones, and what has none sees one.
+    """
+    if platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        lengths = jnp.maximum(mask.sum(1, dtype=jnp.int32), 1)
+        y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    else:
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None], implementation="xla")
     return y.astype(jnp.float32)
 
 
@@ -105,7 +112,7 @@ def favor_attention(
     if kernel not in KERNELS or key_max not in PEAKS:
         raise ValueError(f"kernel {kernel!r}, key_max {key_max!r}: there are {', '.join(KERNELS)}; {', '.join(PEAKS)}")
     width = q.shape[0] * q.shape[2] * projection.shape[0]
-    chunk = chunk or max(8, CHUNK.get(jax.default_backend(), DEVICE_CHUNK) // width)
+    chunk = chunk or max(8, CHUNK.get(platform(), DEVICE_CHUNK) // width)
     how = Favor(kernel, key_max, detach_max, KERNELS[kernel], chunk)
     # a remainder would be a program of its own, here and in the backward pass: the last chunk is filled up instead
     asked = _filled(how, q)

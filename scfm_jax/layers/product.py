@@ -7,6 +7,7 @@ a third to five times longer; here it is the narrower. Of the GELU only its inpu
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.platform import platform
 from scfm_jax.types import Array
 
 
@@ -27,7 +28,7 @@ def product(x: Array, kernel: Array) -> Array:
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
     rows, pulls = (y.reshape(-1, y.shape[-1]) for y in (x, grad))
-    if jax.default_backend() == "cpu" and x.shape[-1] > grad.shape[-1]:
+    if platform() == "cpu" and x.shape[-1] > grad.shape[-1]:
         transposed = jax.lax.optimization_barrier(pulls.T)
         by_kernel = jax.lax.optimization_barrier(transposed @ rows).T
     else:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from scfm_jax.layers.dropout import kept, words
 from scfm_jax.layers.parts import equal_parts, join, scan, split
+from scfm_jax.layers.platform import platform
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**19}
@@ -29,7 +30,7 @@ def attend(
       chunk: weights that exist at a time, of all cells together; 0 for what suits the backend.
     """
     n_cells, n_queries, n_heads, size = q.shape
-    chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNK)
+    chunk = chunk or CHUNKS.get(platform(), CHUNK)
     rows = n_cells * k.shape[1]
     groups = equal_parts(n_heads, max(1, chunk // (rows * n_queries)))
     parts = min(n_queries, -(-n_heads // groups * rows * n_queries // chunk))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from scfm_jax.layers import softmax_attention
 from scfm_jax.layers.dropout import dropped
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.platform import platform
 from scfm_jax.layers.product import dot_general, gelu
 from scfm_jax.types import Array
 
@@ -76,9 +77,9 @@ class Block(nn.Module):
         key = self.make_rng("dropout") if rate else None
         if self.is_mutable_collection("intermediates"):
             y = self.weigh(q, k, v, real, rate, key)
-        elif rate or jax.default_backend() == "cpu":
+        elif rate or platform() == "cpu":
             y = softmax_attention.attend(q, k, v, real, rate, key)
-        elif jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        elif platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
             lengths = real.sum(1, dtype=jnp.int32)
             y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
         else:

@@ -10,36 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PEAK_TFLOPS = {
-    "V100": 125,
-    "T4": 65,
-    "A10": 125,
-    "A10G": 70,
-    "A100": 312,
-    "L4": 121,
-    "L40": 181,
-    "L40S": 362,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "H200": 989,
-    "GH200": 989,
-    "B200": 2250,
-    "MI250X": 383,
-    "MI300X": 1307,
-    "TPU v2": 45,
-    "TPU v3": 123,
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5e": 197,
-    "TPU v5p": 459,
-    "TPU v5": 459,
-    "TPU v6 lite": 918,
-    "TPU v6e": 918,
-    "TPU7x": 2307,
-}
-"""Dense bf16 (V100, T4: fp16) matrix TFLOP/s of one device, from the vendors' data sheets, by part of JAX's
-`device_kind`.
-"""
+from scfm_jax.training import devices
 
 
 @functools.cache
@@ -52,8 +23,8 @@ def peak_flops() -> float | None:
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return _measured_matmul() * jax.process_count()
-    names = [name for name in PEAK_TFLOPS if name in device.device_kind]
-    return PEAK_TFLOPS[max(names, key=len)] * 1e12 * jax.device_count() if names else None
+    listed = devices.find(device.device_kind)
+    return listed.tflops * 1e12 * jax.device_count() if listed else None
 
 
 def name() -> str:

@@ -24,7 +24,7 @@ from scfm_jax.training import divergence, hardware, optim, signals
 from scfm_jax.training.loader import Loader, to_batch
 from scfm_jax.training.log import Log
 from scfm_jax.training.progress import Program, Progress, Trainer
-from scfm_jax.training.step import Objective, init_state, train_step
+from scfm_jax.training.step import Objective, init_state, jitted
 from scfm_jax.training.validation import Tables, measured, validator
 from scfm_jax.types import Batch, TrainState
 
@@ -219,11 +219,7 @@ def _compiler(
             if say:
                 say(f"compiling the training step for batches of {' x '.join(map(str, batch.genes.shape))}")
             layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-            step = jax.jit(
-                functools.partial(train_step, objective, optimizer, microbatches),
-                donate_argnums=0,
-                out_shardings=(layout, NamedSharding(devices, PartitionSpec())),
-            )
+            step = jitted(objective, optimizer, microbatches, layout, NamedSharding(devices, PartitionSpec()))
             flops = objective.step_flops(batch, state.constants)
             programs[shape] = Program(step.lower(state, batch).compile(), flops)
             hardware.give_back()

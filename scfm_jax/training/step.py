@@ -3,6 +3,7 @@
 Everything random is drawn from `fold_in(rng, step)`, so a step is a function of state and batch.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -164,6 +165,17 @@ def train_step(
     metrics = {**metrics, "grad_norm": (norm, one), "learning_rate": (optimizer.schedule(state.step), one)}
     metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
     return state.replace(step=state.step + 1), {**metrics, "skipped": (1.0 - finite, one)}
+
+
+def jitted(
+    objective: Objective, optimizer: optim.Optimizer, microbatches: int, layout: Any, place: jax.sharding.Sharding
+) -> Any:
+    """Return `train_step` jitted: the state is updated in place and lies as `layout` says, metrics lie in `place`."""
+    return jax.jit(
+        functools.partial(train_step, objective, optimizer, microbatches),
+        donate_argnums=0,
+        out_shardings=(layout, place),
+    )
 
 
 def eval_step(objective: Objective, state: TrainState, batch: Batch, index: Array) -> Metrics:

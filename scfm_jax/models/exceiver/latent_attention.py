@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from scfm_jax.layers.parts import by_cells, join, scan, split
+from scfm_jax.layers.platform import platform
 from scfm_jax.types import Array
 
 CHUNKS = {"cpu": 2**20}  # stays in a processor's cache
@@ -70,7 +71,7 @@ def merged(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Arr
 
 def room(chunk: int) -> int:
     """Return how many numbers a device is to make at a time: `chunk`, or 0 for what suits the backend."""
-    return chunk or CHUNKS.get(jax.default_backend(), CHUNK)
+    return chunk or CHUNKS.get(platform(), CHUNK)
 
 
 def _parts(n_queries: int, size: int, chunk: int) -> int:

@@ -147,7 +147,10 @@ class Model(nn.Module):
     def rows(self) -> tuple[Array, Array]:
         """Return what keys and values of all tokens are made of (see `CrossBlock.tables`), side by side, and u."""
         a, u, variance, constant = self.encoder.tables(self.table())
-        return jnp.concatenate([a, u, variance[:, None]], -1), constant.reshape(HEADS, 1, -1)
+        rows = jnp.pad(jnp.concatenate([a, u], -1), ((0, 0), (0, 1)))
+        # not as one more column to join, of which XLA makes a kernel that its own compiler refuses (jax 0.10.2, H100)
+        last = jnp.arange(rows.shape[1]) == rows.shape[1] - 1
+        return jnp.where(last, variance[:, None], rows), constant.reshape(HEADS, 1, -1)
 
     def expressed(self, inputs: dict[str, Any], hidden: Array) -> tuple[Array, Array, Array]:
         """Return token, value and bias of the expressed genes, with a class token in the encoder of one more. [N, P]"""

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from scfm_jax.layers.choices import check_choices
 from scfm_jax.layers.dropout import dropped
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.platform import platform
 from scfm_jax.layers.product import dot_general
 from scfm_jax.layers.remat import REMAT
 from scfm_jax.layers.transformer import ACTIVATIONS, Block, normal
@@ -124,7 +124,7 @@ class Model(nn.Module):
 
     def names_alone(self) -> bool:
         """Return whether the genes to name are worked out apart from the others in the last layer."""
-        return not (self.scan or self.is_mutable_collection("intermediates") or jax.default_backend() == "gpu")
+        return not (self.scan or self.is_mutable_collection("intermediates") or platform() == "gpu")
 
     def embed(self, tokens: Array, positions: Array, train: bool) -> Array:
         """Return the vectors of the tokens: gene, position and token type 0, normalised. [N, T, D]"""

@@ -19,6 +19,7 @@ from scfm_jax import sharding
 from scfm_jax.layers import attention, prefix
 from scfm_jax.layers.linear import Dense
 from scfm_jax.layers.norms import LayerNorm
+from scfm_jax.layers.platform import platform
 from scfm_jax.layers.remat import REMAT
 from scfm_jax.types import Array
 
@@ -160,7 +161,7 @@ def in_parts(part: Callable[[nn.Module, Array], Array], layer: nn.Module, x: Arr
     Args:
       width: numbers that it makes of a token.
     """
-    room = attention.CHUNK.get(jax.default_backend())
+    room = attention.CHUNK.get(platform())
     n_parts = -(-x.shape[0] * x.shape[1] * width // room) if room else 1
     if n_parts == 1:
         return part(layer, x)

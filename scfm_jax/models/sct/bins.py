@@ -7,6 +7,7 @@ reorders or fuses the arithmetic would move values that lie on an edge to anothe
 import jax
 import jax.numpy as jnp
 
+from scfm_jax.layers.platform import platform
 from scfm_jax.types import Array
 
 
@@ -44,7 +45,8 @@ def bin_edges(values: Array, n_bins: int, precision: str = "float64") -> Array:
     """Return float32 edges of `n_bins - 1` equal bins between the least and the greatest of a cell's positive values.
 
     As numpy computes them: linspace(min, max, n_bins), the last one 0.01 higher; min -+ 0.1 and infinity where all
-    values are equal. "float64" edges are rounded up to the next float32, so `value >= edge` is what it is in float64.
+    values are equal. "float64" edges are rounded up to the next float32, so `value >= edge` is what it is in float64 (a
+    TPU has 48 of its 53 bits: there an edge that lies so close to a float32 may be the next one).
     [B, C, P] -> [B, C, n_bins]
     """
     if precision not in ("float32", "float64"):
@@ -56,7 +58,8 @@ def bin_edges(values: Array, n_bins: int, precision: str = "float64") -> Array:
     with jax.enable_x64(True):
 
         def rounded(x: Array) -> Array:
-            return jax.lax.reduce_precision(x, *bits)
+            pairs = precision == "float64" and platform() == "tpu"  # of float32, all that a TPU has
+            return x if pairs else jax.lax.reduce_precision(x, *bits)
 
         least, most = low.astype(jnp.float64), high.astype(jnp.float64)
         parts = jax.lax.optimization_barrier(jnp.float64(n_bins - 1))  # a constant would be inverted
