@@ -123,7 +123,8 @@ def save_heads(plan: Plan, out: pathlib.Path, runs: Sequence[str], options: Opti
         files.append(out / "heads" / f"{annotation.name_of(out, source)}{options.words()}.safetensors")
         if not files[-1].exists():
             settings = {"preset": s.preset, "hidden": s.width, "epochs": s.epochs, "decay": s.decay}
-            api.load(source).fit_perturbations(plan.input, graph=options.graph, **settings, **asked).save(files[-1])
+            head = api.load(source).fit_perturbations(plan.input, graph=options.graph, **settings, **asked)
+            head.save(files[-1])
     return files
 
 

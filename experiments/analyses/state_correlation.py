@@ -97,9 +97,9 @@ def _embedded(
     And how many of the file's genes the run knows, in words.
     """
     label = name if twin is None else f"{name}, random twin {twin}"
-    file = out / f"embeddings/{_slug(f'{label} {path}')}.npz"
+    kept = out / f"embeddings/{_slug(f'{label} {path}')}.npz"
     try:
-        arrays = sealed.read_arrays(file)
+        arrays = sealed.read_arrays(kept)
         return arrays["cells"], str(arrays["reads"])
     except FileNotFoundError:
         pass
@@ -111,8 +111,8 @@ def _embedded(
     cells = encoder.embed(path, gene_table=plan.gene_table, say=lambda _: None, **plan.reading)
     index = encoder.mapping.index
     reads = f"{int((index >= 0).sum()):,} of {len(index):,} genes of {pathlib.Path(path).name}"
-    with whole.writing(file) as partial, partial.open("wb") as opened:
-        np.savez(opened, cells=cells, reads=reads)
+    with whole.writing(kept) as partial, partial.open("wb") as file:
+        np.savez(file, cells=cells, reads=reads)
     return cells, reads
 
 

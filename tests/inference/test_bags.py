@@ -240,8 +240,8 @@ def test_a_model_does_not_make_up_constants_that_are_missing():
 
 
 def test_whoever_reads_the_constants_of_a_run_completes_them():
-    """Elsewhere they are completed: by `Imputer`, by `bags.refitted`, by `TrainingData.complete`, or just hashed."""
-    completing = {"suite/counts", "suite/keys", "training/data", "training/finetuning"}
+    """Elsewhere they are completed: by `Imputer`, by `bags.refitted`, by `TrainingData.complete`, or hashed or named."""
+    completing = {"analyses/networks", "suite/counts", "suite/keys", "training/data", "training/finetuning"}
     completing |= {f"analyses/{name}" for name in ("imputation", "shared_bins", "transfer")}
     places = set()
     for path in sorted((ROOT / "experiments").rglob("*.py")):

@@ -180,8 +180,8 @@ def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
 
 def test_scores_of_a_run_that_was_trained_anew_are_not_taken_for_its_own(tmp_path):
     weights.export(tmp_path / "run.safetensors", {"x": np.zeros(2)}, {})
-    assert annotation.name_of(tmp_path, str(tmp_path / "run.safetensors")) == "run.safetensors"
+    assert annotation.name_of(tmp_path, str(tmp_path / "run.safetensors")) == "run"
     weights.export(tmp_path / "run.safetensors", {"x": np.ones(2)}, {})
     with pytest.raises(ValueError, match=r"scores of other weights of this run; choose another --output"):
         annotation.name_of(tmp_path, str(tmp_path / "run.safetensors"))
-    assert output.read(tmp_path / "names.json").keys() == {"run.safetensors"}
+    assert output.read(tmp_path / "names.json").keys() == {"run"}

@@ -86,6 +86,7 @@ def start(network, batch, shared):
     return jax.jit(lambda key: network.init(key, batch, shared))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_deepce_says_of_a_row_what_it_says_of_it_alone():
     one, rng = library(), np.random.default_rng(2)
     drugs = np.array([0, 2, 2, 3])
@@ -142,6 +143,7 @@ def test_deepcdr_normalises_over_atoms_or_over_the_padding_too(pool):
     assert params["out"]["kernel"].shape == (30, 1), "300 -> 151 -> 75 -> 71 -> 23 -> 19 -> 6 x 5"
 
 
+@pytest.mark.slow
 def test_deepcdr_reduces_genes_by_a_layer_or_a_mean_and_refuses_what_it_lacks():
     rng = np.random.default_rng(5)
     batch = deepcdr.examples(library(), np.array([0, 3]), np.array([1, 0]), np.zeros(2)).take(np.arange(2))
@@ -161,7 +163,9 @@ def test_deepcdr_reduces_genes_by_a_layer_or_a_mean_and_refuses_what_it_lacks():
         deepcdr.head("repro")
 
 
-@pytest.mark.parametrize("preset", deepdds.PRESETS)
+@pytest.mark.parametrize(
+    "preset", [name if name == "paper" else pytest.param(name, marks=pytest.mark.slow) for name in deepdds.PRESETS]
+)
 def test_deepdds_says_the_same_of_a_pair_in_either_order(preset):
     rng = np.random.default_rng(6)
     first, second, line = np.array([0, 2, 3]), np.array([1, 0, 3]), np.array([0, 1, 1])
