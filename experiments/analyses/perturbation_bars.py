@@ -64,7 +64,8 @@ def _bars(values: Sequence[float], labels: Sequence[str], colours: Sequence[str]
 
 def _finished(figure: Figure, axes, title: str) -> bytes:
     low, high = axes.get_xlim()
-    axes.set_xlim(low, high + 0.45 * (high - low))
+    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
+    axes.set_xlim(low, high + 0.45 * (high - low))  # room for what is written beside the bars
     axes.set_title(names.label(title, 80), fontsize=10, loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
