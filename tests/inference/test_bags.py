@@ -240,7 +240,7 @@ def test_a_model_does_not_make_up_constants_that_are_missing():
 
 
 def test_whoever_reads_the_constants_of_a_run_completes_them():
-    """Elsewhere they are completed: by `Imputer`, by `bags.refitted`, by `TrainingData.complete`, or hashed or named."""
+    """Elsewhere they are completed: by `Imputer`, `bags.refitted` or `TrainingData.complete`; or hashed, or named."""
     completing = {"analyses/networks", "suite/counts", "suite/keys", "training/data", "training/finetuning"}
     completing |= {f"analyses/{name}" for name in ("imputation", "shared_bins", "transfer")}
     places = set()
