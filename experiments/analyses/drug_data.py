@@ -1,17 +1,14 @@
 """The measurements that `experiments.drug_response` predicts: responses, molecules, expression of the lines."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from data_pipeline import bulk, molecules
-from data_pipeline.files import whole
-from experiments.pages import output
+from experiments.analyses import resumed
 from scfm_jax.tasks.drugs import splits
 from scfm_jax.tasks.drugs.molecules import Library
 
@@ -181,15 +178,5 @@ def rounds(plan: Plan, data: Data, split: str) -> list[splits.Split]:
 
 
 def prepare(plan: Plan, out: pathlib.Path) -> None:
-    """Write the plan to OUT; ValueError where OUT holds the table of another one, or its files are others now."""
-    described: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan)))
-    files = ("responses", "drugs", "expression", "tissues", "context")
-    described["checksums"] = {name: whole.checksum(pathlib.Path(described[name])) for name in files if described[name]}
-    file = out / "plan.json"
-    if file.exists():
-        old = output.read(file)
-        if differ := [name for name in described if old.get(name) != described[name]]:
-            raise ValueError(f"--output={out}: holds a table with another {', '.join(differ)}; choose another folder")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    output.write_file(file, described)
+    """Write a plan to OUT, see `resumed.prepare`."""
+    resumed.prepare(plan, out, ("responses", "drugs", "expression", "tissues", "context"))

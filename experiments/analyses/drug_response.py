@@ -10,7 +10,6 @@ Seed s of a method learns from and is tested on fold s of a split, its parameter
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,13 +20,10 @@ import pandas as pd
 from scipy import sparse
 
 from data_pipeline import bulk
-from data_pipeline.files import whole
-from experiments.analyses import annotation
+from experiments.analyses import annotation, resumed
 from experiments.analyses.drug_data import Data, Plan, rounds
-from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.api import gene_features
-from scfm_jax.saving import sealed
 from scfm_jax.tasks import heads
 from scfm_jax.tasks.drugs import baselines, deepcdr, scores, splits
 from scfm_jax.tasks.genes import features
@@ -162,23 +158,11 @@ def fill(
     return rows
 
 
-def _path(out: pathlib.Path, method: Method, kind: str, seed: int) -> pathlib.Path:
-    name = f"{re.sub(r'[^0-9A-Za-z.]+', '_', method.name)}-{whole.crc32c(method.name.encode())}"
-    return out / f"predictions/{name}_{kind}_{seed}.npz"
-
-
 def _kept_or_made(out: pathlib.Path, method: Method, kind: str, seed: int, split: splits.Split) -> np.ndarray:
     """Return what a method says of a split's test rows, from its file if that is whole."""
-    path = _path(out, method, kind, seed)
-    try:
-        kept = sealed.read_arrays(path)
-        if np.array_equal(kept["rows"], split.test):
-            return kept["predicted"]
-    except FileNotFoundError:
-        pass
-    except (sealed.Damaged, KeyError) as damage:
-        output.warn(f"{damage}: it is made again")
-    predicted = method.predict(split, seed)
-    with whole.writing(path) as partial, partial.open("wb") as file:
-        np.savez(file, rows=split.test, predicted=predicted)
-    return predicted
+
+    def make() -> dict[str, np.ndarray]:
+        return {"rows": split.test, "predicted": method.predict(split, seed)}
+
+    path = out / f"predictions/{resumed.slug(method.name)}_{kind}_{seed}.npz"
+    return resumed.arrays(path, make, lambda kept: np.array_equal(kept["rows"], split.test))["predicted"]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from experiments.analyses.drug_response import TABLE
-from experiments.pages import figures, names, output
+from experiments.pages import figures, output, score_table
 from scfm_jax.tasks.drugs import scores
 from scfm_jax.tasks.perturbation.scores import bootstrap
 
@@ -27,15 +27,7 @@ def write(out: pathlib.Path, rows: Sequence[Mapping[str, Any]], notes: Mapping[s
     """Write table.md, table.csv (a line for each seed), table.json and table.png to OUT; return the table."""
     summary = summarised(rows)
     content = table(summary, rows, notes, about)
-    files = {
-        "table.csv": pd.DataFrame(rows).to_csv(index=False),
-        "table.json": {"summary": summary, "notes": notes, "about": about},
-        "table.png": picture(summary),
-        "table.md": content + "\n",
-    }
-    for name, data in files.items():
-        output.write_file(out / name, data)
-    return content
+    return score_table.write(out, rows, summary, notes, about, content, picture(summary))
 
 
 def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
@@ -57,11 +49,12 @@ def table(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], notes: 
         each = [row for row in rows if row["split"] == split and row["method"] == TABLE]
         tested = ", ".join(f"{row['rows']:,}" for row in each)
         parts.append(f"## {TITLES[split]}\n\n{len(each)} seeds, a fold each, of {tested} measurements")
-        lines = [[method, *(_interval(values[name]) for name in scores.RESPONSE)] for method, values in of.items()]
+        lines = [
+            [method, *(score_table.interval(values[name]) for name in scores.RESPONSE)] for method, values in of.items()
+        ]
         parts.append(output.markdown(["", *scores.RESPONSE.values()], lines))
         parts.append(verdict(of))
-    if said := [f"- {method}: {note}" for method, note in notes.items() if note]:
-        parts.append("\n".join(said))
+    parts += score_table.listed(notes)
     parts.append(
         "Means over seeds with 95 % of a bootstrap over them. Within drug: the correlation over lines of each drug, "
         "averaged; a drug's mean has 0. R² over additive: of what the table of drug and line means leaves. Permuted "
@@ -80,32 +73,14 @@ def verdict(of: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
     return f"Better within drugs than the {TABLE} ({level:.2f}): {', '.join(better)}."
 
 
-def _interval(value: Sequence[float]) -> str:
-    if not np.isfinite(value[0]):
-        return "–"
-    mean, low, high = (f"{number:.2f}" for number in value)
-    return f"{mean} ({low} … {high})"
-
-
 def picture(summary: Mapping[str, Any]) -> bytes:
     """Draw each method's scores with their intervals, a row of panels for each split, as PNG."""
-    count = [len(of) for of in summary.values()]
-    figure = Figure(figsize=(3.4 + 2.5 * len(SHOWN), sum(0.9 + 0.27 * n for n in count)), layout="constrained")
-    panels = figure.subplots(len(summary), len(SHOWN), sharey="row", squeeze=False, height_ratios=count)
-    for line, (split, of) in zip(panels, summary.items(), strict=True):
-        for axes, name in zip(line, SHOWN, strict=True):
-            for place, (method, values) in enumerate(of.items()):
-                mean, low, high = values[name]
-                colour = figures.INK if method == TABLE else "#6b7888" if "," in method else figures.COLOURS[0]
-                axes.plot([low, high], [place, place], color=colour, lw=1.4)
-                axes.plot(max(mean, -1) if name == "over_additive" else mean, place, "o", color=colour, ms=5)
-            if name == "over_additive":
-                axes.set_xlim(left=max(axes.get_xlim()[0], -1.1))
-            axes.set_xlabel(scores.RESPONSE[name])
-            axes.grid(axis="x", color=figures.FAINT, lw=0.8)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right", "left"]].set_visible(False)
-        line[0].set_yticks(range(len(of)), [names.label(method, 44) for method in of])
-        line[0].set_ylim(len(of) - 0.5, -0.5)
-        line[0].set_title(TITLES[split], fontsize=10, loc="left")
-    return figures.encoded(figure, "png")
+    return score_table.panels(summary, {name: scores.RESPONSE[name] for name in SHOWN}, _drawn, TITLES)
+
+
+def _drawn(axes: Axes, score: str, place: int, method: str, values: Mapping[str, Sequence[float]]) -> None:
+    least = -1.1 if score == "over_additive" else -np.inf
+    mean, low, high = np.maximum(values[score], least)
+    colour = figures.INK if method == TABLE else score_table.GREY if "," in method else figures.COLOURS[0]
+    axes.plot([low, high], [place, place], color=colour, lw=1.4)
+    axes.plot(mean, place, "o", color=colour, ms=5)

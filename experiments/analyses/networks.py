@@ -10,22 +10,19 @@ A method is a name and a function of a seed and a member of the ensemble (`Metho
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from data_pipeline.files import h5ad, whole
+from data_pipeline.files import h5ad
 from data_pipeline.genes import go_graph, vocab
-from experiments.analyses import annotation
+from experiments.analyses import annotation, resumed
 from experiments.analyses.networks_data import Data, Plan, Truth
 from experiments.analyses.predicted_perturbation import go_vectors, read_go
-from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.api import gene_features, gene_networks
-from scfm_jax.saving import sealed
 from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.networks import baselines, deepsem, scores
 from scfm_jax.training import pace
@@ -224,18 +221,12 @@ def fill(
 
 def matrix(out: pathlib.Path, method: Method, seed: int, member: int) -> np.ndarray:
     """Return the strengths of a method, from their file if that is whole."""
-    slug = f"{re.sub(r'[^0-9A-Za-z.]+', '_', method.name).strip('_')}-{whole.crc32c(method.name.encode())}"
-    path = out / f"matrices/{slug}_{seed}_{member}.npz"
-    try:
-        return sealed.read_arrays(path)["strength"]
-    except FileNotFoundError:
-        pass
-    except (sealed.Damaged, KeyError) as damage:
-        output.warn(f"{damage}: it is made again")
-    strength = np.asarray(method.infer(seed, member), np.float32)
-    with whole.writing(path) as partial, partial.open("wb") as file:
-        np.savez(file, strength=strength)
-    return strength
+
+    def make() -> dict[str, np.ndarray]:
+        return {"strength": np.asarray(method.infer(seed, member), np.float32)}
+
+    path = out / f"matrices/{resumed.slug(method.name)}_{seed}_{member}.npz"
+    return resumed.arrays(path, make, lambda kept: kept["strength"].ndim == 2)["strength"]
 
 
 def _scored(truth: Truth, strength: np.ndarray, method: str, seed: int, leaks: bool) -> dict[str, Any]:

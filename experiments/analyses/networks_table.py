@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from experiments.analyses import networks_picture
 from experiments.analyses.networks import ORACLE, START, Method
 from experiments.analyses.networks_data import Data, Truth
-from experiments.pages import figures, names, output
+from experiments.pages import figures, output, score_table
 from scfm_jax.tasks.networks import problem
 
 LABELS = {"epr": "EPR", "aupr_ratio": "AUPR ratio", "auroc": "AUROC", "regulator_ap": "mean AP of a TF"}
@@ -46,15 +46,7 @@ def write(
         return f"{about}\n\nedges_<method>.tsv and network_<method>.png of {', '.join(strengths)} are in {out}"
     summary, notes = summarised(rows), {method.name: method.note for method in listed if method.note}
     content = table(summary, notes, data.truths, about)
-    files = {
-        "table.csv": pd.DataFrame(rows).to_csv(index=False),
-        "table.json": {"summary": summary, "notes": notes, "about": about},
-        "table.png": picture(summary),
-        "table.md": content + "\n",
-    }
-    for name, written in files.items():
-        output.write_file(out / name, written)
-    return content
+    return score_table.write(out, rows, summary, notes, about, content, picture(summary))
 
 
 def edges(data: Data, strength: np.ndarray) -> pd.DataFrame:
@@ -96,9 +88,7 @@ def table(summary: Mapping[str, Any], notes: Mapping[str, str], truths: Sequence
             for method, of in summary[truth.name].items()
         ]
         parts.append(output.markdown(["", *LABELS.values()], lines))
-    said = [f"- {method}: {note}" for method, note in notes.items()]
-    if said:
-        parts.append("\n".join(said))
+    parts += score_table.listed(notes)
     parts.append(
         "Pairs are of a TF and another gene of the truth. EPR: true edges among as many strongest pairs as there are "
         "true ones, over those of chance; AUPR ratio: average precision over the share of true pairs. In parentheses "
@@ -119,24 +109,14 @@ def _cell(value: Sequence[Any], score: str) -> str:
 def picture(summary: Mapping[str, Any]) -> bytes:
     """Draw each method's scores before the interval of chance, a row of panels for each truth, as PNG."""
     shown = {truth: {m: of for m, of in methods.items() if of is not None} for truth, methods in summary.items()}
-    count = [len(of) for of in shown.values()]
-    figure = Figure(figsize=(3.6 + 2.3 * len(LABELS), sum(0.9 + 0.25 * n for n in count)), layout="constrained")
-    panels = figure.subplots(len(shown), len(LABELS), sharey="row", squeeze=False, height_ratios=count)
-    for line, (truth, of) in zip(panels, shown.items(), strict=True):
-        for axes, (score, label) in zip(line, LABELS.items(), strict=True):
-            for place, (method, values) in enumerate(of.items()):
-                value, low, high, _ = values[score]
-                axes.plot([low, high], [place, place], color="#c3cad3", lw=5, solid_capstyle="butt")
-                axes.plot(value, place, "D" if method == ORACLE else "o", color=_colour(method), ms=5)
-            axes.set_xlabel(label)
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="x", color=figures.FAINT, lw=0.8)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right", "left"]].set_visible(False)
-        line[0].set_yticks(range(len(of)), [names.label(method, 48) for method in of])
-        line[0].set_ylim(len(of) - 0.5, -0.5)
-        line[0].set_title(names.label(truth), fontsize=10, loc="left")
-    return figures.encoded(figure, "png")
+    return score_table.panels(shown, LABELS, _drawn)
+
+
+def _drawn(axes: Axes, score: str, place: int, method: str, values: Mapping[str, Sequence[Any]]) -> None:
+    value, low, high, _ = values[score]
+    axes.plot([low, high], [place, place], color="#c3cad3", lw=5, solid_capstyle="butt")
+    axes.plot(value, place, "D" if method == ORACLE else "o", color=_colour(method), ms=5)
+    axes.tick_params(axis="y", length=0)
 
 
 def _colour(method: str) -> str:
@@ -145,4 +125,4 @@ def _colour(method: str) -> str:
         return figures.INK
     if not method.startswith(("DeepSEM, ", START)):
         return figures.COLOURS[3]
-    return "#6b7888" if method.endswith(CONTROLS) else figures.COLOURS[0]
+    return score_table.GREY if method.endswith(CONTROLS) else figures.COLOURS[0]

@@ -1,13 +1,11 @@
 """The screen that `experiments.predict_perturbation` predicts: which cells, conditions and splits its flags ask for."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from data_pipeline.files import whole
-from experiments.pages import output
+from experiments.analyses import resumed
 from scfm_jax.api import screens
 from scfm_jax.api.screens import Data
 from scfm_jax.tasks.perturbation import screen, splits
@@ -44,21 +42,9 @@ def read(plan: Plan, say: Callable[[str], None] = print) -> Data:
     return screens.read(plan.input, **{name: getattr(plan, name) for name in names}, **plan.reading, say=say)
 
 
-def prepare(plan: Plan, out: pathlib.Path) -> None:
-    """Write the plan to OUT; ValueError where OUT holds the table of another one, or its input is another file now."""
-    described = json.loads(json.dumps(dataclasses.asdict(plan)))
-    files = {name: described[name] for name in ("input", "go", "context", "vectors_file") if described.get(name)}
-    described["checksums"] = {
-        name: whole.checksum(pathlib.Path(path)) if pathlib.Path(path).is_file() else "" for name, path in files.items()
-    }
-    file = out / "plan.json"
-    if file.exists():
-        old = output.read(file)
-        if differ := [name for name in described if old.get(name) != described[name]]:
-            raise ValueError(f"--output={out}: holds a table with another {', '.join(differ)}; choose another folder")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    output.write_file(file, described)
+def prepare(plan: Any, out: pathlib.Path) -> None:
+    """Write a plan to OUT, see `resumed.prepare`."""
+    resumed.prepare(plan, out, ("input", "go", "context", "vectors_file"))
 
 
 def rounds(plan: Plan, data: Data, seed: int) -> list[splits.Split]:

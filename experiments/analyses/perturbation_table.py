@@ -4,12 +4,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from experiments.analyses.perturbation_methods import CEILING
-from experiments.pages import figures, names, output
+from experiments.pages import figures, output, score_table
 from scfm_jax.tasks.perturbation import scores
 
 SHOWN = ("pearson", "centred", "discrimination", "mse_top")
@@ -20,15 +19,8 @@ def write(out: pathlib.Path, rows: Sequence[Mapping[str, Any]], notes: Mapping[s
     """Write table.md, table.csv (a line for each condition), table.json and table.png to OUT; return the table."""
     summary = summarised(rows)
     content = table(summary, notes, rows, about)
-    files = {
-        "table.csv": pd.DataFrame(rows).to_csv(index=False),
-        "table.json": {"summary": summary, "notes": notes, "about": about},
-        "table.png": picture(summary, about.splitlines()[0].strip("# ")),
-        "table.md": content + "\n",
-    }
-    for name, data in files.items():
-        output.write_file(out / name, data)
-    return content
+    drawn = picture(summary, about.splitlines()[0].strip("# "))
+    return score_table.write(out, rows, summary, notes, about, content, drawn)
 
 
 def summarised(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
@@ -54,9 +46,7 @@ def table(summary: Mapping[str, Any], notes: Mapping[str, str], rows: Sequence[M
         measures = [name for name in scores.LABELS if any(name in values for values in of.values())]
         lines = [[method, *(_interval(values.get(name), name) for name in measures)] for method, values in of.items()]
         parts.append(output.markdown(["", *(scores.LABELS[name] for name in measures)], lines))
-    said = [f"- {method}: {note}" for method, note in notes.items() if note]
-    if said:
-        parts.append("\n".join(said))
+    parts += score_table.listed(notes)
     parts.append(
         "Means over conditions (of each the mean over seeds) with 95 % of a bootstrap over conditions. Change: mean "
         "log-normalised expression against control; top 20, DE: genes of largest |t| of the true cells, for scoring "
@@ -68,31 +58,16 @@ def table(summary: Mapping[str, Any], notes: Mapping[str, str], rows: Sequence[M
 
 
 def _interval(value: Sequence[float] | None, score: str) -> str:
-    if value is None or not np.isfinite(value[0]):
-        return "–"
-    digits = 4 if score in ("mse_top", "energy", "rmse", "rmse_top") else 2
-    mean, low, high = (f"{number:.{digits}f}" for number in value)
-    return f"{mean} ({low} … {high})"
+    return score_table.interval(value, 4 if score in ("mse_top", "energy", "rmse", "rmse_top") else 2)
 
 
 def picture(summary: Mapping[str, Any], title: str = "") -> bytes:
     """Draw each method's scores with their intervals, a row of panels for each stratum, as PNG."""
-    count = [len(of) for of in summary.values()]
-    figure = Figure(figsize=(3.2 + 2.3 * len(SHOWN), sum(0.8 + 0.27 * n for n in count)), layout="constrained")
-    panels = figure.subplots(len(summary), len(SHOWN), sharey="row", squeeze=False, height_ratios=count)
-    for line, (stratum, of) in zip(panels, summary.items(), strict=True):
-        for axes, name in zip(line, SHOWN, strict=True):
-            for place, (method, values) in enumerate(of.items()):
-                mean, low, high = values[name]
-                colour = figures.INK if method == CEILING else figures.COLOURS[0] if "ridge" in method else "#6b7888"
-                axes.plot([low, high], [place, place], color=colour, lw=1.4)
-                axes.plot(mean, place, "o", color=colour, ms=5)
-            axes.set_xlabel(scores.LABELS[name])
-            axes.grid(axis="x", color=figures.FAINT, lw=0.8)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right", "left"]].set_visible(False)
-        line[0].set_yticks(range(len(of)), [names.label(method, 44) for method in of])
-        line[0].set_ylim(len(of) - 0.5, -0.5)
-        line[0].set_title(stratum, fontsize=10, loc="left")
-    figure.suptitle(names.label(title, 100), fontsize=11)
-    return figures.encoded(figure, "png")
+    return score_table.panels(summary, {name: scores.LABELS[name] for name in SHOWN}, _drawn, title=title)
+
+
+def _drawn(axes: Axes, score: str, place: int, method: str, values: Mapping[str, Sequence[float]]) -> None:
+    mean, low, high = values[score]
+    colour = figures.INK if method == CEILING else figures.COLOURS[0] if "ridge" in method else score_table.GREY
+    axes.plot([low, high], [place, place], color=colour, lw=1.4)
+    axes.plot(mean, place, "o", color=colour, ms=5)

@@ -12,15 +12,14 @@ A method is a name and a function of a split and a seed (`Method`); `methods` li
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.files import h5ad, whole
+from data_pipeline.files import h5ad
 from data_pipeline.genes import annotations, go_graph, vocab
-from experiments.analyses import annotation
+from experiments.analyses import annotation, resumed
 from experiments.analyses.perturbation_data import Data, Plan, rounds
 from experiments.analyses.perturbation_methods import (
     CEILING,
@@ -32,10 +31,8 @@ from experiments.analyses.perturbation_methods import (
     scored,
     simple,
 )
-from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.api import gene_features, vector_file
-from scfm_jax.saving import sealed
 from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.perturbation import baselines, splits
 from scfm_jax.training import pace
@@ -209,18 +206,10 @@ def with_singles(data: Data, split: splits.Split) -> splits.Split:
 
 def _kept_or_made(out: pathlib.Path, method: Method, seed: int, number: int, split: splits.Split) -> Prediction:
     """Return the prediction of a split, from its file if that is whole."""
-    name = f"{re.sub(r'[^0-9A-Za-z.]+', '_', method.name)}-{whole.crc32c(method.name.encode())}"
-    path = out / f"predictions/{name}_{seed}_{number}.npz"
-    try:
-        kept = sealed.read_arrays(path)
-        if [str(name) for name in kept.pop("conditions")] == list(split.test):
-            return kept
-    except FileNotFoundError:
-        pass
-    except (sealed.Damaged, KeyError) as damage:
-        output.warn(f"{damage}: it is made again")
-    made = method.predict(split, seed)
-    with whole.writing(path) as partial, partial.open("wb") as file:
+
+    def make() -> dict[str, Any]:
         about = {"conditions": np.array(split.test), "method": method.name, "seed": seed, "split": number}
-        np.savez(file, **about, **made)
-    return made
+        return {**about, **method.predict(split, seed)}
+
+    path = out / f"predictions/{resumed.slug(method.name)}_{seed}_{number}.npz"
+    return resumed.arrays(path, make, lambda kept: kept["conditions"].tolist() == list(split.test))

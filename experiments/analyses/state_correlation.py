@@ -12,19 +12,16 @@ What is computed is in `scfm_jax.tasks.perturbation.states` and `cell_gene`.
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.files import whole
-from experiments.analyses import annotation, cell_and_gene, perturbation_table, predicted_perturbation
+from experiments.analyses import annotation, cell_and_gene, perturbation_table, predicted_perturbation, resumed
 from experiments.analyses.state_data import Question, StatePlan
 from experiments.pages import output
 from scfm_jax import api
 from scfm_jax.api import vector_file
-from scfm_jax.saving import sealed
 from scfm_jax.tasks.genes import features
 from scfm_jax.tasks.perturbation import states
 from scfm_jax.training import pace
@@ -52,16 +49,12 @@ def fill(
         spaces.append(("expression, predicted", lambda: _predicted(question, out, entrants, say)))
     parts = {}
     for name, make in pace.counted(spaces, "compared space", say):
-        file = out / f"spaces/{_slug(name)}.json"
+        file = out / f"spaces/{resumed.slug(name)}.json"
         parts[name] = output.finished(file)
         if parts[name] is None:
             output.write_file(file, make())
             parts[name] = output.read(file)
     return parts
-
-
-def _slug(name: str) -> str:
-    return f"{re.sub(r'[^0-9A-Za-z.]+', '_', name)}-{whole.crc32c(name.encode())}"
 
 
 def _in_expression(question: Question) -> dict[str, Any]:
@@ -97,23 +90,19 @@ def _embedded(
     And how many of the file's genes the run knows, in words.
     """
     label = name if twin is None else f"{name}, random twin {twin}"
-    kept = out / f"embeddings/{_slug(f'{label} {path}')}.npz"
-    try:
-        arrays = sealed.read_arrays(kept)
-        return arrays["cells"], str(arrays["reads"])
-    except FileNotFoundError:
-        pass
-    except (sealed.Damaged, KeyError) as damage:
-        output.warn(f"{damage}: it is made again")
-    if plan.logged:
-        raise ValueError("logged=True: runs embed raw counts: leave runs out, or give files of counts")
-    encoder = run if twin is None else run.twin(twin)
-    cells = encoder.embed(path, gene_table=plan.gene_table, say=lambda _: None, **plan.reading)
-    index = encoder.mapping.index
-    reads = f"{int((index >= 0).sum()):,} of {len(index):,} genes of {pathlib.Path(path).name}"
-    with whole.writing(kept) as partial, partial.open("wb") as file:
-        np.savez(file, cells=cells, reads=reads)
-    return cells, reads
+
+    def make() -> dict[str, Any]:
+        if plan.logged:
+            raise ValueError("logged=True: runs embed raw counts: leave runs out, or give files of counts")
+        encoder = run if twin is None else run.twin(twin)
+        cells = encoder.embed(path, gene_table=plan.gene_table, say=lambda _: None, **plan.reading)
+        index = encoder.mapping.index
+        reads = f"{int((index >= 0).sum()):,} of {len(index):,} genes of {pathlib.Path(path).name}"
+        return {"cells": cells, "reads": reads}
+
+    file = out / f"embeddings/{resumed.slug(f'{label} {path}')}.npz"
+    kept = resumed.arrays(file, make, lambda kept: kept["cells"].ndim == 2 and not kept["reads"].ndim)
+    return kept["cells"], str(kept["reads"])
 
 
 def _compared(question: Question, state: Any, screened: Any, places: np.ndarray) -> dict[str, Any]:
