@@ -75,7 +75,7 @@ def panels(
             axes.spines[["top", "right", "left"]].set_visible(False)
         line[0].set_yticks(range(len(of)), [names.label(method, 46) for method in of])
         line[0].set_ylim(len(of) - 0.5, -0.5)
-        line[0].set_title(names.label((titles or {}).get(group, group)), fontsize=10, loc="left")
+        line[0].set_title(titles[group] if titles else names.label(group), fontsize=10, loc="left")
     if title:
         figure.suptitle(names.label(title, 100), fontsize=11)
     return figures.encoded(figure, "png")
